@@ -1,0 +1,1 @@
+"""Triton kernels, one file per op: Plan, plan(), kernel, launch(). Installed as moela.kernels."""

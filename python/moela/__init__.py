@@ -1,0 +1,28 @@
+"""moela: fast operators for models with a mixture of experts and multi-head latent attention."""
+
+from moela.backends import explain, use_backend
+from moela.ops import (
+    fp8_gemm,
+    fp8_gemm_out,
+    per_block_dequant_fp8,
+    per_block_dequant_fp8_out,
+    per_block_quant_fp8,
+    per_block_quant_fp8_out,
+    per_token_group_quant_fp8,
+    per_token_group_quant_fp8_out,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "explain",
+    "fp8_gemm",
+    "fp8_gemm_out",
+    "per_block_dequant_fp8",
+    "per_block_dequant_fp8_out",
+    "per_block_quant_fp8",
+    "per_block_quant_fp8_out",
+    "per_token_group_quant_fp8",
+    "per_token_group_quant_fp8_out",
+    "use_backend",
+]

@@ -1,0 +1,212 @@
+"""Which backends there are, which one an op runs on, and why.
+
+    >>> print(moela.backends.explain("fp8_gemm", "cpu"))
+    >>> with moela.use_backend("reference"):
+    ...     y = model(x)
+"""
+
+import ctypes
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+# What runs when nobody chose. Triton on CPU tensors is its interpreter: right, and slow, so only on request.
+_PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Library:
+    """One compiled library of torch ops. `error` says why it is not loaded."""
+
+    name: str
+    path: Path
+    handle: ctypes.CDLL | None
+    error: str | None
+
+
+@cache
+def library(name: str) -> Library:
+    """Load libmoela_<name>.so once. Never raises: what is missing is reported by `why_not`."""
+    path = _PACKAGE / f"libmoela_{name}.so"
+    if not path.exists():
+        return Library(name, path, None, f"{path.name} was not built")
+    try:
+        torch.ops.load_library(path)
+        return Library(name, path, ctypes.CDLL(str(path)), None)
+    except OSError as error:
+        cause = error.__cause__ or error  # torch hides the linker's message in the cause
+        return Library(name, path, None, f"{path.name} does not load: {cause}")
+
+
+def forced() -> str | None:
+    """The backend that MOELA_BACKEND asks for, or None."""
+    name = os.environ.get("MOELA_BACKEND", "")
+    if name in ("", "auto"):
+        return None
+    _check_name(name, "MOELA_BACKEND")
+    return name
+
+
+def _check_name(name: str, who: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{who}: expected one of {', '.join(BACKENDS)}, got {name!r}")
+
+
+@cache
+def _compiled(backend: str, op: str) -> bool:
+    """Whether the library of `backend` brings a kernel for `op`."""
+    namespace, key = {"cpu": ("moela", "CPU"), "cuda": ("moela_cuda", "CUDA")}[backend]
+    return library(backend).handle is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"{namespace}::{op}", key
+    )
+
+
+@cache
+def _triton_error() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install triton"
+    try:
+        importlib.import_module("triton")
+    except Exception as error:
+        return f"import triton fails: {error}"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors too."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def why_not(backend: str, op: str, device: torch.device | str) -> str | None:
+    """None if `backend` can run `op` on `device`, else the reason and what would change it."""
+    _check_name(backend, "backend")
+    device = torch.device(device)
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return _why_not_triton(op, device)
+    if device.type != backend:
+        return f"runs on {backend} tensors only"
+    if library(backend).error:
+        todo = "; build with nvcc in reach: MOELA_CUDA=ON pip install ." if backend == "cuda" else "; pip install ."
+        return str(library(backend).error) + todo
+    if not _compiled(backend, op):
+        return f"has no {op} kernel"
+    if backend == "cpu" and forced() not in (None, "cpu"):
+        return f"switched off by MOELA_BACKEND={forced()}"
+    if backend == "cuda":
+        major, minor = _capability(device.index or 0)
+        if (major, minor) != (9, 0):
+            return f"is built for sm_90a (Hopper), this device is sm_{major}{minor}"
+    return None
+
+
+def _why_not_triton(op: str, device: torch.device) -> str | None:
+    if _triton_error():
+        return _triton_error()
+    if importlib.util.find_spec(f"moela.kernels.{op}") is None:
+        return f"has no {op} kernel"
+    if device.type == "cpu":
+        return None if interpreted() else "runs on CPU tensors in its interpreter only; set TRITON_INTERPRET=1"
+    if device.type != "cuda":
+        return f"does not run on {device.type} tensors here"
+    if torch.version.hip is None and _capability(device.index or 0) < (8, 0):
+        return "needs sm_80 or later"
+    return None
+
+
+def available(op: str, device: torch.device | str) -> list[str]:
+    """The backends that can run `op` on `device`, the preferred first."""
+    preferred = _PREFERENCE.get(torch.device(device).type, ("reference",))
+    ordered = [*preferred, *(b for b in BACKENDS if b not in preferred)]
+    return [b for b in ordered if why_not(b, op, device) is None]
+
+
+def pick(op: str, device: torch.device) -> str:
+    """The backend that runs `op` on `device` when no `use_backend` is in force."""
+    name = forced()
+    if name is None:
+        return available(op, device)[0]
+    _require(name, op, device)
+    return name
+
+
+def _require(name: str, op: str, device: torch.device) -> None:
+    reason = why_not(name, op, device)
+    if reason:
+        raise ValueError(f"{op}: backend {name!r} cannot run on {device}: {reason}")
+
+
+def explain(op: str, device: torch.device | str) -> str:
+    """One line per backend: picked, usable, or why not."""
+    usable = available(op, device)
+    lines = []
+    for backend in BACKENDS:
+        reason = why_not(backend, op, device)
+        state = "picked" if usable[0] == backend else "usable" if reason is None else reason
+        lines.append(f"{op} on {device}: {backend:<9} {state}")
+    return "\n".join(lines)
+
+
+def launcher(backend: str, op: str):
+    """The Python callable that writes the result of `op` into its keyword `out`."""
+    if backend == "triton":
+        module: ModuleType = importlib.import_module(f"moela.kernels.{op}")
+        return module.launch
+    if backend == "cuda":
+        return getattr(torch.ops.moela_cuda, op)
+    raise AssertionError(f"{backend} registers its kernels with the dispatcher itself")
+
+
+def python_keys(op: str) -> list[str]:
+    """The dispatch keys under which Python registers `op`.
+
+    CompositeExplicitAutograd is every device without a kernel of its own. A compiled CPU kernel sits under CPU,
+    and is overridden only where MOELA_BACKEND asks for something else.
+    """
+    override = _compiled("cpu", op) and forced() not in (None, "cpu")
+    return ["CompositeExplicitAutograd", *(["CPU"] if override else [])]
+
+
+class use_backend(TorchDispatchMode):  # noqa: N801  (a context manager, named as it is read)
+    """Run every moela op inside the `with` on one backend, and raise where that backend cannot.
+
+    For comparing and for finding faults: while it is active every torch op takes a detour of some microseconds
+    through Python, and torch.compile does not trace. To choose for a whole process, set MOELA_BACKEND.
+    """
+
+    def __init__(self, name: str):
+        _check_name(name, "use_backend")
+        super().__init__()
+        self.name = name
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.namespace != "moela":
+            return func(*args, **kwargs)
+        from moela.ops import _spec
+
+        name = func._schema.name.removeprefix("moela::")
+        is_out = name.endswith("_out")
+        op = name.removesuffix("_out")
+        _require(self.name, op, args[0].device)
+        if self.name == "cpu":
+            return func(*args, **kwargs)
+        run = _spec.run_python_out if is_out else _spec.run_python
+        return run(_spec.SPECS[op], self.name, args, dict(kwargs))

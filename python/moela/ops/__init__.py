@@ -1,0 +1,20 @@
+"""The ops. Importing this defines them under torch.ops.moela."""
+
+from moela.ops._spec import SPECS, OpSpec
+from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
+from moela.ops.per_block_dequant_fp8 import per_block_dequant_fp8, per_block_dequant_fp8_out
+from moela.ops.per_block_quant_fp8 import per_block_quant_fp8, per_block_quant_fp8_out
+from moela.ops.per_token_group_quant_fp8 import per_token_group_quant_fp8, per_token_group_quant_fp8_out
+
+__all__ = [
+    "SPECS",
+    "OpSpec",
+    "fp8_gemm",
+    "fp8_gemm_out",
+    "per_block_dequant_fp8",
+    "per_block_dequant_fp8_out",
+    "per_block_quant_fp8",
+    "per_block_quant_fp8_out",
+    "per_token_group_quant_fp8",
+    "per_token_group_quant_fp8_out",
+]

@@ -1,0 +1,161 @@
+"""OpSpec, the one record per op: the dispatcher, the contract tests, the bench and the docs all read it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moela import backends
+from moela.ops import _check
+
+Tensors = tuple[Tensor, ...]
+
+_lib = torch.library.Library("moela", "DEF")
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op. `args` below are the op's own arguments, in its own order and with its own names."""
+
+    name: str
+    # Arguments in torch schema notation, without the enclosing parentheses.
+    schema: str
+    outputs: tuple[str, ...]
+    # The argument that chooses the output dtype; the _out variant takes it from the tensor that it is given.
+    dtype_arg: str | None
+    check: Callable[..., None]  # (*args): raises ValueError; also runs on fake tensors
+    empty: Callable[..., Tensors]  # (*args) -> uninitialised outputs; is the fake kernel too
+    reference: Callable[..., Tensor | Tensors]  # (*args): the definition
+    public: Callable[..., Any]  # the documented function
+    make_inputs: Callable[..., dict[str, Any]]  # (**dims, seed, device) -> args by name
+    # (args by name, accum) -> [(exact float64, allowed error float64)] per output; accum as in moela.testing
+    bound: Callable[..., list[tuple[Tensor, Tensor]]]
+    cases: tuple[dict[str, Any], ...]  # keyword arguments of make_inputs that the contract tests run
+    flops: Callable[..., int]  # (**dims) of the algorithm
+    bytes: Callable[..., int]  # (**dims) of the algorithm: every input read once, every output written once
+    batch_arg: str | None = None  # the argument whose rows are independent of each other: batch invariance
+
+    @property
+    def op(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.moela, self.name).default
+
+    @property
+    def out_op(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.moela, self.name + "_out").default
+
+
+SPECS: dict[str, OpSpec] = {}
+
+# Unit roundoff, and half the distance between a type's smallest numbers: what one rounding to nearest may lose.
+_ROUNDING = {
+    torch.bfloat16: (2.0**-8, 2.0**-134),
+    torch.float16: (2.0**-11, 2.0**-25),
+    torch.float32: (2.0**-24, 2.0**-150),
+}
+
+
+def rounding(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """What rounding each element of `exact` (float64) to `dtype` may change it by."""
+    relative, absolute = _ROUNDING[dtype]
+    return relative * exact.abs() + absolute
+
+
+def exactly(reference: Callable[..., Tensor | Tensors]) -> Callable[..., list[tuple[Tensor, Tensor]]]:
+    """The bound of an op that is defined bit by bit: the definition's values, and no error."""
+
+    def bound(inputs: dict[str, Any], accum: float) -> list[tuple[Tensor, Tensor]]:
+        result = reference(**inputs)
+        values = [r.double() for r in (result if isinstance(result, tuple) else (result,))]
+        return [(v, torch.zeros_like(v)) for v in values]
+
+    return bound
+
+
+def _returns(outputs: Tensors) -> Tensor | Tensors:
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _out_schema(spec: OpSpec) -> str:
+    """The schema of `<op>_out`: same arguments less the dtype, then the outputs as keywords."""
+    args = [arg for arg in spec.schema.split(", ") if arg.split("=")[0].split(" ")[-1] != spec.dtype_arg]
+    if args[-1] == "*":
+        args.pop()
+    if "*" not in args:
+        args.append("*")
+    args += [f"Tensor({alias}!) {out}" for alias, out in zip("xyz", spec.outputs, strict=False)]
+    return ", ".join(args)
+
+
+def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor | Tensors:
+    """Check, allocate and compute with a backend written in Python (reference or triton)."""
+    spec.check(*args, **kwargs)
+    if backend == "reference":
+        return spec.reference(*args, **kwargs)
+    out = spec.empty(*args, **kwargs)
+    backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
+    return _returns(out)
+
+
+def run_python_out(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> None:
+    """The same into tensors that the caller owns."""
+    out = tuple(kwargs.pop(name) for name in spec.outputs)
+    if spec.dtype_arg:
+        kwargs[spec.dtype_arg] = out[0].dtype
+    spec.check(*args, **kwargs)
+    check_out(spec, out, spec.empty(*(_meta(a) for a in args), **{k: _meta(v) for k, v in kwargs.items()}), args[0])
+    if backend == "reference":
+        result = spec.reference(*args, **kwargs)
+        for mine, theirs in zip(out, result if isinstance(result, tuple) else (result,), strict=True):
+            mine.copy_(theirs)
+    else:
+        backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
+
+
+def _meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def check_out(spec: OpSpec, out: Tensors, wanted: Tensors, first: Tensor) -> None:
+    op = spec.name + "_out"
+    for name, mine, want in zip(spec.outputs, out, wanted, strict=True):
+        _check.expect_dtype(op, name, mine.dtype, (want.dtype,))
+        _check.expect_shape(op, name, mine, want.shape)
+        _check.expect_device(op, name, mine, first.device, "the inputs")
+        _check.expect_last_dim_contiguous(op, name, mine)
+
+
+def register(spec: OpSpec) -> None:
+    """Define `moela::<name>` and `moela::<name>_out` and give them every backend that is not compiled.
+
+    Compiled kernels are registered by their library under a device key and win over what is registered here.
+    """
+    returns = "Tensor" if len(spec.outputs) == 1 else "(" + ", ".join(["Tensor"] * len(spec.outputs)) + ")"
+    _lib.define(f"{spec.name}({spec.schema}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
+    _lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+
+    def functional(*args, **kwargs):
+        return run_python(spec, backends.pick(spec.name, args[0].device), args, kwargs)
+
+    def out_variant(*args, **kwargs):
+        run_python_out(spec, backends.pick(spec.name, args[0].device), args, kwargs)
+
+    def fake(*args, **kwargs):
+        spec.check(*args, **kwargs)
+        return _returns(spec.empty(*args, **kwargs))
+
+    def fake_out(*args, **kwargs):
+        out = tuple(kwargs.pop(name) for name in spec.outputs)
+        if spec.dtype_arg:
+            kwargs[spec.dtype_arg] = out[0].dtype
+        spec.check(*args, **kwargs)
+        check_out(spec, out, spec.empty(*args, **kwargs), args[0])
+
+    for key in backends.python_keys(spec.name):
+        override = {"allow_override": True} if key == "CPU" else {}
+        _lib.impl(spec.name, functional, key, **override)
+        _lib.impl(spec.name + "_out", out_variant, key, **override)
+    torch.library.register_fake(f"moela::{spec.name}", fake, lib=_lib)
+    torch.library.register_fake(f"moela::{spec.name}_out", fake_out, lib=_lib)
+    SPECS[spec.name] = spec

@@ -1,0 +1,163 @@
+"""FP8 GEMM with 128 x 128 weight scales and, for FP8 activations, 1 x 128 activation scales."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moela.ops import _check
+from moela.ops._spec import OpSpec, register, rounding
+from moela.reference import fp8_gemm as reference
+from moela.reference.fp8_gemm import BLOCK, dequantize_blocks, dequantize_rows
+
+OP = "fp8_gemm"
+SF_DTYPES = (torch.float32, torch.bfloat16, torch.float8_e8m0fnu)
+
+
+def fp8_gemm(
+    a: Tensor,
+    sf_a: Tensor | None,
+    b: Tensor,
+    sf_b: Tensor,
+    *,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """Compute ``d = (a * sf_a) @ (b * sf_b).T + bias``.
+
+    Args:
+        a: [M, K] float8_e4m3fn with `sf_a`, or bfloat16, float16 or float32 without (weight-only: the products
+            with the dequantized weight are exact). K contiguous, rows may be strided. M may be 0.
+        sf_a: [M, ceil(K/128)] float32, any strides; None for the weight-only form.
+        b: [N, K] float8_e4m3fn, K contiguous, rows may be strided: a checkpoint's own layout. Any N and K.
+        sf_b: [ceil(N/128), ceil(K/128)] float32, bfloat16 or float8_e8m0fnu: a checkpoint's `weight_scale_inv`.
+        bias: [N] float32, bfloat16 or float16, added before the rounding.
+        out_dtype: bfloat16, float16 or float32.
+
+    Returns:
+        d: [M, N] of `out_dtype`, contiguous.
+
+    Numerics: per 128 columns of K a float32 sum, times the scale factors, into a float32 total, rounded once:
+        |error| <= u |d| + 2^-20 sum_k |a||b| with u the unit roundoff of `out_dtype`. On the CPU the order of the
+        sum is fixed, so the result has the same bits on every instruction set and for any number of threads.
+        Row i of d depends on row i of a only (batch-invariant). A NaN in a row of b makes that column of d NaN.
+
+    Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.3.
+    """
+    return torch.ops.moela.fp8_gemm(a, sf_a, b, sf_b, bias=bias, out_dtype=out_dtype)
+
+
+def fp8_gemm_out(
+    a: Tensor, sf_a: Tensor | None, b: Tensor, sf_b: Tensor, *, bias: Tensor | None = None, d: Tensor
+) -> None:
+    """`fp8_gemm` into `d`: [M, N] bfloat16, float16 or float32 with contiguous rows, which may be strided."""
+    torch.ops.moela.fp8_gemm_out(a, sf_a, b, sf_b, bias=bias, d=d)
+
+
+def _check_args(a, sf_a, b, sf_b, *, bias=None, out_dtype=torch.bfloat16) -> None:
+    _check.expect_dim(OP, "a", a, 2)
+    _check.expect_dtype(OP, "a", a.dtype, (torch.float8_e4m3fn, *_check.FLOAT_DTYPES))
+    _check.expect_last_dim_contiguous(OP, "a", a)
+    _check.expect_dim(OP, "b", b, 2)
+    _check.expect_dtype(OP, "b", b.dtype, (torch.float8_e4m3fn,))
+    (M, K), N = a.shape, b.size(0)
+    _check.expect(b.size(1) == K, OP, "b", f"K={K} (that of a)", f"K={b.size(1)}")
+    _check.expect_last_dim_contiguous(OP, "b", b)
+    _check.expect_device(OP, "b", b, a.device, "a")
+    if a.dtype == torch.float8_e4m3fn:
+        _check.expect(sf_a is not None, OP, "sf_a", "a tensor because a is float8_e4m3fn", "None")
+        _check.expect_dtype(OP, "sf_a", sf_a.dtype, (torch.float32,))
+        _check.expect_shape(OP, "sf_a", sf_a, (M, (K + BLOCK - 1) // BLOCK))
+        _check.expect_device(OP, "sf_a", sf_a, a.device, "a")
+    else:
+        _check.expect(sf_a is None, OP, "sf_a", f"None because a is {_check.dtype_name(a.dtype)}", "a tensor")
+    _check.expect_dtype(OP, "sf_b", sf_b.dtype, SF_DTYPES)
+    _check.expect_shape(OP, "sf_b", sf_b, ((N + BLOCK - 1) // BLOCK, (K + BLOCK - 1) // BLOCK))
+    _check.expect_device(OP, "sf_b", sf_b, a.device, "a")
+    if bias is not None:
+        _check.expect_dtype(OP, "bias", bias.dtype, _check.FLOAT_DTYPES)
+        _check.expect_shape(OP, "bias", bias, (N,))
+        _check.expect_device(OP, "bias", bias, a.device, "a")
+    _check.expect_dtype(OP, "out_dtype", out_dtype, _check.FLOAT_DTYPES)
+
+
+def _empty(a, sf_a, b, sf_b, *, bias=None, out_dtype=torch.bfloat16) -> tuple[Tensor]:
+    return (a.new_empty((a.size(0), b.size(0)), dtype=out_dtype),)
+
+
+def make_inputs(
+    M: int,
+    N: int,
+    K: int,
+    a_dtype: torch.dtype = torch.float8_e4m3fn,
+    sf_dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype = torch.bfloat16,
+    bias: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Weights as a checkpoint has them: normal, scaled so that each block's largest is near 448."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(M, K, generator=g)
+    b = (torch.randn(N, K, generator=g) * 110).clamp(-448, 448).to(torch.float8_e4m3fn)
+    sf_b = (torch.rand(-(-N // BLOCK), -(-K // BLOCK), generator=g) + 0.5) * 2.0**-12
+    sf_a = None
+    if a_dtype == torch.float8_e4m3fn:
+        a = (a * 110).clamp(-448, 448)
+        sf_a = ((torch.rand(M, -(-K // BLOCK), generator=g) + 0.5) * 2.0**-7).to(device)
+    return {
+        "a": a.to(a_dtype).to(device),
+        "sf_a": sf_a,
+        "b": b.to(device),
+        "sf_b": sf_b.to(sf_dtype).to(device),
+        "bias": torch.randn(N, generator=g).to(device) if bias else None,
+        "out_dtype": out_dtype,
+    }
+
+
+def exact(a, sf_a, b, sf_b, bias=None, **_: Any) -> tuple[Tensor, Tensor]:
+    """(d, sum_k |a||b| + |bias|) in float64, from the dequantized inputs."""
+    left = a.double() if sf_a is None else dequantize_rows(a, sf_a, torch.float64)
+    right = dequantize_blocks(b, sf_b, torch.float64)
+    d, magnitude = left @ right.T, left.abs() @ right.abs().T
+    return (d, magnitude) if bias is None else (d + bias.double(), magnitude + bias.double().abs())
+
+
+def _bound(inputs: dict[str, Any], accum: float) -> list[tuple[Tensor, Tensor]]:
+    d, magnitude = exact(**inputs)
+    return [(d, rounding(d, inputs["out_dtype"]) + accum * magnitude)]
+
+
+BF16, FP16, FP32, E8M0 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e8m0fnu
+
+register(
+    OpSpec(
+        name=OP,
+        schema="Tensor a, Tensor? sf_a, Tensor b, Tensor sf_b, *, Tensor? bias=None, ScalarType out_dtype=15",
+        outputs=("d",),
+        dtype_arg="out_dtype",
+        check=_check_args,
+        empty=_empty,
+        reference=reference,
+        public=fp8_gemm,
+        make_inputs=make_inputs,
+        bound=_bound,
+        cases=(
+            {"M": 0, "N": 128, "K": 128},
+            {"M": 1, "N": 128, "K": 128, "a_dtype": BF16},
+            {"M": 1, "N": 576, "K": 200},
+            {"M": 2, "N": 40, "K": 384, "a_dtype": FP32, "out_dtype": FP32},
+            {"M": 5, "N": 3884, "K": 129, "a_dtype": FP16, "out_dtype": FP16},
+            {"M": 7, "N": 33, "K": 127, "a_dtype": BF16, "bias": True, "sf_dtype": BF16},
+            {"M": 13, "N": 257, "K": 640, "bias": True, "out_dtype": FP32, "sf_dtype": E8M0},
+            {"M": 63, "N": 128, "K": 256},
+            {"M": 65, "N": 192, "K": 512, "a_dtype": BF16, "out_dtype": FP32},
+        ),
+        flops=lambda M, N, K, **_: 2 * M * N * K,
+        bytes=lambda M, N, K, a_bytes=1, out_bytes=2, **_: N * K
+        + M * K * a_bytes
+        + M * N * out_bytes
+        + 4 * -(-N // BLOCK) * -(-K // BLOCK),
+        batch_arg="a",
+    )
+)
