@@ -1,0 +1,48 @@
+// The two loops of probe.h, in the operations of simd.h.
+#pragma once
+
+#include "cpu/probe.h"
+#include "cpu/simd.h"
+
+namespace {
+
+// Twelve chains: a multiply-add takes four cycles and two start in each, so eight are enough.
+constexpr int kFmaChains = 12;
+
+uint64_t probe_read(const void* p, uint64_t bytes) {
+  const auto* words = static_cast<const uint64_t*>(p);
+  constexpr uint64_t kStride = 64;  // words in eight cache lines
+  constexpr uint64_t kAhead = 4096 / sizeof(uint64_t);
+  uint64_t lane[8] = {};
+  for (uint64_t i = 0; i + kStride <= bytes / 8; i += kStride) {
+    for (uint64_t line = 0; line < kStride; line += 8) {
+      prefetch(words + i + kAhead + line);
+      for (int w = 0; w < 8; ++w) lane[w] ^= words[i + line + w];
+    }
+  }
+  uint64_t sum = 0;
+  for (uint64_t w : lane) sum ^= w;
+  return sum;
+}
+
+float probe_fma(uint64_t iterations) {
+  F acc[kFmaChains];
+  const F x = set1(1.0000001f), y = set1(1e-9f);
+#pragma GCC unroll 16
+  for (int i = 0; i < kFmaChains; ++i) acc[i] = set1(static_cast<float>(i));
+  for (uint64_t n = 0; n < iterations; ++n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kFmaChains; ++i) acc[i] = fma(acc[i], x, y);
+  }
+  float lanes[kLanes], sum = 0.f;
+  for (const F& a : acc) {
+    store(lanes, a);
+    for (float l : lanes) sum += l;
+  }
+  return sum;
+}
+
+constexpr moela::cpu::Probe kProbe = {
+    .read = probe_read, .fma = probe_fma, .fma_flops = 2ull * kFmaChains * kLanes};
+
+}  // namespace

@@ -1,0 +1,50 @@
+// AVX2 + FMA + F16C: 8 lanes. The comments in avx512.h hold here too.
+#pragma once
+
+#include "cpu/simd/x86.h"
+
+namespace {
+
+constexpr int kLanes = 8;using F = __m256;
+using I = __m256i;
+
+MOELA_INLINE F zero() { return _mm256_setzero_ps(); }
+MOELA_INLINE F set1(float x) { return _mm256_set1_ps(x); }
+MOELA_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+MOELA_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+MOELA_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+MOELA_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+MOELA_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+// Keeps x in a register: gcc 12 otherwise folds the load back into every user (31 against 90 GFLOP/s).
+MOELA_INLINE void pin(F& x) { asm("" : "+x"(x)); }
+
+MOELA_INLINE I zero_bytes() { return _mm256_setzero_si256(); }
+MOELA_INLINE I note_nan(I seen, I codes) { return _mm256_max_epu8(seen, _mm256_add_epi8(codes, codes)); }
+MOELA_INLINE uint32_t nan_lanes(I seen) {
+  const I bytes = _mm256_cmpeq_epi8(seen, _mm256_set1_epi8(static_cast<char>(0xFE)));
+  const I clean = _mm256_cmpeq_epi32(bytes, _mm256_setzero_si256());
+  return 0xFFu & ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(clean)));
+}
+
+MOELA_INLINE I load_lanes(const uint8_t* p, int64_t ld) {
+  const auto at = [&](int l) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * l * ld)); };
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1);
+}
+MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
+  const I r0 = load_lanes(p, ld), r1 = load_lanes(p + ld, ld);
+  const I r2 = load_lanes(p + 2 * ld, ld), r3 = load_lanes(p + 3 * ld, ld);
+  const I a = _mm256_unpacklo_epi32(r0, r1), b = _mm256_unpackhi_epi32(r0, r1);
+  const I c = _mm256_unpacklo_epi32(r2, r3), d = _mm256_unpackhi_epi32(r2, r3);
+  q[0] = _mm256_unpacklo_epi64(a, c);
+  q[1] = _mm256_unpackhi_epi64(a, c);
+  q[2] = _mm256_unpacklo_epi64(b, d);
+  q[3] = _mm256_unpackhi_epi64(b, d);
+}
+MOELA_INLINE I shift_left16(I x, int n) { return _mm256_slli_epi16(x, n); }
+MOELA_INLINE I shift_left32(I x, int n) { return _mm256_slli_epi32(x, n); }
+MOELA_INLINE I shift_right_signed16(I x, int n) { return _mm256_srai_epi16(x, n); }
+MOELA_INLINE F mask_bits(I x, uint32_t bits) {
+  return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(bits))));
+}
+
+}  // namespace
