@@ -31,19 +31,19 @@ struct Fp8GemmParams {
 struct Fp8GemmChunk {
   int64_t m0;
   int64_t num_rows;
-  float* a;     // [ceil(K/128)][row tile][2][64][rows of the tile]: see pack in fp8_gemm_kernel.h
+  float* a;     // [ceil(K/128)][row tile][128][rows of the tile]: see pack in fp8_gemm_kernel.h
   float* sf_a;  // [ceil(K/128)][num_rows]; nullptr without sf_a
-  bool tiny;    // a is scaled by 2^60, for weights that are left scaled by 2^-120
+  bool tiny;    // use the code panel: a is scaled by 2^60, because its weights are left scaled by 2^-120
 };
 
 struct Fp8GemmKernels {
   plan::Fp8GemmShape shape;
-  // Whether every product of a value of these rows fits float32 when scaled by 2^-60.
+  // Whether these rows may be scaled for the code panel without losing a bit.
   bool (*fits_tiny)(const Fp8GemmParams&, int64_t m0, int64_t num_rows);
   // Packs blocks [begin, end) of 128 columns of K.
-  void (*pack)(const Fp8GemmParams&, const plan::Fp8GemmPlan&, const Fp8GemmChunk&, int64_t begin, int64_t end);
+  void (*pack)(const Fp8GemmParams&, const Fp8GemmChunk&, int64_t begin, int64_t end);
   // Computes tasks [begin, end).
-  void (*run)(const Fp8GemmParams&, const plan::Fp8GemmPlan&, const Fp8GemmChunk&, int64_t begin, int64_t end);
+  void (*run)(const Fp8GemmParams&, const Fp8GemmChunk&, int64_t begin, int64_t end);
 };
 
 }  // namespace moela::cpu

@@ -1,17 +1,19 @@
 // fp8_gemm on the CPU, in the operations of simd.h. Included by every isa_<name>.cpp.
 //
 // Computes d = (a * sf_a) @ (b * sf_b).T + bias from b as a checkpoint stores it: rows of e4m3 codes.
-// Bound: the DRAM rate of b for few rows (fused kernel), the multiply-add rate from about eight rows on (panel).
+// Bound: the DRAM rate of b for few rows, the multiply-add rate from about eight rows on.
 //
-// Lanes are columns of d. Sixteen codes of kLanes rows of b are loaded and their 32-bit words transposed, which
-// puts four consecutive k of one column into each lane; decode_tiny makes four vectors of them.
+// One task is kCols columns of d for all rows of the chunk. For each block of 128 columns of K it turns a [kCols, 128]
+// tile of b into a panel in L1, columns of d side by side in the lanes, and multiplies every row tile of a with it.
+// There are two panels. The code panel holds codes, decoded in registers at each use: best for few rows, where the
+// decoding hides behind the multiply-adds. The float panel holds float32, decoded once. One or two rows do without.
 //
-// Numerics, the same in both kernels and on every instruction set, for one element of d:
-//   per block of 128 columns of K:   even = fma chain over k = 0, 2, 4 ...    odd = the same over k = 1, 3, 5 ...
+// Numerics, the same with both panels and on every instruction set, for one element of d:
+//   per block of 128 columns of K:   even = fma chain over k = 0, 2, 4 ...   odd = the same over k = 1, 3, 5 ...
 //                                    total = fma(even, sf, total),  total = fma(odd, sf, total)
 //   per 8 blocks:                    sum = sum + total,  total = 0
 // Chains of 64 keep the rounding error below 2e-7 of the result for float32 activations (one chain of 128: 2.5e-7 at
-// K = 7168; docs/FACTS.md), and two of them hide the latency of the multiply-add.
+// K = 7168; docs/FACTS.md).
 #pragma once
 
 #include "cpu/convert.h"
@@ -23,27 +25,27 @@ namespace {
 using moela::cpu::Fp8GemmChunk;
 using moela::cpu::Fp8GemmKernels;
 using moela::cpu::Fp8GemmParams;
-using moela::plan::Fp8GemmPath;
-using moela::plan::Fp8GemmPlan;
 
 constexpr int kBlock = 128;         // columns of K, and rows of b, that share a scale factor
-constexpr int kChain = kBlock / 2;  // length of one chain of multiply-adds
 constexpr int kBlocksPerSum = 8;
 
-// Register tile of the panel kernel: kPanelRows * kPanelVecs accumulators, the panel's vectors and one broadcast.
+// Register tile: kTileRows * kVecs accumulators, kVecs vectors of b and one broadcast fill the register file. Up to
+// kCodePanelRows rows the code panel is the faster one (measured; AVX2 has no registers left to decode in).
 #if defined(MOELA_SIMD_AVX512)
-constexpr int kPanelRows = 12, kPanelVecs = 2, kFusedRows = 6;
+constexpr int kTileRows = 12, kVecs = 2, kCodePanelRows = 24;
 #elif defined(MOELA_SIMD_AVX2)
-constexpr int kPanelRows = 6, kPanelVecs = 2, kFusedRows = 4;
+constexpr int kTileRows = 6, kVecs = 2, kCodePanelRows = 8;
 #elif defined(MOELA_SIMD_NEON)
-constexpr int kPanelRows = 6, kPanelVecs = 4, kFusedRows = 4;
+constexpr int kTileRows = 6, kVecs = 4, kCodePanelRows = 6;
 #else
-constexpr int kPanelRows = 2, kPanelVecs = 4, kFusedRows = 2;
+constexpr int kTileRows = 2, kVecs = 4, kCodePanelRows = 2;
 #endif
-constexpr int kPanelCols = kPanelVecs * kLanes;
-static_assert(kBlock % kPanelCols == 0, "a task must not straddle two scale factors of b");
+constexpr int kCols = kVecs * kLanes;
+static_assert(kBlock % kCols == 0, "a task must not straddle two scale factors of b");
+constexpr int kMaxRows = 252;  // of a chunk; plan/fp8_gemm.h
+static_assert(kMaxRows % kTileRows == 0, "plan_fp8_gemm makes full tiles of a full chunk");
 
-// Powers of two that undo each other: weights are value * 2^-120, activations value * 2^60 in a `tiny` chunk.
+// Powers of two that undo each other: in a `tiny` chunk weights are value * 2^-120 and activations value * 2^60.
 constexpr float kUntiny = 0x1p120f;
 constexpr float kHalfUntiny = 0x1p60f;
 
@@ -52,20 +54,14 @@ inline int64_t min_of(int64_t x, int64_t y) { return x < y ? x : y; }
 
 // Rows of a chunk are cut into tiles of nearly equal size: sixteen rows are 8 + 8, not 12 + 4.
 struct RowTiles {
-  RowTiles(int64_t num_rows, int max_rows)
-      : count(num_rows == 0 ? 0 : (num_rows + max_rows - 1) / max_rows),
-        base(count == 0 ? 0 : num_rows / count),
-        larger(count == 0 ? 0 : num_rows % count) {}
+  explicit RowTiles(int64_t num_rows)
+      : count((num_rows + kTileRows - 1) / kTileRows), base(num_rows / count), larger(num_rows % count) {}
   int64_t rows(int64_t t) const { return base + (t < larger); }
   int64_t begin(int64_t t) const { return t * base + min_of(t, larger); }
   int64_t count;
   int64_t base;
   int64_t larger;  // this many tiles have one row more
 };
-
-inline RowTiles row_tiles(const Fp8GemmPlan& plan, int64_t num_rows) {
-  return RowTiles(num_rows, plan.path == Fp8GemmPath::kFused ? kFusedRows : kPanelRows);
-}
 
 // --- activations -----------------------------------------------------------------------------------------------
 
@@ -92,12 +88,12 @@ bool fits_tiny(const Fp8GemmParams& p, int64_t m0, int64_t num_rows) {
   return outside == 0;
 }
 
-// Packs a for broadcasting: [block][row tile][even k, odd k][64][rows of the tile], zero beyond K.
-void pack(const Fp8GemmParams& p, const Fp8GemmPlan& plan, const Fp8GemmChunk& chunk, int64_t begin, int64_t end) {
+// Packs a for broadcasting: [block][row tile][128][rows of the tile], zero beyond K.
+void pack(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t begin, int64_t end) {
   [[maybe_unused]] const ExactSubnormals guard;
-  const RowTiles tiles = row_tiles(plan, chunk.num_rows);
+  const RowTiles tiles(chunk.num_rows);
   const float scale = chunk.tiny ? kHalfUntiny : 1.f;
-  alignas(64) float rows[kPanelRows][kBlock];
+  alignas(64) float rows[kTileRows][kBlock];
   for (int64_t block = begin; block < end; ++block) {
     const int64_t k0 = block * kBlock, valid = min_of(kBlock, p.K - k0);
     for (int64_t t = 0; t < tiles.count; ++t) {
@@ -107,9 +103,8 @@ void pack(const Fp8GemmParams& p, const Fp8GemmPlan& plan, const Fp8GemmChunk& c
         for (int64_t k = valid; k < kBlock; ++k) rows[m][k] = 0.f;
       }
       float* out = chunk.a + (block * chunk.num_rows + tiles.begin(t)) * kBlock;
-      for (int odd = 0; odd < 2; ++odd)
-        for (int i = 0; i < kChain; ++i)
-          for (int64_t m = 0; m < num_rows; ++m) *out++ = rows[m][2 * i + odd] * scale;
+      for (int k = 0; k < kBlock; ++k)
+        for (int64_t m = 0; m < num_rows; ++m) *out++ = rows[m][k] * scale;
     }
     if (chunk.sf_a == nullptr) continue;
     for (int64_t m = 0; m < chunk.num_rows; ++m)
@@ -128,15 +123,14 @@ MOELA_INLINE void block_scales(const Fp8GemmParams& p, const Fp8GemmChunk& chunk
 
 // --- weights ---------------------------------------------------------------------------------------------------
 
-// Rows [n0, n0 + kCols) and columns [k0, k0 + 128) of b, where they all exist; else a copy with zeros around it.
-template <int kCols>
+// Rows [n0, n0 + num_rows) and columns [k0, k0 + 128) of b where they all exist, else a copy with zeros around it.
 struct CodeTile {
-  CodeTile(const Fp8GemmParams& p, int64_t n0, int64_t k0, uint8_t* staging) {
-    const int64_t rows = min_of(kCols, p.N - n0), cols = min_of(kBlock, p.K - k0);
+  CodeTile(const Fp8GemmParams& p, int64_t n0, int64_t k0, int num_rows, uint8_t* staging) {
+    const int64_t rows = min_of(num_rows, p.N - n0), cols = min_of(kBlock, p.K - k0);
     codes = p.b + n0 * p.ldb + k0;
     ld = p.ldb;
-    if (rows == kCols && cols == kBlock) return;
-    std::memset(staging, 0, kCols * kBlock);
+    if (rows == num_rows && cols == kBlock) return;
+    std::memset(staging, 0, num_rows * kBlock);
     for (int64_t n = 0; n < rows; ++n) std::memcpy(staging + n * kBlock, codes + n * ld, cols);
     codes = staging;
     ld = kBlock;
@@ -145,22 +139,74 @@ struct CodeTile {
   int64_t ld;
 };
 
-template <int kCols>
-MOELA_INLINE void prefetch_tile(const Fp8GemmParams& p, int64_t n0, int64_t k0) {
-  if (k0 >= p.K) return;
-  const int64_t rows = min_of(kCols, p.N - n0);
-  for (int64_t n = n0; n < n0 + rows; ++n) {
-    prefetch(p.b + n * p.ldb + k0);
-    prefetch(p.b + n * p.ldb + k0 + 64);
+// Prefetches the next task's rows while this one computes, in the order of their addresses: DRAM sees one stream
+// although the kernel reads kCols rows side by side, and the kernel finds them in L2.
+class Prefetcher {
+ public:
+  Prefetcher(const Fp8GemmParams& p, int64_t n0, int cols)
+      : codes_(p.b + n0 * p.ldb), ld_(p.ldb), K_(p.K), rows_(min_of(cols, p.N - n0)) {}
+  MOELA_INLINE void step(int64_t bytes) {
+    while (bytes > 0 && rows_ > 0) {
+      const int64_t stop = min_of(K_, k_ + bytes);
+      bytes -= stop - k_;
+      for (; k_ < stop; k_ += 64) prefetch(codes_ + k_);
+      if (k_ < K_) return;
+      k_ = 0;
+      codes_ += ld_;
+      --rows_;
+    }
   }
-}
+
+ private:
+  const uint8_t* codes_;
+  int64_t ld_;
+  int64_t K_;
+  int64_t rows_;
+  int64_t k_ = 0;
+};
+
+// Lane n of q[v][j]: the codes k = 4j .. 4j + 3 of column v * kLanes + n.
+struct CodePanel {
+  void fill(const CodeTile& tile, I* seen, Prefetcher& next) {
+    for (int v = 0; v < kVecs; ++v)
+      for (int k = 0; k < kBlock; k += 4 * kLanes) {
+        next.step(4 * kLanes * kLanes);
+        load_quads(tile.codes + v * kLanes * tile.ld + k, tile.ld, &q[v][k / 4]);
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) seen[v] = note_nan(seen[v], q[v][k / 4 + j]);
+      }
+  }
+  // Column k + i of the block, k a multiple of 4, as value * 2^-120.
+  MOELA_INLINE F weight(int k, int i, int v) const { return decode_tiny(q[v][k / 4], i); }
+  static MOELA_INLINE F rescale(F chain) { return mul(chain, set1(kHalfUntiny)); }
+  alignas(64) I q[kVecs][kBlock / 4];
+};
+
+struct FloatPanel {
+  void fill(const CodeTile& tile, I* seen, Prefetcher& next) {
+    const F untiny = set1(kUntiny);
+    for (int k = 0; k < kBlock; k += 4 * kLanes)
+      for (int v = 0; v < kVecs; ++v) {
+        I q[kLanes];
+        next.step(4 * kLanes * kLanes);
+        load_quads(tile.codes + v * kLanes * tile.ld + k, tile.ld, q);
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) {
+          seen[v] = note_nan(seen[v], q[j]);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) store(value[k + 4 * j + i] + v * kLanes, mul(decode_tiny(q[j], i), untiny));
+        }
+      }
+  }
+  MOELA_INLINE F weight(int k, int i, int v) const { return load(value[k + i] + v * kLanes); }
+  static MOELA_INLINE F rescale(F chain) { return chain; }
+  alignas(64) float value[kBlock][kCols];
+};
 
 // --- result ----------------------------------------------------------------------------------------------------
 
 // Adds the bias and rounds one row of a task. Columns whose row of b holds a NaN code are NaN.
-template <int kCols>
-void finish_row(const Fp8GemmParams& p, int64_t m, int64_t n0, const uint32_t* nan, float* sums) {
-  const int64_t cols = min_of(kCols, p.N - n0);
+void finish_row(const Fp8GemmParams& p, int64_t m, int64_t n0, int64_t cols, const uint32_t* nan, float* sums) {
   for (int64_t n = 0; n < cols; ++n) {
     if (nan[n / kLanes] >> n % kLanes & 1) sums[n] = __builtin_nanf("");
     if (p.bias) sums[n] += p.bias[n0 + n];
@@ -168,193 +214,100 @@ void finish_row(const Fp8GemmParams& p, int64_t m, int64_t n0, const uint32_t* n
   store_floats(sums, cols, p.d_dtype, p.d, m * p.ldd + n0);
 }
 
-// --- fused kernel ----------------------------------------------------------------------------------------------
+// --- multiply --------------------------------------------------------------------------------------------------
 
-// One task: kRows rows times kVecs vectors of columns.
-template <int kRows, int kVecs, bool kIsTiny>
-void run_fused(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
-  constexpr int kCols = kVecs * kLanes;
-  constexpr int kPrefetchBlocks = 4;
-  alignas(64) uint8_t staging[kCols * kBlock];
-  F sum[kVecs][kRows], total[kVecs][kRows];
-  I seen[kVecs];
-  for (int v = 0; v < kVecs; ++v) {
-    seen[v] = zero_bytes();
-    for (int m = 0; m < kRows; ++m) sum[v][m] = total[v][m] = zero();
-  }
-  const int64_t blocks = num_blocks(p);
-  for (int64_t block = 0; block < blocks; ++block) {
-    prefetch_tile<kCols>(p, n0, (block + kPrefetchBlocks) * kBlock);
-    const CodeTile<kCols> tile(p, n0, block * kBlock, staging);
-    const float* x = chunk.a + block * chunk.num_rows * kBlock;
-    F acc[2][kVecs][kRows];
-    for (auto& odd : acc)
-      for (auto& v : odd)
-        for (F& m : v) m = zero();
-    for (int k = 0; k < kBlock; k += 16) {
-      I q[kVecs][4];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) load_quads(tile.codes + v * kLanes * tile.ld + k, tile.ld, q[v]);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        F w[kVecs][4];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) {
-          seen[v] = note_nan(seen[v], q[v][j]);
-          decode_tiny(q[v][j], w[v]);
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const float* xi = x + ((i & 1) * kChain + k / 2 + 2 * j + i / 2) * kRows;
-#pragma GCC unroll 8
-          for (int m = 0; m < kRows; ++m) {
-            const F xm = set1(xi[m]);
-#pragma GCC unroll 4
-            for (int v = 0; v < kVecs; ++v) {
-              const F wv = kIsTiny ? w[v][i] : mul(w[v][i], set1(kUntiny));
-              acc[i & 1][v][m] = fma(xm, wv, acc[i & 1][v][m]);
-            }
-          }
-        }
-      }
-    }
-    float sf[kRows];
-    block_scales(p, chunk, n0, block, sf);
-    for (int v = 0; v < kVecs; ++v)
-      for (int m = 0; m < kRows; ++m)
-        for (int odd = 0; odd < 2; ++odd) {
-          const F part = kIsTiny ? mul(acc[odd][v][m], set1(kHalfUntiny)) : acc[odd][v][m];
-          total[v][m] = fma(part, set1(sf[m]), total[v][m]);
-        }
-    if (block % kBlocksPerSum != kBlocksPerSum - 1 && block != blocks - 1) continue;
-    for (int v = 0; v < kVecs; ++v)
-      for (int m = 0; m < kRows; ++m) {
-        sum[v][m] = add(sum[v][m], total[v][m]);
-        total[v][m] = zero();
-      }
-  }
-  uint32_t nan[kVecs];
-  for (int v = 0; v < kVecs; ++v) nan[v] = nan_lanes(seen[v]);
-  for (int m = 0; m < kRows; ++m) {
-    alignas(64) float row[kCols];
-    for (int v = 0; v < kVecs; ++v) store(row + v * kLanes, sum[v][m]);
-    finish_row<kCols>(p, chunk.m0 + m, n0, nan, row);
-  }
-}
-
-using TaskFn = void (*)(const Fp8GemmParams&, const Fp8GemmChunk&, int64_t n0);
-
-template <bool kIsTiny, int kRows = kFusedRows>
-TaskFn fused_task(int64_t num_rows) {
-  if constexpr (kRows == 1) {
-    return run_fused<1, 2, kIsTiny>;
-  } else {
-    return num_rows == kRows ? run_fused<kRows, 1, kIsTiny> : fused_task<kIsTiny, kRows - 1>(num_rows);
-  }
-}
-
-// --- panel kernel ----------------------------------------------------------------------------------------------
-
-// Decodes a tile of b into panel [even k, odd k][64][kPanelCols].
-void decode_panel(const CodeTile<kPanelCols>& tile, float* panel, I* seen) {
-  const F untiny = set1(kUntiny);
-  for (int k = 0; k < kBlock; k += 16) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kPanelVecs; ++v) {
-      I q[4];
-      load_quads(tile.codes + v * kLanes * tile.ld + k, tile.ld, q);
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        F w[4];
-        seen[v] = note_nan(seen[v], q[j]);
-        decode_tiny(q[j], w);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const int row = (i & 1) * kChain + k / 2 + 2 * j + i / 2;
-          store(panel + row * kPanelCols + v * kLanes, mul(w[i], untiny));
-        }
-      }
-    }
-  }
-}
-
-// totals[m] += sf[m] * (a of one block @ panel), for kRows rows.
-template <int kRows>
-void multiply_panel(const float* a, const float* panel, const float* sf, float* totals) {
-  for (int odd = 0; odd < 2; ++odd) {
-    F acc[kRows][kPanelVecs];
+// totals[m] += sf[m] * (a @ panel) for kRows rows, over the columns k = kFirst, kFirst + 2 ... of a block; with
+// kChains = 2 over those and the next ones, side by side: few rows need the more sums to hide the latency of the
+// multiply-add. Without the pin gcc 12 loads a weight again in every multiply-add (31 against 90 GFLOP/s, AVX2).
+template <class Panel, int kRows, int kFirst, int kChains>
+__attribute__((noinline)) void multiply_chains(const float* a, const Panel& panel, const float* sf, float* totals) {
+  F acc[kChains][kRows][kVecs];
+#pragma GCC unroll 2
+  for (int c = 0; c < kChains; ++c)
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanelVecs; ++v) acc[m][v] = zero();
-    for (int i = 0; i < kChain; i += 4) {
+      for (int v = 0; v < kVecs; ++v) acc[c][m][v] = zero();
+  for (int k = 0; k < kBlock; k += 4) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+#pragma GCC unroll 2
+      for (int c = 0; c < kChains; ++c) {
+        F w[kVecs];
 #pragma GCC unroll 4
-      for (int u = 0; u < 4; ++u) {
-        F w[kPanelVecs];
-#pragma GCC unroll 4
-        for (int v = 0; v < kPanelVecs; ++v) {
-          w[v] = load(panel + u * kPanelCols + v * kLanes);
+        for (int v = 0; v < kVecs; ++v) {
+          w[v] = panel.weight(k, i + kFirst + c, v);
           pin(w[v]);
         }
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
-          const F x = set1(a[u * kRows + m]);
+          const F x = set1(a[(k + i + kFirst + c) * kRows + m]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kPanelVecs; ++v) acc[m][v] = fma(x, w[v], acc[m][v]);
+          for (int v = 0; v < kVecs; ++v) acc[c][m][v] = fma(x, w[v], acc[c][m][v]);
         }
       }
-      a += 4 * kRows;
-      panel += 4 * kPanelCols;
     }
+  }
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      const F s = set1(sf[m]);
+  for (int m = 0; m < kRows; ++m) {
+    const F s = set1(sf[m]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kPanelVecs; ++v) {
-        float* t = totals + m * kPanelCols + v * kLanes;
-        store(t, fma(acc[m][v], s, load(t)));
-      }
+    for (int v = 0; v < kVecs; ++v) {
+      float* t = totals + m * kCols + v * kLanes;
+      F total = load(t);
+#pragma GCC unroll 2
+      for (int c = 0; c < kChains; ++c) total = fma(Panel::rescale(acc[c][m][v]), s, total);
+      store(t, total);
     }
   }
 }
 
-using PanelFn = void (*)(const float*, const float*, const float*, float*);
-
-template <int kRows = kPanelRows>
-PanelFn panel_tile(int64_t num_rows) {
-  if constexpr (kRows == 1) {
-    return multiply_panel<1>;
+template <class Panel, int kRows>
+void multiply_block(const float* a, const Panel& panel, const float* sf, float* totals) {
+  if constexpr (2 * kRows <= kTileRows) {
+    multiply_chains<Panel, kRows, 0, 2>(a, panel, sf, totals);
   } else {
-    return num_rows == kRows ? multiply_panel<kRows> : panel_tile<kRows - 1>(num_rows);
+    multiply_chains<Panel, kRows, 0, 1>(a, panel, sf, totals);
+    multiply_chains<Panel, kRows, 1, 1>(a, panel, sf, totals);
   }
 }
 
-// One task: all rows of the chunk times kPanelCols columns.
-void run_panel(const Fp8GemmParams& p, const Fp8GemmPlan& plan, const Fp8GemmChunk& chunk, int64_t n0) {
-  constexpr int kMaxRows = 252;
-  alignas(64) static thread_local float panel[kBlock * kPanelCols];
-  alignas(64) static thread_local float totals[kMaxRows * kPanelCols];
-  alignas(64) static thread_local float sums[kMaxRows * kPanelCols];
-  alignas(64) uint8_t staging[kPanelCols * kBlock];
+template <class Panel>
+using MultiplyFn = void (*)(const float*, const Panel&, const float*, float*);
+
+template <class Panel, int kRows = kTileRows>
+MultiplyFn<Panel> multiply_for(int64_t num_rows) {
+  if constexpr (kRows == 1) {
+    return multiply_block<Panel, 1>;
+  } else {
+    return num_rows >= kRows ? multiply_block<Panel, kRows> : multiply_for<Panel, kRows - 1>(num_rows);
+  }
+}
+
+template <class Panel>
+void run_task(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
+  static thread_local Panel panel;
+  alignas(64) static thread_local float totals[kMaxRows * kCols];
+  alignas(64) static thread_local float sums[kMaxRows * kCols];
+  alignas(64) uint8_t staging[kCols * kBlock];
   float sf[kMaxRows];
-  const int64_t size = chunk.num_rows * kPanelCols;
+  const int64_t size = chunk.num_rows * kCols;
   std::memset(totals, 0, size * sizeof(float));
   std::memset(sums, 0, size * sizeof(float));
-  I seen[kPanelVecs];
+  I seen[kVecs];
   for (I& s : seen) s = zero_bytes();
 
-  const RowTiles tiles = row_tiles(plan, chunk.num_rows);
-  const PanelFn larger = panel_tile(tiles.base + 1), smaller = panel_tile(tiles.base);
+  const RowTiles tiles(chunk.num_rows);
+  const MultiplyFn<Panel> larger = multiply_for<Panel>(tiles.base + 1), smaller = multiply_for<Panel>(tiles.base);
+  Prefetcher next(p, n0 + kCols, kCols);
   const int64_t blocks = num_blocks(p);
   for (int64_t block = 0; block < blocks; ++block) {
-    const CodeTile<kPanelCols> tile(p, n0, block * kBlock, staging);
-    decode_panel(tile, panel, seen);
-    prefetch_tile<kPanelCols>(p, n0, (block + 1) * kBlock);
+    panel.fill(CodeTile(p, n0, block * kBlock, kCols, staging), seen, next);
     block_scales(p, chunk, n0, block, sf);
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t m = tiles.begin(t);
       const float* a = chunk.a + (block * chunk.num_rows + m) * kBlock;
-      (t < tiles.larger ? larger : smaller)(a, panel, sf + m, totals + m * kPanelCols);
+      (t < tiles.larger ? larger : smaller)(a, panel, sf + m, totals + m * kCols);
     }
     if (block % kBlocksPerSum != kBlocksPerSum - 1 && block != blocks - 1) continue;
     for (int64_t i = 0; i < size; ++i) {
@@ -362,28 +315,71 @@ void run_panel(const Fp8GemmParams& p, const Fp8GemmPlan& plan, const Fp8GemmChu
       totals[i] = 0.f;
     }
   }
-  uint32_t nan[kPanelVecs];
-  for (int v = 0; v < kPanelVecs; ++v) nan[v] = nan_lanes(seen[v]);
-  for (int64_t m = 0; m < chunk.num_rows; ++m)
-    finish_row<kPanelCols>(p, chunk.m0 + m, n0, nan, sums + m * kPanelCols);
+  uint32_t nan[kVecs];
+  for (int v = 0; v < kVecs; ++v) nan[v] = nan_lanes(seen[v]);
+  for (int64_t m = 0; m < chunk.num_rows; ++m) finish_row(p, chunk.m0 + m, n0, min_of(kCols, p.N - n0), nan, sums + m * kCols);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// The same for one or two rows, without a panel: the codes of kLanes columns are multiplied straight from registers.
+template <int kRows>
+void run_few_rows(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
+  alignas(64) uint8_t staging[kLanes * kBlock];
+  alignas(64) float row[kRows][kLanes];
+  F sum[kRows], total[kRows];
+  for (int m = 0; m < kRows; ++m) sum[m] = total[m] = zero();
+  I seen = zero_bytes();
+  Prefetcher next(p, n0 + kLanes, kLanes);
+  const int64_t blocks = num_blocks(p);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const CodeTile tile(p, n0, block * kBlock, kLanes, staging);
+    const float* a = chunk.a + block * kRows * kBlock;
+    F acc[2][kRows];
+    for (int m = 0; m < kRows; ++m) acc[0][m] = acc[1][m] = zero();
+    for (int k = 0; k < kBlock; k += 4 * kLanes) {
+      I q[kLanes];
+      next.step(4 * kLanes * kLanes);
+      load_quads(tile.codes + k, tile.ld, q);
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) {
+        seen = note_nan(seen, q[j]);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+          for (int m = 0; m < kRows; ++m)
+            acc[i % 2][m] = fma(set1(a[(k + 4 * j + i) * kRows + m]), decode_tiny(q[j], i), acc[i % 2][m]);
+      }
+    }
+    float sf[kRows];
+    block_scales(p, chunk, n0, block, sf);
+    const bool end_of_sum = block % kBlocksPerSum == kBlocksPerSum - 1 || block == blocks - 1;
+    for (int m = 0; m < kRows; ++m) {
+      for (int c = 0; c < 2; ++c) total[m] = fma(CodePanel::rescale(acc[c][m]), set1(sf[m]), total[m]);
+      if (!end_of_sum) continue;
+      sum[m] = add(sum[m], total[m]);
+      total[m] = zero();
+    }
+  }
+  const uint32_t nan = nan_lanes(seen);
+  for (int m = 0; m < kRows; ++m) {
+    store(row[m], sum[m]);
+    finish_row(p, chunk.m0 + m, n0, min_of(kLanes, p.N - n0), &nan, row[m]);
+  }
+}
 
-void run(const Fp8GemmParams& p, const Fp8GemmPlan& plan, const Fp8GemmChunk& chunk, int64_t begin, int64_t end) {
+void run(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t begin, int64_t end) {
   [[maybe_unused]] const ExactSubnormals guard;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t n0 = task * plan.cols_per_task;
-    if (plan.path == Fp8GemmPath::kPanel) {
-      run_panel(p, plan, chunk, n0);
+  for (int64_t n0 = begin * kCols; n0 < min_of(end * kCols, p.N); n0 += kCols) {
+    if (chunk.tiny && chunk.num_rows <= 2) {
+      const auto run_columns = chunk.num_rows == 1 ? run_few_rows<1> : run_few_rows<2>;
+      for (int64_t n = n0; n < min_of(n0 + kCols, p.N); n += kLanes) run_columns(p, chunk, n);
     } else {
-      (chunk.tiny ? fused_task<true> : fused_task<false>)(chunk.num_rows)(p, chunk, n0);
+      (chunk.tiny ? run_task<CodePanel> : run_task<FloatPanel>)(p, chunk, n0);
     }
   }
 }
 
 constexpr Fp8GemmKernels kFp8GemmKernels = {
-    .shape = {.lanes = kLanes, .fused_rows = kFusedRows, .panel_rows = kPanelRows, .panel_cols = kPanelCols},
+    .shape = {.tile_rows = kTileRows, .cols = kCols, .code_panel_rows = kCodePanelRows},
     .fits_tiny = fits_tiny,
     .pack = pack,
     .run = run,

@@ -26,17 +26,12 @@
 namespace {
 
 // e4m3 codes to value * 2^-120, exactly: a code's seven magnitude bits become exponent and fraction bits of a
-// float32 (subnormal codes become subnormal floats, so DAZ must be off). `q` holds four codes per lane; w[i] is code
-// i. Nine operations for four vectors. NaN codes come out as +-480 * 2^-120: note_nan finds them.
-constexpr float kTiny = 0x1p-120f;
-MOELA_INLINE void decode_tiny(I q, F w[4]) {
-  constexpr uint32_t kSignAndMagnitude = 0x87F00000;
-  const I odd = shift_right_signed16(q, 4);                    // codes 1 and 3, in place within their 16 bits
-  const I even = shift_right_signed16(shift_left16(q, 8), 4);  // codes 0 and 2
-  w[0] = mask_bits(shift_left32(even, 16), kSignAndMagnitude);
-  w[1] = mask_bits(shift_left32(odd, 16), kSignAndMagnitude);
-  w[2] = mask_bits(even, kSignAndMagnitude);
-  w[3] = mask_bits(odd, kSignAndMagnitude);
+// float32 (subnormal codes become subnormal floats, so DAZ must be off). q holds four codes per lane, w[i] is code i:
+// nine operations for four vectors. NaN codes come out as +-480 * 2^-120; note_nan finds them.
+constexpr uint32_t kSignAndMagnitude = 0x87F00000;
+MOELA_INLINE F decode_tiny(I q, int i) {
+  const I half = shift_right_signed16(i % 2 ? q : shift_left16(q, 8), 4);  // codes 1 and 3, or 0 and 2
+  return mask_bits(i < 2 ? shift_left32(half, 16) : half, kSignAndMagnitude);
 }
 
 }  // namespace

@@ -46,13 +46,13 @@ void check(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, 
 // One chunk of rows: pack, then every task.
 void launch_chunk(const cpu::Fp8GemmParams& p, const plan::Fp8GemmPlan& plan, cpu::Fp8GemmChunk chunk) {
   const cpu::Fp8GemmKernels& kernel = cpu::kernels().fp8_gemm;
-  chunk.tiny = plan.path == plan::Fp8GemmPath::kFused && kernel.fits_tiny(p, chunk.m0, chunk.num_rows);
+  chunk.tiny = plan.code_panel && kernel.fits_tiny(p, chunk.m0, chunk.num_rows);
   // A packed element takes about half a nanosecond; a task reads its weights at 10 GB/s or multiplies at 100 GFLOP/s.
   const auto rows = static_cast<double>(chunk.num_rows), K = static_cast<double>(p.K);
   parallel(blocks(p.K), 0.5 * rows * kBlock,
-           [&](int64_t begin, int64_t end) { kernel.pack(p, plan, chunk, begin, end); });
-  parallel(plan.num_tasks, plan.cols_per_task * K * (0.1 + 0.02 * rows),
-           [&](int64_t begin, int64_t end) { kernel.run(p, plan, chunk, begin, end); });
+           [&](int64_t begin, int64_t end) { kernel.pack(p, chunk, begin, end); });
+  parallel(plan.num_tasks, kernel.shape.cols * K * (0.1 + 0.02 * rows),
+           [&](int64_t begin, int64_t end) { kernel.run(p, chunk, begin, end); });
 }
 
 void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,

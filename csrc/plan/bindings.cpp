@@ -6,17 +6,14 @@
 #include "plan/fp8_gemm.h"
 
 namespace py = pybind11;
-using moela::plan::Fp8GemmPath;
 using moela::plan::Fp8GemmPlan;
 using moela::plan::Fp8GemmShape;
 
 PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
   py::class_<Fp8GemmPlan>(m, "Fp8GemmPlan")
-      .def_property_readonly("path",
-                             [](const Fp8GemmPlan& p) { return p.path == Fp8GemmPath::kFused ? "fused" : "panel"; })
+      .def_readonly("code_panel", &Fp8GemmPlan::code_panel)
       .def_readonly("rows_per_chunk", &Fp8GemmPlan::rows_per_chunk)
       .def_readonly("num_chunks", &Fp8GemmPlan::num_chunks)
-      .def_readonly("cols_per_task", &Fp8GemmPlan::cols_per_task)
       .def_readonly("num_tasks", &Fp8GemmPlan::num_tasks)
       .def("__repr__", [](const Fp8GemmPlan& p) {
         std::ostringstream text;
@@ -25,13 +22,9 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       });
   m.def(
       "plan_fp8_gemm",
-      [](int64_t M, int64_t N, int lanes, int fused_rows, int panel_rows, int panel_cols) {
-        return moela::plan::plan_fp8_gemm(M, N,
-                                          Fp8GemmShape{.lanes = lanes,
-                                                       .fused_rows = fused_rows,
-                                                       .panel_rows = panel_rows,
-                                                       .panel_cols = panel_cols});
+      [](int64_t M, int64_t N, int tile_rows, int cols, int code_panel_rows) {
+        return moela::plan::plan_fp8_gemm(
+            M, N, Fp8GemmShape{.tile_rows = tile_rows, .cols = cols, .code_panel_rows = code_panel_rows});
       },
-      py::arg("M"), py::arg("N"), py::kw_only(), py::arg("lanes"), py::arg("fused_rows"), py::arg("panel_rows"),
-      py::arg("panel_cols"));
+      py::arg("M"), py::arg("N"), py::kw_only(), py::arg("tile_rows"), py::arg("cols"), py::arg("code_panel_rows"));
 }

@@ -15,7 +15,7 @@ MOELA_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
 MOELA_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
 MOELA_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 MOELA_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-// Keeps x in a register: gcc 12 otherwise folds the load back into every user (31 against 90 GFLOP/s).
+// Keeps x in a register: see multiply_chains in fp8_gemm_kernel.h.
 MOELA_INLINE void pin(F& x) { asm("" : "+x"(x)); }
 
 MOELA_INLINE I zero_bytes() { return _mm256_setzero_si256(); }
@@ -26,19 +26,24 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return 0xFFu & ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(clean)));
 }
 
-MOELA_INLINE I load_lanes(const uint8_t* p, int64_t ld) {
-  const auto at = [&](int l) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * l * ld)); };
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1);
-}
-MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
-  const I r0 = load_lanes(p, ld), r1 = load_lanes(p + ld, ld);
-  const I r2 = load_lanes(p + 2 * ld, ld), r3 = load_lanes(p + 3 * ld, ld);
-  const I a = _mm256_unpacklo_epi32(r0, r1), b = _mm256_unpackhi_epi32(r0, r1);
-  const I c = _mm256_unpacklo_epi32(r2, r3), d = _mm256_unpackhi_epi32(r2, r3);
-  q[0] = _mm256_unpacklo_epi64(a, c);
-  q[1] = _mm256_unpackhi_epi64(a, c);
-  q[2] = _mm256_unpacklo_epi64(b, d);
-  q[3] = _mm256_unpackhi_epi64(b, d);
+MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[kLanes]) {
+  I r[8], t[8];
+#pragma GCC unroll 8
+  for (int n = 0; n < 8; ++n) r[n] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + n * ld));
+#pragma GCC unroll 2
+  for (int n = 0; n < 8; n += 4) {
+    const I a = _mm256_unpacklo_epi32(r[n], r[n + 1]), b = _mm256_unpackhi_epi32(r[n], r[n + 1]);
+    const I c = _mm256_unpacklo_epi32(r[n + 2], r[n + 3]), d = _mm256_unpackhi_epi32(r[n + 2], r[n + 3]);
+    t[n] = _mm256_unpacklo_epi64(a, c);  // 128-bit lane l: word 4l of rows n .. n + 3
+    t[n + 1] = _mm256_unpackhi_epi64(a, c);
+    t[n + 2] = _mm256_unpacklo_epi64(b, d);
+    t[n + 3] = _mm256_unpackhi_epi64(b, d);
+  }
+#pragma GCC unroll 4
+  for (int w = 0; w < 4; ++w) {
+    q[w] = _mm256_permute2x128_si256(t[w], t[4 + w], 0x20);
+    q[4 + w] = _mm256_permute2x128_si256(t[w], t[4 + w], 0x31);
+  }
 }
 MOELA_INLINE I shift_left16(I x, int n) { return _mm256_slli_epi16(x, n); }
 MOELA_INLINE I shift_left32(I x, int n) { return _mm256_slli_epi32(x, n); }

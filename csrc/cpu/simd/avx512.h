@@ -16,7 +16,7 @@ MOELA_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 MOELA_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
 MOELA_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 MOELA_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-// Keeps x in a register: gcc 12 otherwise folds the load back into every user (31 against 90 GFLOP/s).
+// Keeps x in a register: see multiply_chains in fp8_gemm_kernel.h.
 MOELA_INLINE void pin(F& x) { asm("" : "+v"(x)); }
 
 MOELA_INLINE I zero_bytes() { return _mm512_setzero_si512(); }
@@ -28,23 +28,30 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return _mm512_test_epi32_mask(_mm512_movm_epi8(bytes), _mm512_set1_epi32(-1));
 }
 
-// Rows 4l + i of a [16, 16] byte tile into 128-bit lane l of r[i], then a 4 x 4 transpose of 32-bit words.
-MOELA_INLINE I load_lanes(const uint8_t* p, int64_t ld) {
-  const auto at = [&](int l) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 4 * l * ld)); };
-  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(at(0)), at(1), 1);
-  const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(at(2)), at(3), 1);
-  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-// q[j]: lane n holds the four codes k = 4j .. 4j + 3 of row n.
-MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
-  const I r0 = load_lanes(p, ld), r1 = load_lanes(p + ld, ld);
-  const I r2 = load_lanes(p + 2 * ld, ld), r3 = load_lanes(p + 3 * ld, ld);
-  const I a = _mm512_unpacklo_epi32(r0, r1), b = _mm512_unpackhi_epi32(r0, r1);
-  const I c = _mm512_unpacklo_epi32(r2, r3), d = _mm512_unpackhi_epi32(r2, r3);
-  q[0] = _mm512_unpacklo_epi64(a, c);
-  q[1] = _mm512_unpackhi_epi64(a, c);
-  q[2] = _mm512_unpacklo_epi64(b, d);
-  q[3] = _mm512_unpackhi_epi64(b, d);
+// Sixty-four codes of sixteen rows -> q[j]: lane n holds codes 4j .. 4j + 3 of row n. Whole rows of 64 bytes are
+// loaded, so that each cache line is touched once: rows are often a power of two apart and fight for the same sets.
+MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[kLanes]) {
+  I r[16], t[16];
+#pragma GCC unroll 16
+  for (int n = 0; n < 16; ++n) r[n] = _mm512_loadu_si512(p + n * ld);
+#pragma GCC unroll 4
+  for (int n = 0; n < 16; n += 4) {
+    const I a = _mm512_unpacklo_epi32(r[n], r[n + 1]), b = _mm512_unpackhi_epi32(r[n], r[n + 1]);
+    const I c = _mm512_unpacklo_epi32(r[n + 2], r[n + 3]), d = _mm512_unpackhi_epi32(r[n + 2], r[n + 3]);
+    t[n] = _mm512_unpacklo_epi64(a, c);  // 128-bit lane l: word 4l of rows n .. n + 3
+    t[n + 1] = _mm512_unpackhi_epi64(a, c);
+    t[n + 2] = _mm512_unpacklo_epi64(b, d);
+    t[n + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+#pragma GCC unroll 4
+  for (int w = 0; w < 4; ++w) {  // word 4l + w of all rows: a 4 x 4 transpose of 128-bit lanes
+    const I a = _mm512_shuffle_i32x4(t[w], t[4 + w], 0x44), b = _mm512_shuffle_i32x4(t[8 + w], t[12 + w], 0x44);
+    const I c = _mm512_shuffle_i32x4(t[w], t[4 + w], 0xEE), d = _mm512_shuffle_i32x4(t[8 + w], t[12 + w], 0xEE);
+    q[w] = _mm512_shuffle_i32x4(a, b, 0x88);
+    q[4 + w] = _mm512_shuffle_i32x4(a, b, 0xDD);
+    q[8 + w] = _mm512_shuffle_i32x4(c, d, 0x88);
+    q[12 + w] = _mm512_shuffle_i32x4(c, d, 0xDD);
+  }
 }
 MOELA_INLINE I shift_left16(I x, int n) { return _mm512_slli_epi16(x, n); }
 MOELA_INLINE I shift_left32(I x, int n) { return _mm512_slli_epi32(x, n); }
