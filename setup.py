@@ -93,10 +93,16 @@ class CMakeBuild(build_ext):
 
 
 class AbiStableWheel(bdist_wheel):
-    """One wheel per platform: the op libraries have no Python ABI, the pybind11 module is built for one Python."""
+    """One wheel per platform, for every Python and every torch from 2.11 on: the op libraries have neither ABI.
+
+    _plan, which only tests and the curious need, is there for the Python that built the wheel (docs/adr/0002).
+    """
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
     ext_modules=[Extension("moela._cmake", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiStableWheel},
 )

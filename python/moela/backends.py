@@ -6,13 +6,14 @@
 """
 
 import ctypes
+import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,7 +69,7 @@ def _compiled(backend: str, op: str) -> bool:
     """Whether the library of `backend` brings a kernel for `op`."""
     namespace, key = {"cpu": ("moela", "CPU"), "cuda": ("moela_cuda", "CUDA")}[backend]
     return library(backend).handle is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"{namespace}::{op}", key
+        f"{namespace}::{op}_out", key
     )
 
 
@@ -164,14 +165,18 @@ def explain(op: str, device: torch.device | str) -> str:
     return "\n".join(lines)
 
 
-def launcher(backend: str, op: str):
-    """The Python callable that writes the result of `op` into its keyword `out`."""
+def launcher(backend: str, op: str) -> Callable[..., None]:
+    """The callable that writes the result of `op` into its keyword `out`, a tuple of tensors."""
+    assert backend in ("triton", "cuda"), f"{backend} registers its kernels with the dispatcher itself"
     if backend == "triton":
-        module: ModuleType = importlib.import_module(f"moela.kernels.{op}")
-        return module.launch
-    if backend == "cuda":
-        return getattr(torch.ops.moela_cuda, op)
-    raise AssertionError(f"{backend} registers its kernels with the dispatcher itself")
+        return importlib.import_module(f"moela.kernels.{op}").launch
+    return functools.partial(_launch_cuda, getattr(torch.ops.moela_cuda, op + "_out").default)
+
+
+def _launch_cuda(op: torch._ops.OpOverload, *args, out: tuple[torch.Tensor, ...], **kwargs) -> None:
+    outputs = [a.name for a in op._schema.arguments if a.is_write]
+    accepted = {a.name for a in op._schema.arguments}
+    op(*args, **{k: v for k, v in kwargs.items() if k in accepted}, **dict(zip(outputs, out, strict=True)))
 
 
 def python_keys(op: str) -> list[str]:

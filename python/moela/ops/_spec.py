@@ -13,6 +13,9 @@ from moela.ops import _check
 Tensors = tuple[Tensor, ...]
 
 _lib = torch.library.Library("moela", "DEF")
+# Compiled CUDA kernels register here, as out variants, and are called by run_python: which backend runs on a CUDA
+# tensor depends on its device, so that choice stays in one place (docs/adr/0001).
+_cuda_lib = torch.library.Library("moela_cuda", "DEF")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def _out_schema(spec: OpSpec) -> str:
 
 
 def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor | Tensors:
-    """Check, allocate and compute with a backend written in Python (reference or triton)."""
+    """Check, allocate and compute with a backend that the dispatcher does not know of."""
     spec.check(*args, **kwargs)
     if backend == "reference":
         return spec.reference(*args, **kwargs)
@@ -134,6 +137,7 @@ def register(spec: OpSpec) -> None:
     returns = "Tensor" if len(spec.outputs) == 1 else "(" + ", ".join(["Tensor"] * len(spec.outputs)) + ")"
     _lib.define(f"{spec.name}({spec.schema}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
     _lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+    _cuda_lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()")
 
     def functional(*args, **kwargs):
         return run_python(spec, backends.pick(spec.name, args[0].device), args, kwargs)

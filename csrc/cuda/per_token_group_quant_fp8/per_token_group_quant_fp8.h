@@ -1,0 +1,26 @@
+// Interface of the CUDA per_token_group_quant_fp8. Definition: python/moela/reference/per_token_group_quant_fp8.py.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace moela::cuda {
+
+enum class QuantInput { kFloat32, kBFloat16, kFloat16 };
+
+struct PerTokenGroupQuantFp8Params {
+  const void* x;  // [M, K], rows ldx elements apart
+  QuantInput x_dtype;
+  int64_t ldx;
+  uint8_t* q;  // [M, K] e4m3 codes, contiguous
+  float* sf;   // [M, ceil(K / group_size)], contiguous
+  int64_t M;
+  int64_t K;
+  int64_t group_size;
+  bool ue8m0;
+};
+
+cudaError_t launch_per_token_group_quant_fp8(const PerTokenGroupQuantFp8Params& params, cudaStream_t stream);
+
+}  // namespace moela::cuda

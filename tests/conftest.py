@@ -1,0 +1,154 @@
+"""Data for every test: which backends run here, and one runner per op, backend and device.
+
+A backend that cannot run here is a skip with its reason, unless MOELA_TEST_REQUIRE names it ("cpu,triton"):
+then its absence is an error, so that a build that failed silently cannot pass.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Triton reads it once, when it is imported. Without a GPU its kernels run in the interpreter, on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+sys.path.insert(0, str(Path(__file__).parent / "ops"))  # pytest's importlib mode adds no folder itself
+
+import bad_inputs
+import moela
+from moela import backends, testing
+from moela.ops import SPECS, OpSpec
+
+GOLDEN = Path(__file__).parent / "golden"
+SUBJECTS: dict[str, Callable[[OpSpec], bool]] = {
+    "batch_run": lambda spec: spec.batch_arg is not None,
+    "sf_run": lambda spec: " sf" in spec.schema,
+    "run": lambda spec: True,
+    "op": lambda spec: True,
+}
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One op on one backend and device."""
+
+    spec: OpSpec
+    backend: str
+    device: str
+
+    @property
+    def is_slow(self) -> bool:
+        """Triton's interpreter: about a thousand times slower, so it gets small sizes."""
+        return self.backend == "triton" and self.device == "cpu"
+
+    def inputs(self, **dims: Any) -> dict[str, Any]:
+        return self.spec.make_inputs(**dims, device=self.device)
+
+    def public(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        with moela.use_backend(self.backend):
+            return as_tuple(self.spec.public(**inputs))
+
+    def __call__(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        with moela.use_backend(self.backend):
+            return as_tuple(self.spec.op(**inputs))
+
+    def out(self, inputs: dict[str, Any], outputs: dict[str, torch.Tensor]) -> None:
+        """The _out variant, which takes its dtype from the tensor that it is given."""
+        args = {k: v for k, v in inputs.items() if k != self.spec.dtype_arg}
+        with moela.use_backend(self.backend):
+            assert self.spec.out_op(**args, **outputs) is None
+
+    def accum(self, inputs: dict[str, Any]) -> float:
+        """What the accumulator may lose: see moela.testing."""
+        first = next(iter(inputs.values()))
+        on_hopper = self.device == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+        is_fp8 = self.backend in ("cuda", "triton") and first.dtype == torch.float8_e4m3fn
+        return testing.HOPPER_FP8_SUM if on_hopper and is_fp8 else testing.FLOAT32_SUM
+
+
+def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def devices_of(backend: str) -> tuple[str, ...]:
+    """Where a backend is tested. Triton's interpreter is tested only where there is no GPU."""
+    return {"reference": DEVICES, "cpu": ("cpu",), "cuda": ("cuda",), "triton": DEVICES[-1:]}[backend]
+
+
+def pairs() -> list[str]:
+    return [f"{backend}-{device}" for backend in backends.BACKENDS for device in devices_of(backend)]
+
+
+def usable_or_skip(op: str, backend: str, device: str) -> None:
+    has_device = device == "cpu" or torch.cuda.is_available()
+    reason = backends.why_not(backend, op, device) if has_device else f"there is no {device} device"
+    if reason is None:
+        return
+    if backend in os.environ.get("MOELA_TEST_REQUIRE", "").split(","):
+        pytest.fail(f"MOELA_TEST_REQUIRE asks for {backend}, but {op} on {device}: {reason}", pytrace=False)
+    pytest.skip(f"{backend}: {reason}")
+
+
+def runner(op: str, pair: str) -> Runner:
+    backend, device = pair.split("-")
+    usable_or_skip(op, backend, device)
+    return Runner(SPECS[op], backend, device)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`run` is every op on every backend, `op` every op; in test_<op>.py they are that op only.
+
+    `batch_run` and `sf_run` are `run` for the ops that promise batch invariance, and that take scale factors.
+    With `case` each also runs with each of its spec's cases, with `bad` with each of its bad inputs.
+    """
+    names = metafunc.fixturenames
+    subject = next((n for n in SUBJECTS if n in names), None)
+    if subject is None:
+        return
+    mine = [op for op in SPECS if metafunc.module.__name__.endswith(f"test_{op}")]
+    ops = [op for op in mine or SPECS if SUBJECTS[subject](SPECS[op])]
+    extra = next((n for n in ("case", "bad") if n in names), None)
+    params = []
+    for op in ops:
+        for pair in [None] if subject == "op" else pairs():
+            value, prefix = ((op, pair), f"{op}-{pair}") if pair else (op, op)
+            if extra is None:
+                params.append(pytest.param(value, id=prefix))
+            elif extra == "case":
+                params += [pytest.param(value, c, id=f"{prefix}-{case_id(c)}") for c in SPECS[op].cases]
+            else:
+                params += [pytest.param(value, b, id=f"{prefix}-{b.id}") for b in bad_inputs.BAD[op]]
+    metafunc.parametrize(
+        [subject, extra] if extra else subject, params, indirect=[subject] if subject != "op" else []
+    )
+
+
+def case_id(dims: dict[str, Any]) -> str:
+    return "-".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in dims.items())
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest) -> Runner:
+    return runner(*request.param)
+
+
+batch_run = sf_run = run
+
+
+@pytest.fixture
+def make_runner() -> Callable[[str, str], Runner]:
+    """For a test of one op that needs another: (op, "<backend>-<device>") -> Runner."""
+    return runner
+
+
+@pytest.fixture(scope="session")
+def golden_fp8() -> dict[str, Any]:
+    return json.loads((GOLDEN / "fp8.json").read_text())

@@ -1,0 +1,217 @@
+"""What each op refuses, and in which words. The words are the same on every backend, compiled or not.
+
+A `spoil` changes a good dict of arguments by name; those of an _out variant have its outputs among them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Args = dict[str, Any]
+FLOATS = "bfloat16, float16 or float32"
+E4M3 = torch.float8_e4m3fn
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One wrong call: what is wrong, how to make it of a good one, and the message, without the op's name."""
+
+    what: str
+    spoil: Callable[[Args], Args]
+    message: str
+    is_out: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.what.replace(" ", "_") + "_out" * self.is_out
+
+
+def put(**values: Any) -> Callable[[Args], Args]:
+    """Replace arguments; a callable gets the old value."""
+    return lambda args: args | {k: v(args[k]) if callable(v) else v for k, v in values.items()}
+
+
+def as_dtype(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.to(dtype)
+
+
+def col_major(t: Tensor) -> Tensor:
+    """The same values, with a first dimension of stride 1."""
+    return t.mT.contiguous().mT
+
+
+def one_wider(t: Tensor) -> Tensor:
+    return torch.cat([t, t[..., :1]], -1)
+
+
+def row_strided(t: Tensor) -> Tensor:
+    return torch.empty((*t.shape[:-1], t.size(-1) + 8), dtype=t.dtype, device=t.device)[..., : t.size(-1)]
+
+
+LAST_DIM = "expected a contiguous last dimension (stride 1), got stride {}; call .contiguous()"
+DENSE = "expected a contiguous tensor, got a strided one; allocate it with torch.empty"
+
+# Good arguments that the spoiled ones start from.
+GOOD: dict[str, Args] = {
+    "fp8_gemm": {"M": 3, "N": 130, "K": 200, "bias": True},
+    "per_token_group_quant_fp8": {"M": 3, "K": 200},
+    "per_block_quant_fp8": {"N": 130, "K": 200},
+    "per_block_dequant_fp8": {"N": 130, "K": 200},
+}
+
+BAD: dict[str, list[Bad]] = {
+    "fp8_gemm": [
+        Bad("a is 1-D", put(a=lambda a: a[0]), "a: expected a 2-D tensor, got 1-D"),
+        Bad("a is 3-D", put(a=lambda a: a[None]), "a: expected a 2-D tensor, got 3-D"),
+        Bad(
+            "a is float64",
+            put(a=as_dtype(torch.float64)),
+            f"a: expected float8_e4m3fn, {FLOATS}, got float64",
+        ),
+        Bad(
+            "a is e5m2",
+            put(a=as_dtype(torch.float8_e5m2)),
+            f"a: expected float8_e4m3fn, {FLOATS}, got float8_e5m2",
+        ),
+        Bad("K of a is strided", put(a=col_major), "a: " + LAST_DIM.format(3)),
+        Bad("b is 3-D", put(b=lambda b: b[None]), "b: expected a 2-D tensor, got 3-D"),
+        Bad("b is bfloat16", put(b=as_dtype(torch.bfloat16)), "b: expected float8_e4m3fn, got bfloat16"),
+        Bad("K differs", put(b=lambda b: b[:, :199]), "b: expected K=200 (that of a), got K=199"),
+        Bad("K of b is strided", put(b=col_major), "b: " + LAST_DIM.format(130)),
+        Bad("no sf_a", put(sf_a=None), "sf_a: expected a tensor because a is float8_e4m3fn, got None"),
+        Bad("sf_a is bfloat16", put(sf_a=as_dtype(torch.bfloat16)), "sf_a: expected float32, got bfloat16"),
+        Bad("sf_a is too wide", put(sf_a=one_wider), "sf_a: expected shape [3, 2], got [3, 3]"),
+        Bad("sf_a is too short", put(sf_a=lambda s: s[:2]), "sf_a: expected shape [3, 2], got [2, 2]"),
+        Bad("sf_a is 1-D", put(sf_a=lambda s: s[0]), "sf_a: expected shape [3, 2], got [2]"),
+        Bad(
+            "sf_a with bfloat16 a",
+            put(a=as_dtype(torch.bfloat16)),
+            "sf_a: expected None because a is bfloat16, got a tensor",
+        ),
+        Bad(
+            "sf_a with float32 a",
+            put(a=as_dtype(torch.float32)),
+            "sf_a: expected None because a is float32, got a tensor",
+        ),
+        Bad(
+            "sf_b is float16",
+            put(sf_b=as_dtype(torch.float16)),
+            "sf_b: expected float32, bfloat16 or float8_e8m0fnu, got float16",
+        ),
+        Bad("sf_b is transposed", put(sf_b=one_wider), "sf_b: expected shape [2, 2], got [2, 3]"),
+        Bad("sf_b is too short", put(sf_b=lambda s: s[:1]), "sf_b: expected shape [2, 2], got [1, 2]"),
+        Bad("sf_b is 3-D", put(sf_b=lambda s: s[None]), "sf_b: expected shape [2, 2], got [1, 2, 2]"),
+        Bad("bias is float64", put(bias=as_dtype(torch.float64)), f"bias: expected {FLOATS}, got float64"),
+        Bad("bias is e4m3", put(bias=as_dtype(E4M3)), f"bias: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("bias is too short", put(bias=lambda v: v[:129]), "bias: expected shape [130], got [129]"),
+        Bad("bias is 2-D", put(bias=lambda v: v[None]), "bias: expected shape [130], got [1, 130]"),
+        Bad("out_dtype is e4m3", put(out_dtype=E4M3), f"out_dtype: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("out_dtype is int8", put(out_dtype=torch.int8), f"out_dtype: expected {FLOATS}, got int8"),
+        Bad(
+            "d is float64",
+            put(d=as_dtype(torch.float64)),
+            f"out_dtype: expected {FLOATS}, got float64",
+            is_out=True,
+        ),
+        Bad("d is too wide", put(d=one_wider), "d: expected shape [3, 130], got [3, 131]", is_out=True),
+        Bad(
+            "d is too tall",
+            put(d=lambda d: d.new_empty(4, 130)),
+            "d: expected shape [3, 130], got [4, 130]",
+            True,
+        ),
+        Bad("N of d is strided", put(d=col_major), "d: " + LAST_DIM.format(3), is_out=True),
+        Bad(
+            "no sf_a",
+            put(sf_a=None),
+            "sf_a: expected a tensor because a is float8_e4m3fn, got None",
+            is_out=True,
+        ),
+    ],
+    "per_token_group_quant_fp8": [
+        Bad("x is 0-D", put(x=lambda x: x[0, 0]), "x: expected a tensor of at least 1 dimension, got 0-D"),
+        Bad("x is float64", put(x=as_dtype(torch.float64)), f"x: expected {FLOATS}, got float64"),
+        Bad("x is e4m3", put(x=as_dtype(E4M3)), f"x: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("x is int32", put(x=as_dtype(torch.int32)), f"x: expected {FLOATS}, got int32"),
+        Bad("K of x is strided", put(x=col_major), "x: " + LAST_DIM.format(3)),
+        Bad("group_size is 0", put(group_size=0), "group_size: expected a positive number, got 0"),
+        Bad("group_size is -1", put(group_size=-1), "group_size: expected a positive number, got -1"),
+        Bad(
+            "group_size is 0", put(group_size=0), "group_size: expected a positive number, got 0", is_out=True
+        ),
+        Bad(
+            "q is uint8",
+            put(q=lambda q: q.view(torch.uint8)),
+            "q: expected float8_e4m3fn, got uint8",
+            is_out=True,
+        ),
+        Bad("q is too wide", put(q=one_wider), "q: expected shape [3, 200], got [3, 201]", is_out=True),
+        Bad("q is strided", put(q=row_strided), "q: " + DENSE, is_out=True),
+        Bad(
+            "sf is bfloat16",
+            put(sf=as_dtype(torch.bfloat16)),
+            "sf: expected float32, got bfloat16",
+            is_out=True,
+        ),
+        Bad(
+            "sf is too short",
+            put(sf=lambda s: s[:, :1]),
+            "sf: expected shape [3, 2], got [3, 1]",
+            is_out=True,
+        ),
+        Bad("sf is transposed", put(sf=col_major), "sf: " + DENSE, is_out=True),
+    ],
+    "per_block_quant_fp8": [
+        Bad("w is 1-D", put(w=lambda w: w[0]), "w: expected a tensor of at least 2 dimensions, got 1-D"),
+        Bad("w is float64", put(w=as_dtype(torch.float64)), f"w: expected {FLOATS}, got float64"),
+        Bad("w is e4m3", put(w=as_dtype(E4M3)), f"w: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("K of w is strided", put(w=col_major), "w: " + LAST_DIM.format(130)),
+        Bad(
+            "q is e5m2",
+            put(q=lambda q: q.view(torch.float8_e5m2)),
+            "q: expected float8_e4m3fn, got float8_e5m2",
+            True,
+        ),
+        Bad(
+            "q is too tall",
+            put(q=lambda q: q.new_empty(131, 200)),
+            "q: expected shape [130, 200], got [131, 200]",
+            True,
+        ),
+        Bad("q is strided", put(q=row_strided), "q: " + DENSE, is_out=True),
+        Bad(
+            "sf is float16", put(sf=as_dtype(torch.float16)), "sf: expected float32, got float16", is_out=True
+        ),
+        Bad(
+            "sf is per row",
+            put(sf=lambda s: s.new_empty(130, 2)),
+            "sf: expected shape [2, 2], got [130, 2]",
+            True,
+        ),
+        Bad("sf is transposed", put(sf=col_major), "sf: " + DENSE, is_out=True),
+    ],
+    "per_block_dequant_fp8": [
+        Bad("q is 1-D", put(q=lambda q: q[0]), "q: expected a tensor of at least 2 dimensions, got 1-D"),
+        Bad("q is bfloat16", put(q=as_dtype(torch.bfloat16)), "q: expected float8_e4m3fn, got bfloat16"),
+        Bad("K of q is strided", put(q=col_major), "q: " + LAST_DIM.format(130)),
+        Bad(
+            "sf is float64",
+            put(sf=as_dtype(torch.float64)),
+            "sf: expected float32, bfloat16 or float8_e8m0fnu, got float64",
+        ),
+        Bad("sf is too wide", put(sf=one_wider), "sf: expected shape [2, 2], got [2, 3]"),
+        Bad("sf is 1-D", put(sf=lambda s: s[0]), "sf: expected shape [2, 2], got [2]"),
+        Bad("dtype is e4m3", put(dtype=E4M3), f"dtype: expected {FLOATS}, got float8_e4m3fn"),
+        Bad(
+            "w is float64",
+            put(w=as_dtype(torch.float64)),
+            f"dtype: expected {FLOATS}, got float64",
+            is_out=True,
+        ),
+        Bad("w is too wide", put(w=one_wider), "w: expected shape [130, 200], got [130, 201]", is_out=True),
+        Bad("w is strided", put(w=row_strided), "w: " + DENSE, is_out=True),
+    ],
+}

@@ -1,0 +1,273 @@
+"""What every op promises on every backend. Run one of them with `pytest -k "fp8_gemm and cpu"`."""
+
+from typing import Any
+
+import bad_inputs
+import pytest
+import torch
+from moela import testing
+from moela.ops import SPECS, OpSpec
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+POISON = 0xFF  # every float type reads NaN where all bytes are 0xFF
+
+# Sizes with work for three threads of a compiled kernel, and sizes that Triton's interpreter can end with.
+LARGE: dict[str, dict[str, Any]] = {
+    "fp8_gemm": {"M": 70, "N": 520, "K": 1100},
+    "per_token_group_quant_fp8": {"M": 700, "K": 1100},
+    "per_block_quant_fp8": {"N": 700, "K": 1100},
+    "per_block_dequant_fp8": {"N": 700, "K": 1100},
+}
+SMALL: dict[str, dict[str, Any]] = {
+    "fp8_gemm": {"M": 19, "N": 40, "K": 200},
+    "per_token_group_quant_fp8": {"M": 19, "K": 200},
+    "per_block_quant_fp8": {"N": 130, "K": 200},
+    "per_block_dequant_fp8": {"N": 130, "K": 200},
+}
+# Rows at which a kernel may change its path: one row, the fused CPU kernel's last, a tile, a chunk.
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 64, 65, 252, 253)
+FEW_BATCHES = (1, 2, 5, 17)
+EXTREMES = (float("nan"), float("inf"), 3e38, 1e-38, 0.0)  # what a row's neighbour may hold
+
+
+def tensors(args: dict[str, Any]) -> dict[str, Tensor]:
+    return {k: v for k, v in args.items() if isinstance(v, Tensor)}
+
+
+def poisoned(args: dict[str, Any]) -> dict[str, Any]:
+    """The same values, with strided rows and NaN after the last row and the last column of every matrix."""
+    return args | {k: testing.poisoned_rows(v) for k, v in tensors(args).items() if v.dim() >= 2}
+
+
+def empty_outputs(spec: OpSpec, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Outputs that hold NaN, so that an element that is not written shows."""
+    outputs = dict(zip(spec.outputs, spec.empty(**inputs), strict=True))
+    for out in outputs.values():
+        out.view(torch.uint8).fill_(POISON)
+    return outputs
+
+
+def rows_of(spec: OpSpec, inputs: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """Some rows of the batch argument and of its scale factors."""
+    names = [n for n in (spec.batch_arg, f"sf_{spec.batch_arg}") if inputs.get(n) is not None]
+    return inputs | {n: inputs[n][rows] for n in names}
+
+
+def assert_same_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> None:
+    for i, (x, y) in enumerate(zip(got, expected, strict=True)):
+        assert testing.same_bits(x, y), f"{what}: output {i} differs"
+
+
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def dims_for(run: Any) -> dict[str, Any]:
+    return (SMALL if run.is_slow else LARGE)[run.spec.name]
+
+
+def batch_inputs(run: Any) -> list[dict[str, Any]]:
+    """A batch of each activation dtype that the op takes, larger than any in BATCHES."""
+    M = max(FEW_BATCHES if run.is_slow else BATCHES) + 5
+    if run.spec.name == "fp8_gemm":
+        dims = {"M": M, "N": 40, "K": 200, "seed": 1}
+        return [run.inputs(**dims, a_dtype=d) for d in (torch.float8_e4m3fn, torch.bfloat16, torch.float32)]
+    return [run.inputs(M=M, K=200, x_dtype=d, seed=1) for d in (torch.bfloat16, torch.float32)]
+
+
+def test_equals_the_definition_within_its_bound_and_writes_every_element(run, case):
+    inputs = run.inputs(**case)
+    functional = run(poisoned(inputs))
+    bounds = run.spec.bound(inputs, run.accum(inputs))
+    for name, got, (exact, error) in zip(run.spec.outputs, functional, bounds, strict=True):
+        testing.assert_within(got, exact, error, f"{run.spec.name}.{name}")
+        assert got.is_contiguous()
+    outputs = empty_outputs(run.spec, inputs)
+    run.out(poisoned(inputs), outputs)
+    assert_same_bits(tuple(outputs.values()), functional, "the out variant")
+    assert_same_bits(run.public(inputs), functional, "contiguous inputs, the public function")
+
+
+def test_has_the_same_bits_in_every_run(run):
+    inputs = run.inputs(**dims_for(run))
+    first = run(inputs)
+    for _ in range(1 if run.is_slow else 3):
+        assert_same_bits(run(inputs), first, "another run")
+
+
+def test_has_the_same_bits_for_any_number_of_threads(run):
+    inputs = run.inputs(**dims_for(run))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2) if run.is_slow else (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(run(inputs))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert_same_bits(result, results[0], "more threads")
+
+
+def test_a_row_does_not_depend_on_its_batch(batch_run):
+    for inputs in batch_inputs(batch_run):
+        full = batch_run(inputs)
+        for M in FEW_BATCHES if batch_run.is_slow else BATCHES:
+            for start in (0, 3):
+                part = batch_run(rows_of(batch_run.spec, inputs, slice(start, start + M)))
+                assert_same_bits(
+                    part, tuple(t[start : start + M] for t in full), f"{M} rows from row {start}"
+                )
+
+
+def test_a_row_does_not_depend_on_what_its_neighbours_hold(batch_run):
+    for inputs in batch_inputs(batch_run)[1:]:  # float8 holds none of these values
+        for M in (2, 5) if batch_run.is_slow else (2, 6, 13, 65):
+            batch = rows_of(batch_run.spec, inputs, slice(0, M))
+            expected = batch_run(batch)
+            for value in EXTREMES:
+                spoiled = batch[batch_run.spec.batch_arg].clone()
+                spoiled[M // 2] = value
+                got = batch_run(batch | {batch_run.spec.batch_arg: spoiled})
+                keep = [i for i in range(M) if i != M // 2]
+                assert_same_bits(
+                    tuple(t[keep] for t in got), tuple(t[keep] for t in expected), f"beside {value}"
+                )
+
+
+def test_no_rows_give_an_empty_result(run):
+    dims = SMALL[run.spec.name]
+    rows = "M" if "M" in dims else "N"
+    inputs = run.inputs(**dims | {rows: 0})
+    for got, want in zip(run(inputs), run.spec.empty(**inputs), strict=True):
+        assert got.shape == want.shape
+        assert got.numel() == 0
+
+
+def test_leaves_its_inputs_unchanged(run):
+    inputs = poisoned(run.inputs(**SMALL[run.spec.name]))
+    before = {k: v._base.clone() if v._base is not None else v.clone() for k, v in tensors(inputs).items()}
+    run(inputs)
+    run.out(inputs, empty_outputs(run.spec, inputs))
+    for name, t in tensors(inputs).items():
+        assert testing.same_bits(t._base if t._base is not None else t, before[name]), name
+
+
+def test_takes_scale_factors_of_any_strides(sf_run):
+    inputs = sf_run.inputs(**SMALL[sf_run.spec.name])
+    names = [n for n in tensors(inputs) if n.startswith("sf")]
+    expected = sf_run(inputs)
+    transposed = {n: inputs[n].mT.contiguous().mT for n in names}
+    every_third = {n: inputs[n].repeat_interleave(3, -1)[..., ::3] for n in names}
+    assert_same_bits(sf_run(inputs | transposed), expected, "transposed scale factors")
+    assert_same_bits(sf_run(inputs | every_third), expected, "strided scale factors")
+
+
+def test_takes_unaligned_inputs(run):
+    """A view that starts one element into its storage, as a slice of a checkpoint does."""
+    inputs = run.inputs(**SMALL[run.spec.name])
+
+    def shifted(t: Tensor) -> Tensor:
+        return torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape)
+
+    assert_same_bits(
+        run(inputs | {k: shifted(t) for k, t in tensors(inputs).items()}), run(inputs), "unaligned inputs"
+    )
+
+
+def message_of(spec: OpSpec, bad: bad_inputs.Bad) -> str:
+    is_output = bad.message.split(":")[0] in spec.outputs
+    return f"{spec.name}{'_out' * is_output}: {bad.message}"
+
+
+def refuse(run: Any, bad: bad_inputs.Bad) -> str:
+    inputs = run.inputs(**bad_inputs.GOOD[run.spec.name])
+    if not bad.is_out:
+        with pytest.raises(ValueError, match="expected") as error:
+            run(bad.spoil(inputs))
+        return str(error.value)
+    args = bad.spoil(inputs | empty_outputs(run.spec, inputs))
+    outputs = {name: args.pop(name) for name in run.spec.outputs}
+    with pytest.raises(ValueError, match="expected") as error:
+        run.out(args, outputs)
+    return str(error.value)
+
+
+def test_names_the_argument_that_is_wrong(run, bad):
+    assert refuse(run, bad) == message_of(run.spec, bad)
+
+
+def test_takes_what_the_bad_inputs_were_made_of(run):
+    """Without this the test above could pass on arguments that were never good."""
+    inputs = run.inputs(**bad_inputs.GOOD[run.spec.name])
+    run(inputs)
+    run.out(inputs, empty_outputs(run.spec, inputs))
+
+
+def test_names_the_argument_that_is_on_another_device(run):
+    inputs = run.inputs(**bad_inputs.GOOD[run.spec.name])
+    first, *others = tensors(inputs)
+    device = inputs[first].device
+    for name in others:
+        with pytest.raises(ValueError, match=f"{name}: expected device") as error:
+            run(inputs | {name: inputs[name].to("meta")})
+        expected = f"expected device {device} (that of {first}), got meta; move {name} there"
+        assert str(error.value) == f"{run.spec.name}: {name}: {expected}"
+
+
+# What torch.compile sees. It does not trace inside use_backend, so these take the default backend.
+
+
+def test_fake_tensors_have_the_metadata_of_real_ones(op, case):
+    spec = SPECS[op]
+    inputs = spec.make_inputs(**case)
+    real = as_tuple(spec.op(**inputs))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = as_tuple(
+            spec.op(**{k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in inputs.items()})
+        )
+    meta = as_tuple(spec.op(**{k: v.to("meta") if isinstance(v, Tensor) else v for k, v in inputs.items()}))
+    for f, m, r in zip(fake, meta, real, strict=True):
+        assert (f.shape, f.dtype, f.stride(), f.device) == (r.shape, r.dtype, r.stride(), r.device)
+        assert (m.shape, m.dtype, m.stride(), m.device.type) == (r.shape, r.dtype, r.stride(), "meta")
+
+
+def test_passes_the_checks_of_torch(op):
+    spec = SPECS[op]
+    inputs = spec.make_inputs(**SMALL[op])
+    utils = ["test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    # torch's test_schema cannot compare float8 inputs; test_leaves_its_inputs_unchanged compares their bytes.
+    is_float8 = any(t.dtype == torch.float8_e4m3fn for t in tensors(inputs).values())
+    torch.library.opcheck(spec.op, (), inputs, test_utils=utils + ["test_schema"] * (not is_float8))
+    args = {k: v for k, v in inputs.items() if k != spec.dtype_arg}
+    torch.library.opcheck(spec.out_op, (), args | empty_outputs(spec, inputs), test_utils=utils)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph_for_every_number_of_rows(op, backend):
+    spec, dims = SPECS[op], SMALL[op]
+    rows = "M" if "M" in dims else "N"
+    counter = CompileCounterWithBackend(backend)
+    torch._dynamo.reset()
+    compiled = torch.compile(spec.public, fullgraph=True, backend=counter)
+    for size in (19, 2, 64, 127):  # N stays within one block, so that scale factors keep their shape
+        inputs = spec.make_inputs(**dims | {rows: size})
+        names = (spec.batch_arg, f"sf_{spec.batch_arg}") if spec.batch_arg else tuple(tensors(inputs))[:1]
+        for name in names:
+            if inputs.get(name) is not None:
+                torch._dynamo.mark_dynamic(inputs[name], 0)
+        assert_same_bits(as_tuple(compiled(**inputs)), as_tuple(spec.op(**inputs)), f"compiled, {size} rows")
+    assert counter.frame_count == 1
+
+
+def test_compiled_code_can_use_the_out_variant(op):
+    spec = SPECS[op]
+    inputs = spec.make_inputs(**SMALL[op])
+    args = {k: v for k, v in inputs.items() if k != spec.dtype_arg}
+    outputs = empty_outputs(spec, inputs)
+    torch._dynamo.reset()
+    torch.compile(lambda **kwargs: spec.out_op(**kwargs), fullgraph=True, backend="aot_eager")(
+        **args, **outputs
+    )
+    assert_same_bits(tuple(outputs.values()), as_tuple(spec.op(**inputs)), "compiled out variant")
