@@ -18,7 +18,7 @@ setup: $(VENV)/.built
 $(VENV)/.packages: pyproject.toml tools/get_torch.py
 	@echo "moela: preparing $(VENV); the first time this downloads torch"
 	test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
-	$(BIN)/python tools/get_torch.py
+	$(BIN)/python tools/get_torch.py $(TORCH)
 	$(PIP) "setuptools>=77" wheel ninja "cmake>=3.24" "pybind11>=3.0"
 	@touch $@
 

@@ -4,7 +4,9 @@ A backend that cannot run here is a skip with its reason, unless MOELA_TEST_REQU
 then its absence is an error, so that a build that failed silently cannot pass.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -152,3 +154,32 @@ def make_runner() -> Callable[[str, str], Runner]:
 @pytest.fixture(scope="session")
 def golden_fp8() -> dict[str, Any]:
     return json.loads((GOLDEN / "fp8.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def guarded() -> Callable[[torch.Tensor, bool], torch.Tensor]:
+    """(tensor, at_end) -> the same values on pages of their own, between two that cannot be accessed.
+
+    The tensor ends (or begins) directly at such a page: one byte too many ends the process. The pages are not
+    given back, so that a failing test can still print its tensors.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    page = mmap.PAGESIZE
+
+    def place(t: torch.Tensor, at_end: bool) -> torch.Tensor:
+        size = t.numel() * t.element_size()
+        if size == 0:
+            return t
+        pages = -(-size // page) * page
+        prot, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        first = libc.mmap(None, pages + 2 * page, prot, flags, -1, 0)
+        assert libc.mprotect(first, page, 0) == 0
+        assert libc.mprotect(first + page + pages, page, 0) == 0
+        start = first + page + (pages - size if at_end else 0)
+        placed = torch.frombuffer((ctypes.c_uint8 * size).from_address(start), dtype=torch.uint8)
+        return placed.copy_(t.contiguous().view(-1).view(torch.uint8)).view(t.dtype).view(t.shape)
+
+    return place

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import moela
 import pytest
@@ -169,10 +170,16 @@ def test_moela_backend_chooses_for_the_process(name):
     assert output(EXPLAINED_AND_PICKED + ONE_CALL, MOELA_BACKEND=name).split() == [wanted, wanted, "4.0"]
 
 
-def test_explain_tells_what_moela_backend_picked(make_runner):
-    make_runner("fp8_gemm", "triton-cpu")
-    env = {"MOELA_BACKEND": "triton", "TRITON_INTERPRET": "1"}
-    assert output(EXPLAINED_AND_PICKED, **env).split() == ["triton", "triton"]
+def test_explain_tells_what_moela_backend_picked(monkeypatch):
+    """Also where the choice is none of the preferred ones, as Triton on CPU tensors."""
+    monkeypatch.setenv("MOELA_BACKEND", "triton")
+    usable = ("triton", "reference")
+    monkeypatch.setattr(
+        backends, "why_not", lambda name, op, device: None if name in usable else "is not here"
+    )
+    assert backends.pick("fp8_gemm", torch.device("cpu")) == "triton"
+    lines = moela.explain("fp8_gemm", "cpu").splitlines()
+    assert [line.split()[3] for line in lines if line.endswith(" picked")] == ["triton"]
 
 
 def test_moela_backend_reference_switches_the_compiled_kernel_off(cpu):
@@ -260,3 +267,17 @@ def test_flushing_subnormals_in_torch_does_not_change_the_cpu_kernels(cpu):
         torch.set_flush_denormal(False)
     for (op, _), results, wanted in zip(calls, got, expected, strict=True):
         assert all(testing.same_bits(x, y) for x, y in zip(results, wanted, strict=True)), op
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_required_backend_that_is_absent_fails_the_suite():
+    """MOELA_TEST_REQUIRE turns the skips of tests/conftest.py into errors."""
+    file = Path(__file__).parent / "ops/test_per_block_dequant_fp8.py"
+    args = [str(file), "-q", "-k", "cuda and test_extents_may_be_empty", "-p", "no:cacheprovider"]
+    code = f"import pytest, sys; sys.exit(pytest.main({args}))"
+    assert "1 skipped" in python(code).stdout
+    required = python(code, MOELA_TEST_REQUIRE="cpu,cuda")
+    assert required.returncode == 1
+    assert (
+        "MOELA_TEST_REQUIRE asks for cuda, but per_block_dequant_fp8 on cuda: there is no" in required.stdout
+    )

@@ -1,7 +1,9 @@
-"""Make sure that this environment has a torch that moela supports: the one that is there, else a known good one."""
+"""Make sure that this environment has a torch that moela supports: the one that is there, else a known good one.
+
+python tools/get_torch.py [REQUIREMENT]
+"""
 
 import importlib.metadata
-import os
 import subprocess
 import sys
 
@@ -18,9 +20,8 @@ def installed() -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def main() -> int:
+def main(wanted: str = "") -> int:
     have = installed()
-    wanted = os.environ.get("TORCH", "")
     if not wanted and have is not None and have >= OLDEST:
         return 0
     if not wanted and have is not None:
@@ -29,4 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:2]))

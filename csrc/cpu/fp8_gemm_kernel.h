@@ -41,6 +41,7 @@ constexpr int kTileRows = 6, kVecs = 4, kCodePanelRows = 6;
 constexpr int kTileRows = 2, kVecs = 4, kCodePanelRows = 2;
 #endif
 constexpr int kCols = kVecs * kLanes;
+constexpr int kQuadsPerLine = 64 / (4 * kLanes);  // vectors of codes in a cache line
 static_assert(kBlock % kCols == 0, "a task must not straddle two scale factors of b");
 constexpr int kMaxRows = 252;  // of a chunk; plan/fp8_gemm.h
 static_assert(kMaxRows % kTileRows == 0, "plan_fp8_gemm makes full tiles of a full chunk");
@@ -123,14 +124,14 @@ MOELA_INLINE void block_scales(const Fp8GemmParams& p, const Fp8GemmChunk& chunk
 
 // --- weights ---------------------------------------------------------------------------------------------------
 
-// Rows [n0, n0 + num_rows) and columns [k0, k0 + 128) of b where they all exist, else a copy with zeros around it.
+// Rows [n0, n0 + kCols) and columns [k0, k0 + 128) of b where they all exist, else a copy with zeros around it.
 struct CodeTile {
-  CodeTile(const Fp8GemmParams& p, int64_t n0, int64_t k0, int num_rows, uint8_t* staging) {
-    const int64_t rows = min_of(num_rows, p.N - n0), cols = min_of(kBlock, p.K - k0);
+  CodeTile(const Fp8GemmParams& p, int64_t n0, int64_t k0, uint8_t* staging) {
+    const int64_t rows = min_of(kCols, p.N - n0), cols = min_of(kBlock, p.K - k0);
     codes = p.b + n0 * p.ldb + k0;
     ld = p.ldb;
-    if (rows == num_rows && cols == kBlock) return;
-    std::memset(staging, 0, num_rows * kBlock);
+    if (rows == kCols && cols == kBlock) return;
+    std::memset(staging, 0, kCols * kBlock);
     for (int64_t n = 0; n < rows; ++n) std::memcpy(staging + n * kBlock, codes + n * ld, cols);
     codes = staging;
     ld = kBlock;
@@ -139,30 +140,18 @@ struct CodeTile {
   int64_t ld;
 };
 
-// Prefetches the next task's rows while this one computes, in the order of their addresses: DRAM sees one stream
-// although the kernel reads kCols rows side by side, and the kernel finds them in L2.
+// Prefetches the next task's rows while this one computes, a line at a time and in the order of their addresses:
+// DRAM sees one steady stream although the kernel reads kCols rows side by side, and the kernel finds them in L2.
+// A prefetch cannot fault, so the end of b needs no check. Between the rows of a strided b it fetches the gaps too.
 class Prefetcher {
  public:
-  Prefetcher(const Fp8GemmParams& p, int64_t n0, int cols)
-      : codes_(p.b + n0 * p.ldb), ld_(p.ldb), K_(p.K), rows_(min_of(cols, p.N - n0)) {}
-  MOELA_INLINE void step(int64_t bytes) {
-    while (bytes > 0 && rows_ > 0) {
-      const int64_t stop = min_of(K_, k_ + bytes);
-      bytes -= stop - k_;
-      for (; k_ < stop; k_ += 64) prefetch(codes_ + k_);
-      if (k_ < K_) return;
-      k_ = 0;
-      codes_ += ld_;
-      --rows_;
-    }
+  explicit Prefetcher(const uint8_t* codes) : line_(codes) {}
+  MOELA_INLINE void step(int num_lines) {
+    for (int i = 0; i < num_lines; ++i, line_ += 64) prefetch(line_);
   }
 
  private:
-  const uint8_t* codes_;
-  int64_t ld_;
-  int64_t K_;
-  int64_t rows_;
-  int64_t k_ = 0;
+  const uint8_t* line_;
 };
 
 // Lane n of q[v][j]: the codes k = 4j .. 4j + 3 of column v * kLanes + n.
@@ -170,7 +159,7 @@ struct CodePanel {
   void fill(const CodeTile& tile, I* seen, Prefetcher& next) {
     for (int v = 0; v < kVecs; ++v)
       for (int k = 0; k < kBlock; k += 4 * kLanes) {
-        next.step(4 * kLanes * kLanes);
+        next.step(4 * kLanes * kLanes / 64);
         load_quads(tile.codes + v * kLanes * tile.ld + k, tile.ld, &q[v][k / 4]);
 #pragma GCC unroll 16
         for (int j = 0; j < kLanes; ++j) seen[v] = note_nan(seen[v], q[v][k / 4 + j]);
@@ -188,7 +177,7 @@ struct FloatPanel {
     for (int k = 0; k < kBlock; k += 4 * kLanes)
       for (int v = 0; v < kVecs; ++v) {
         I q[kLanes];
-        next.step(4 * kLanes * kLanes);
+        next.step(4 * kLanes * kLanes / 64);
         load_quads(tile.codes + v * kLanes * tile.ld + k, tile.ld, q);
 #pragma GCC unroll 16
         for (int j = 0; j < kLanes; ++j) {
@@ -205,13 +194,29 @@ struct FloatPanel {
 
 // --- result ----------------------------------------------------------------------------------------------------
 
-// Adds the bias and rounds one row of a task. Columns whose row of b holds a NaN code are NaN.
-void finish_row(const Fp8GemmParams& p, int64_t m, int64_t n0, int64_t cols, const uint32_t* nan, float* sums) {
-  for (int64_t n = 0; n < cols; ++n) {
-    if (nan[n / kLanes] >> n % kLanes & 1) sums[n] = __builtin_nanf("");
-    if (p.bias) sums[n] += p.bias[n0 + n];
+MOELA_INLINE bool is_end_of_sum(int64_t block, int64_t blocks) {
+  return block % kBlocksPerSum == kBlocksPerSum - 1 || block == blocks - 1;
+}
+
+MOELA_INLINE void add_totals(int64_t size, float* sums, float* totals) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    store(sums + i, add(load(sums + i), load(totals + i)));
+    store(totals + i, zero());
   }
-  store_floats(sums, cols, p.d_dtype, p.d, m * p.ldd + n0);
+}
+
+// Adds the bias, rounds and stores a task's [num_rows, kCols]. Columns whose row of b holds a NaN code are NaN.
+void finish(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0, const I* seen, float* sums) {
+  const int64_t cols = min_of(kCols, p.N - n0);
+  uint32_t nan[kVecs];
+  for (int v = 0; v < kVecs; ++v) nan[v] = nan_lanes(seen[v]);
+  for (int64_t m = 0; m < chunk.num_rows; ++m, sums += kCols) {
+    for (int64_t n = 0; n < cols; ++n) {
+      if (nan[n / kLanes] >> n % kLanes & 1) sums[n] = __builtin_nanf("");
+      if (p.bias) sums[n] += p.bias[n0 + n];
+    }
+    store_floats(sums, cols, p.d_dtype, p.d, (chunk.m0 + m) * p.ldd + n0);
+  }
 }
 
 // --- multiply --------------------------------------------------------------------------------------------------
@@ -299,83 +304,96 @@ void run_task(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
 
   const RowTiles tiles(chunk.num_rows);
   const MultiplyFn<Panel> larger = multiply_for<Panel>(tiles.base + 1), smaller = multiply_for<Panel>(tiles.base);
-  Prefetcher next(p, n0 + kCols, kCols);
+  Prefetcher next(p.b + (n0 + kCols) * p.ldb);
   const int64_t blocks = num_blocks(p);
   for (int64_t block = 0; block < blocks; ++block) {
-    panel.fill(CodeTile(p, n0, block * kBlock, kCols, staging), seen, next);
+    panel.fill(CodeTile(p, n0, block * kBlock, staging), seen, next);
     block_scales(p, chunk, n0, block, sf);
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t m = tiles.begin(t);
       const float* a = chunk.a + (block * chunk.num_rows + m) * kBlock;
       (t < tiles.larger ? larger : smaller)(a, panel, sf + m, totals + m * kCols);
     }
-    if (block % kBlocksPerSum != kBlocksPerSum - 1 && block != blocks - 1) continue;
-    for (int64_t i = 0; i < size; ++i) {
-      sums[i] += totals[i];
-      totals[i] = 0.f;
-    }
+    if (is_end_of_sum(block, blocks)) add_totals(size, sums, totals);
   }
-  uint32_t nan[kVecs];
-  for (int v = 0; v < kVecs; ++v) nan[v] = nan_lanes(seen[v]);
-  for (int64_t m = 0; m < chunk.num_rows; ++m) finish_row(p, chunk.m0 + m, n0, min_of(kCols, p.N - n0), nan, sums + m * kCols);
+  finish(p, chunk, n0, seen, sums);
 }
 
-// The same for one or two rows, without a panel: the codes of kLanes columns are multiplied straight from registers.
+// chains[c][m] = a @ tile over the columns k = c (mod 2) of one block, for one or two rows: without a panel, the codes
+// go from the transpose straight into the multiply-adds. The columns' vectors are innermost: together with the two
+// chains that makes four independent sums. A function of its own, so that nothing else wants registers.
 template <int kRows>
-void run_few_rows(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
-  alignas(64) uint8_t staging[kLanes * kBlock];
-  alignas(64) float row[kRows][kLanes];
-  F sum[kRows], total[kRows];
-  for (int m = 0; m < kRows; ++m) sum[m] = total[m] = zero();
-  I seen = zero_bytes();
-  Prefetcher next(p, n0 + kLanes, kLanes);
-  const int64_t blocks = num_blocks(p);
-  for (int64_t block = 0; block < blocks; ++block) {
-    const CodeTile tile(p, n0, block * kBlock, kLanes, staging);
-    const float* a = chunk.a + block * kRows * kBlock;
-    F acc[2][kRows];
-    for (int m = 0; m < kRows; ++m) acc[0][m] = acc[1][m] = zero();
-    for (int k = 0; k < kBlock; k += 4 * kLanes) {
-      I q[kLanes];
-      next.step(4 * kLanes * kLanes);
-      load_quads(tile.codes + k, tile.ld, q);
-#pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) {
-        seen = note_nan(seen, q[j]);
+__attribute__((noinline)) void multiply_few_rows(const float* a, const CodeTile& tile, Prefetcher& next, I* seen,
+                                                 float* chains) {
+  F acc[2][kRows][kVecs];
+  I nan[kVecs];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i)
+  for (int v = 0; v < kVecs; ++v) {
+    nan[v] = seen[v];
 #pragma GCC unroll 2
-          for (int m = 0; m < kRows; ++m)
-            acc[i % 2][m] = fma(set1(a[(k + 4 * j + i) * kRows + m]), decode_tiny(q[j], i), acc[i % 2][m]);
-      }
-    }
-    float sf[kRows];
-    block_scales(p, chunk, n0, block, sf);
-    const bool end_of_sum = block % kBlocksPerSum == kBlocksPerSum - 1 || block == blocks - 1;
-    for (int m = 0; m < kRows; ++m) {
-      for (int c = 0; c < 2; ++c) total[m] = fma(CodePanel::rescale(acc[c][m]), set1(sf[m]), total[m]);
-      if (!end_of_sum) continue;
-      sum[m] = add(sum[m], total[m]);
-      total[m] = zero();
+    for (int m = 0; m < kRows; ++m) acc[0][m][v] = acc[1][m][v] = zero();
+  }
+  const uint8_t* codes = tile.codes;
+  const int64_t ld = tile.ld;
+  for (int k = 0; k < kBlock; k += 4 * kLanes) {
+    I q[kVecs][kLanes];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) load_quads(codes + v * kLanes * ld + k, ld, q[v]);
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; ++j) {
+      if (j % kQuadsPerLine == 0) next.step(kVecs);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) nan[v] = note_nan(nan[v], q[v][j]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+        for (int m = 0; m < kRows; ++m) {
+          const F x = set1(a[(k + 4 * j + i) * kRows + m]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVecs; ++v) acc[i % 2][m][v] = fma(x, decode_tiny(q[v][j], i), acc[i % 2][m][v]);
+        }
     }
   }
-  const uint32_t nan = nan_lanes(seen);
-  for (int m = 0; m < kRows; ++m) {
-    store(row[m], sum[m]);
-    finish_row(p, chunk.m0 + m, n0, min_of(kLanes, p.N - n0), &nan, row[m]);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecs; ++v) {
+    seen[v] = nan[v];
+#pragma GCC unroll 2
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 2
+      for (int c = 0; c < 2; ++c) store(chains + (c * kRows + m) * kCols + v * kLanes, acc[c][m][v]);
   }
 }
+
+template <int kRows>
+void run_few_rows(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
+  alignas(64) uint8_t staging[kCols * kBlock];
+  alignas(64) float chains[2 * kRows * kCols];
+  alignas(64) float totals[kRows * kCols] = {}, sums[kRows * kCols] = {};
+  I seen[kVecs];
+  for (I& s : seen) s = zero_bytes();
+  Prefetcher next(p.b + (n0 + kCols) * p.ldb);
+  const int64_t blocks = num_blocks(p);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const CodeTile tile(p, n0, block * kBlock, staging);
+    multiply_few_rows<kRows>(chunk.a + block * kRows * kBlock, tile, next, seen, chains);
+    float sf[kRows];
+    block_scales(p, chunk, n0, block, sf);
+    for (int c = 0; c < 2; ++c)
+      for (int m = 0; m < kRows; ++m)
+        for (int n = m * kCols; n < (m + 1) * kCols; n += kLanes)
+          store(totals + n, fma(CodePanel::rescale(load(chains + c * kRows * kCols + n)), set1(sf[m]), load(totals + n)));
+    if (is_end_of_sum(block, blocks)) add_totals(kRows * kCols, sums, totals);
+  }
+  finish(p, chunk, n0, seen, sums);
+}
+
+using TaskFn = void (*)(const Fp8GemmParams&, const Fp8GemmChunk&, int64_t n0);
 
 void run(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t begin, int64_t end) {
   [[maybe_unused]] const ExactSubnormals guard;
-  for (int64_t n0 = begin * kCols; n0 < min_of(end * kCols, p.N); n0 += kCols) {
-    if (chunk.tiny && chunk.num_rows <= 2) {
-      const auto run_columns = chunk.num_rows == 1 ? run_few_rows<1> : run_few_rows<2>;
-      for (int64_t n = n0; n < min_of(n0 + kCols, p.N); n += kLanes) run_columns(p, chunk, n);
-    } else {
-      (chunk.tiny ? run_task<CodePanel> : run_task<FloatPanel>)(p, chunk, n0);
-    }
-  }
+  TaskFn task = chunk.tiny ? run_task<CodePanel> : run_task<FloatPanel>;
+  if (chunk.tiny && chunk.num_rows <= 2) task = chunk.num_rows == 1 ? run_few_rows<1> : run_few_rows<2>;
+  for (int64_t n = begin; n < end; ++n) task(p, chunk, n * kCols);
 }
 
 constexpr Fp8GemmKernels kFp8GemmKernels = {

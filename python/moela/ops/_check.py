@@ -52,3 +52,7 @@ def expect_last_dim_contiguous(op: str, arg: str, t: Tensor) -> None:
     # A dimension of one element has no meaningful stride.
     ok = t.size(-1) <= 1 or t.stride(-1) == 1
     expect(ok, op, arg, "a contiguous last dimension (stride 1)", f"stride {t.stride(-1)}", "call .contiguous()")
+
+
+def expect_contiguous(op: str, arg: str, t: Tensor) -> None:
+    expect(t.is_contiguous(), op, arg, "a contiguous tensor", "a strided one", "allocate it with torch.empty")

@@ -158,6 +158,7 @@ register(
         + M * K * a_bytes
         + M * N * out_bytes
         + 4 * -(-N // BLOCK) * -(-K // BLOCK),
+        strided_out=True,
         batch_arg="a",
     )
 )

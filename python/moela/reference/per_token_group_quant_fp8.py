@@ -26,6 +26,7 @@ def cast_e4m3(x: Tensor) -> Tensor:
 def per_token_group_quant_fp8(x: Tensor, group_size: int = 128, ue8m0: bool = False) -> tuple[Tensor, Tensor]:
     """The specification of ``moela.per_token_group_quant_fp8``."""
     K = x.size(-1)
+    group_size = min(group_size, max(K, 1))
     num_groups = -(-K // group_size)
     wide = torch.nn.functional.pad(x.float(), (0, num_groups * group_size - K))
     groups = wide.unflatten(-1, (num_groups, group_size))  # [..., num_groups, group_size]
