@@ -41,7 +41,6 @@ constexpr int kTileRows = 6, kVecs = 4, kCodePanelRows = 6;
 constexpr int kTileRows = 2, kVecs = 4, kCodePanelRows = 2;
 #endif
 constexpr int kCols = kVecs * kLanes;
-constexpr int kQuadsPerLine = 64 / (4 * kLanes);  // vectors of codes in a cache line
 static_assert(kBlock % kCols == 0, "a task must not straddle two scale factors of b");
 constexpr int kMaxRows = 252;  // of a chunk; plan/fp8_gemm.h
 static_assert(kMaxRows % kTileRows == 0, "plan_fp8_gemm makes full tiles of a full chunk");
@@ -339,9 +338,9 @@ __attribute__((noinline)) void multiply_few_rows(const float* a, const CodeTile&
     I q[kVecs][kLanes];
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) load_quads(codes + v * kLanes * ld + k, ld, q[v]);
+    next.step(4 * kLanes * kCols / 64);
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; ++j) {
-      if (j % kQuadsPerLine == 0) next.step(kVecs);
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) nan[v] = note_nan(nan[v], q[v][j]);
 #pragma GCC unroll 4
