@@ -84,6 +84,14 @@ def _triton_error() -> str | None:
     return None
 
 
+@cache
+def _has_triton_kernel(op: str) -> bool:
+    try:
+        return importlib.util.find_spec(f"moela.kernels.{op}") is not None
+    except ModuleNotFoundError:  # a source tree on sys.path, without the folders that installation maps in
+        return False
+
+
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors too."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -121,7 +129,7 @@ def why_not(backend: str, op: str, device: torch.device | str) -> str | None:
 def _why_not_triton(op: str, device: torch.device) -> str | None:
     if _triton_error():
         return _triton_error()
-    if importlib.util.find_spec(f"moela.kernels.{op}") is None:
+    if not _has_triton_kernel(op):
         return f"has no {op} kernel"
     if device.type == "cpu":
         return None if interpreted() else "runs on CPU tensors in its interpreter only; set TRITON_INTERPRET=1"
@@ -156,11 +164,11 @@ def _require(name: str, op: str, device: torch.device) -> None:
 
 def explain(op: str, device: torch.device | str) -> str:
     """One line per backend: picked, usable, or why not."""
-    usable = available(op, device)
+    chosen = forced() or available(op, device)[0]
     lines = []
     for backend in BACKENDS:
         reason = why_not(backend, op, device)
-        state = "picked" if usable[0] == backend else "usable" if reason is None else reason
+        state = reason or ("picked" if backend == chosen else "usable")
         lines.append(f"{op} on {device}: {backend:<9} {state}")
     return "\n".join(lines)
 
@@ -179,14 +187,9 @@ def _launch_cuda(op: torch._ops.OpOverload, *args, out: tuple[torch.Tensor, ...]
     op(*args, **{k: v for k, v in kwargs.items() if k in accepted}, **dict(zip(outputs, out, strict=True)))
 
 
-def python_keys(op: str) -> list[str]:
-    """The dispatch keys under which Python registers `op`.
-
-    CompositeExplicitAutograd is every device without a kernel of its own. A compiled CPU kernel sits under CPU,
-    and is overridden only where MOELA_BACKEND asks for something else.
-    """
-    override = _compiled("cpu", op) and forced() not in (None, "cpu")
-    return ["CompositeExplicitAutograd", *(["CPU"] if override else [])]
+def overrides_compiled_cpu(op: str) -> bool:
+    """Whether MOELA_BACKEND asks for something else than the compiled CPU kernel that there is."""
+    return _compiled("cpu", op) and forced() not in (None, "cpu")
 
 
 class use_backend(TorchDispatchMode):  # noqa: N801  (a context manager, named as it is read)

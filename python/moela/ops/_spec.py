@@ -1,5 +1,6 @@
 """OpSpec, the one record per op: the dispatcher, the contract tests, the bench and the docs all read it."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -160,10 +161,14 @@ def register(spec: OpSpec) -> None:
         spec.check(*args, **kwargs)
         check_out(spec, out, spec.empty(*args, **kwargs), args[0])
 
-    for key in backends.python_keys(spec.name):
-        override = {"allow_override": True} if key == "CPU" else {}
-        _lib.impl(spec.name, functional, key, **override)
-        _lib.impl(spec.name + "_out", out_variant, key, **override)
+    # Every device without a kernel of its own.
+    _lib.impl(spec.name, functional, "CompositeExplicitAutograd")
+    _lib.impl(spec.name + "_out", out_variant, "CompositeExplicitAutograd")
+    if backends.overrides_compiled_cpu(spec.name):
+        with warnings.catch_warnings():  # torch warns of every override; this one was asked for
+            warnings.simplefilter("ignore")
+            _lib.impl(spec.name, functional, "CPU", allow_override=True)
+            _lib.impl(spec.name + "_out", out_variant, "CPU", allow_override=True)
     torch.library.register_fake(f"moela::{spec.name}", fake, lib=_lib)
     torch.library.register_fake(f"moela::{spec.name}_out", fake_out, lib=_lib)
     SPECS[spec.name] = spec
