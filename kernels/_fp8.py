@@ -102,6 +102,14 @@ def encode_e4m3(x, NATIVE: tl.constexpr):
 
 
 @triton.jit
+def to_float32(x, INTERPRETED: tl.constexpr):
+    """A float type -> float32, exact. The interpreter gets subnormal bfloat16 wrong."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    return x.to(tl.float32)
+
+
+@triton.jit
 def round_to(x, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
     """float32 -> DTYPE, nearest even."""
     if INTERPRETED and DTYPE == tl.bfloat16:
@@ -115,7 +123,7 @@ def round_to(x, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
 @triton.jit
 def magnitude_bits(x):
     """Bits of |x| as int32: as integers NaN is above Inf is above every finite number, so a maximum keeps NaN."""
-    return (x.to(tl.float32).to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
+    return (x.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
 
 
 @triton.jit

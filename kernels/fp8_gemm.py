@@ -74,9 +74,12 @@ def _fp8_gemm_kernel(
             b = _fp8.decode_e4m3(b, DOT)
             if A_IS_FP8:
                 a = _fp8.decode_e4m3(a, DOT)
-        if INTERPRETED:  # its bfloat16 dot is wrong; every operand is exact in float32
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        product = tl.dot(a, b.T, input_precision="ieee")
+        if INTERPRETED:
+            # Its bfloat16 dot is wrong, and its float32 one is numpy's, where a row's bits depend on its place.
+            a, b = _fp8.to_float32(a, INTERPRETED), _fp8.to_float32(b, INTERPRETED)
+            product = tl.dot(a.to(tl.float64), b.to(tl.float64).T).to(tl.float32)
+        else:
+            product = tl.dot(a, b.T, input_precision="ieee")
         sf_b = _fp8.load_sf(sf_b_ptrs + block * stride_sfb_k, SF_B_IS_E8M0)
         if A_IS_FP8:
             sf_a = tl.load(sf_a_ptr + m * stride_sfa_m + block * stride_sfa_k, mask=live_m, other=0.0)

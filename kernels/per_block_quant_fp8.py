@@ -14,7 +14,7 @@ BLOCK = 128  # rows and columns that share a scale factor: the tile of a program
 def _per_block_quant_fp8_kernel(
     w_ptr, q_ptr, sf_ptr,
     N, K, stride_we, stride_wn,
-    UE8M0: tl.constexpr, NATIVE: tl.constexpr,
+    UE8M0: tl.constexpr, NATIVE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program owns one 128 x 128 block of q and its element of sf.
 
@@ -25,7 +25,7 @@ def _per_block_quant_fp8_kernel(
     n = block_n.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]  # [128, 1]
     k = block_k * BLOCK + tl.arange(0, BLOCK)[None, :]  # [1, 128]
     mask = (n < N) & (k < K)
-    w = tl.load(w_ptr + e * stride_we + n * stride_wn + k, mask=mask, other=0.0).to(tl.float32)
+    w = _fp8.to_float32(tl.load(w_ptr + e * stride_we + n * stride_wn + k, mask=mask, other=0.0), INTERPRETED)
     amax = tl.max(tl.max(_fp8.magnitude_bits(w), axis=1), axis=0)
     sf = _fp8.scale_factor(amax, UE8M0)
     tl.store(sf_ptr + (e * tl.cdiv(N, BLOCK) + block_n) * tl.cdiv(K, BLOCK) + block_k, sf)
@@ -39,8 +39,9 @@ def launch(w: Tensor, ue8m0: bool = False, *, out: tuple[Tensor, Tensor]) -> Non
         return
     N, K = w.shape[-2:]
     matrices = w.reshape(-1, N, K)  # [E, N, K]
+    target = _fp8.target_of(w.device)
     _per_block_quant_fp8_kernel[(triton.cdiv(K, BLOCK), triton.cdiv(N, BLOCK), matrices.size(0))](
         matrices, q.view(torch.uint8), sf,
         N, K, matrices.stride(0), matrices.stride(1),
-        UE8M0=ue8m0, NATIVE=_fp8.target_of(w.device).fp8, num_warps=8,
+        UE8M0=ue8m0, NATIVE=target.fp8, INTERPRETED=target.interpreted, num_warps=8,
     )  # fmt: skip

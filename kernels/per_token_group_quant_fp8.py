@@ -29,6 +29,7 @@ def _per_token_group_quant_fp8_kernel(
     x_ptr, q_ptr, sf_ptr,
     num_groups, groups_per_row, K, group_size, stride_xm,
     BLOCK_M: tl.constexpr, BLOCK_G: tl.constexpr, UE8M0: tl.constexpr, NATIVE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program owns BLOCK_M groups of q and sf and walks each in steps of BLOCK_G columns, twice.
 
@@ -44,14 +45,14 @@ def _per_token_group_quant_fp8_kernel(
     for step in range(0, group_size, BLOCK_G):
         col = start[:, None] + step + tl.arange(0, BLOCK_G)[None, :]  # [BLOCK_M, BLOCK_G]
         mask = live[:, None] & (col < stop[:, None])
-        x = tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0)
+        x = _fp8.to_float32(tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0), INTERPRETED)
         amax = tl.maximum(amax, tl.max(_fp8.magnitude_bits(x), axis=1))
     sf = _fp8.scale_factor(amax, UE8M0)
     tl.store(sf_ptr + group, sf, mask=live)
     for step in range(0, group_size, BLOCK_G):
         col = start[:, None] + step + tl.arange(0, BLOCK_G)[None, :]
         mask = live[:, None] & (col < stop[:, None])
-        x = tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0).to(tl.float32)
+        x = _fp8.to_float32(tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0), INTERPRETED)
         codes = _fp8.encode_e4m3(tl.div_rn(x, sf[:, None] + tl.zeros_like(x)), NATIVE)
         tl.store(q_ptr + row[:, None] * K + col, codes, mask=mask)
 
@@ -69,5 +70,6 @@ def launch(x: Tensor, group_size: int = 128, ue8m0: bool = False, *, out: tuple[
     _per_token_group_quant_fp8_kernel[(triton.cdiv(sf.numel(), p.BLOCK_M),)](
         rows, q.view(torch.uint8), sf,
         sf.numel(), groups_per_row, K, group_size, rows.stride(0),
-        BLOCK_M=p.BLOCK_M, BLOCK_G=p.BLOCK_G, UE8M0=ue8m0, NATIVE=target.fp8, num_warps=p.num_warps,
+        BLOCK_M=p.BLOCK_M, BLOCK_G=p.BLOCK_G, UE8M0=ue8m0, NATIVE=target.fp8,
+        INTERPRETED=target.interpreted, num_warps=p.num_warps,
     )  # fmt: skip

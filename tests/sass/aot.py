@@ -1,0 +1,160 @@
+"""Compile what every Triton launch() launches on one target, without a GPU, and print facts of its machine code as JSON.
+
+    python tests/sass/aot.py sm_90
+
+A process of its own, because Triton reads TRITON_INTERPRET once. launch() runs with tensors in host memory and a
+driver that only names the target; a hook takes the signature, the constants and the alignments that Triton derived
+from the arguments and stops the launch. So what is compiled is what would run, not a copy of it kept here.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import machine_code
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from moela.kernels import _fp8, fp8_gemm, per_block_dequant_fp8, per_block_quant_fp8, per_token_group_quant_fp8
+
+FP8, E8M0, BF16, F16, F32 = (
+    torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.bfloat16, torch.float16, torch.float32
+)  # fmt: skip
+Launch = tuple[Callable[..., None], tuple, dict[str, Any]]
+
+
+def gemm(a: torch.dtype, sf_b=F32, bias=None, out_dtype=BF16, M=100, N=7168, K=2048, row_pad=0) -> Launch:
+    """Arguments of fp8_gemm.launch. row_pad: elements between the rows of a; 8 makes them unfit for descriptors."""
+    blocks = -(-K // 128)
+    args = (
+        torch.empty(M, K + row_pad).to(a)[:, :K],
+        torch.empty(M, blocks) if a == FP8 else None,
+        torch.empty(N, K).to(FP8),
+        torch.empty(-(-N // 128), blocks).to(sf_b),
+    )
+    kwargs = {"bias": torch.empty(N, dtype=bias) if bias else None, "out_dtype": out_dtype}
+    return fp8_gemm.launch, args, kwargs | {"out": (torch.empty(M, N, dtype=out_dtype),)}
+
+
+def token_quant(dtype: torch.dtype, ue8m0: bool, group_size=128) -> Launch:
+    x = torch.empty(100, 2048, dtype=dtype)
+    out = (torch.empty(x.shape).to(FP8), torch.empty(100, -(-2048 // group_size)))
+    return per_token_group_quant_fp8.launch, (x, group_size, ue8m0), {"out": out}
+
+
+def block_quant(dtype: torch.dtype, ue8m0: bool) -> Launch:
+    out = (torch.empty(512, 2048).to(FP8), torch.empty(4, 16))
+    return per_block_quant_fp8.launch, (torch.empty(512, 2048, dtype=dtype), ue8m0), {"out": out}
+
+
+def block_dequant(dtype: torch.dtype, sf: torch.dtype) -> Launch:
+    args = (torch.empty(512, 2048).to(FP8), torch.empty(4, 16).to(sf), dtype)
+    return per_block_dequant_fp8.launch, args, {"out": (torch.empty(512, 2048, dtype=dtype),)}
+
+
+VARIANTS: dict[str, Callable[[], Launch]] = {
+    "fp8_gemm-e4m3": lambda: gemm(FP8),
+    "fp8_gemm-e4m3-pointers": lambda: gemm(FP8, row_pad=8),
+    "fp8_gemm-e4m3-e8m0-bias": lambda: gemm(FP8, E8M0, bias=BF16),
+    "fp8_gemm-e4m3-K0": lambda: gemm(FP8, K=0),
+    "fp8_gemm-bf16": lambda: gemm(BF16),
+    "fp8_gemm-bf16-pointers": lambda: gemm(BF16, row_pad=4),
+    "fp8_gemm-bf16-e8m0-bias": lambda: gemm(BF16, E8M0, bias=F32),
+    "fp8_gemm-f16": lambda: gemm(F16, out_dtype=F16),
+    "fp8_gemm-f32": lambda: gemm(F32, out_dtype=F32),
+    "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
+    "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
+    "per_block_quant_fp8-bf16": lambda: block_quant(BF16, ue8m0=False),
+    "per_block_quant_fp8-f32-ue8m0": lambda: block_quant(F32, ue8m0=True),
+    "per_block_dequant_fp8-bf16": lambda: block_dequant(BF16, F32),
+    "per_block_dequant_fp8-f32-e8m0": lambda: block_dequant(F32, E8M0),
+}
+
+
+def gpu_target(name: str) -> GPUTarget:
+    return GPUTarget("cuda", int(name[3:]), 32) if name.startswith("sm_") else GPUTarget("hip", name, 64)
+
+
+def moela_target(name: str) -> _fp8.Target:
+    return _fp8.cuda_target(int(name[3:])) if name.startswith("sm_") else _fp8.hip_target(name)
+
+
+class NoDevice:
+    """What a launch asks of Triton's driver before it compiles."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+def what_is_launched(launch: Launch) -> dict[str, Any]:
+    """The arguments of triton.compile for the one kernel that `launch` launches."""
+    seen = []
+
+    def hook(*, fn, compile, **_):
+        source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
+        options = {k: compile[k] for k in ("num_warps", "num_ctas", "num_stages", "enable_fp_fusion")}
+        seen.append({"src": source, "options": options})
+        return True  # stop here
+
+    knobs.runtime.jit_cache_hook = hook
+    function, args, kwargs = launch
+    function(*args, **kwargs)
+    (compilation,) = seen
+    return compilation
+
+
+def facts(launch: Launch, target: GPUTarget) -> dict[str, Any]:
+    started = time.perf_counter()
+    compilation = what_is_launched(launch)
+    kernel = triton.compile(target=target, **compilation)
+    result = {
+        "num_warps": kernel.metadata.num_warps,
+        "num_stages": compilation["options"]["num_stages"],
+        "shared": kernel.metadata.shared,
+        "uses_descriptors": any(str(t).startswith("tensordesc") for t in compilation["src"].signature.values()),
+    }
+    if target.backend == "cuda":
+        result |= machine_code.of_cubin(kernel.asm["cubin"], kernel.asm["ptx"])
+    else:
+        result |= machine_code.of_amdgcn(kernel.asm["amdgcn"])
+    return result | {"seconds": round(time.perf_counter() - started, 2)}
+
+
+def main(name: str, *only: str) -> None:
+    target = gpu_target(name)
+    triton.runtime.driver.set_active(NoDevice(target))
+    _fp8.target_of = lambda device: moela_target(name)
+    result = {}
+    for variant, make in VARIANTS.items():
+        if only and variant not in only:
+            continue
+        try:
+            result[variant] = facts(make(), target)
+        except Exception as error:
+            result[variant] = {"error": f"{type(error).__name__}: {error}"[-2000:]}
+    json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR", cache)
+        main(*sys.argv[1:])

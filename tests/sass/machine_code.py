@@ -1,0 +1,55 @@
+"""Opcodes, registers and spills of compiled kernels, from what Triton brings along: no CUDA toolkit, no GPU."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+# "/*0080*/   @!P0 LDG.E R4, ..." -> LDG.E; "@p bra.uni L" -> bra.uni; "v_mfma_f32_... a[0:3]" -> v_mfma_f32_...
+_SASS = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[\w:]+)*)", re.M)
+_ASM = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][a-z0-9_]*(?:[.:][\w:]+)*)", re.M)
+
+
+def bundled(tool: str) -> Path | None:
+    """A CUDA tool that Triton's wheel brings along."""
+    import triton.backends.nvidia
+
+    path = Path(triton.backends.nvidia.__path__[0]) / "bin" / tool
+    return path if path.exists() else None
+
+
+def opcodes_of_sass(listing: str) -> Counter[str]:
+    return Counter(_SASS.findall(listing))
+
+
+def opcodes_of_assembly(listing: str) -> Counter[str]:
+    """PTX or amdgcn."""
+    return Counter(_ASM.findall(listing))
+
+
+def of_cubin(cubin: bytes, ptx: str) -> dict[str, Any]:
+    """Opcodes of SASS and PTX. `sass` is None where nvdisasm is missing, registers where cuobjdump is."""
+    sass, usage = None, {}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        if nvdisasm := bundled("nvdisasm"):
+            done = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True, check=True)
+            sass = opcodes_of_sass(done.stdout)
+        if cuobjdump := bundled("cuobjdump"):
+            command = [cuobjdump, "--dump-resource-usage", file.name]
+            usage = resource_usage(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {"sass": sass, "ptx": opcodes_of_assembly(ptx), **usage}
+
+
+def resource_usage(text: str) -> dict[str, int]:
+    """Of `cuobjdump --dump-resource-usage`. Triton's n_spills is stack bytes / 4."""
+    return {"registers": int(re.search(r"REG:(\d+)", text)[1]), "stack": int(re.search(r"STACK:(\d+)", text)[1])}
+
+
+def of_amdgcn(text: str) -> dict[str, Any]:
+    keys = {"registers": "vgpr_count", "spills": "vgpr_spill_count", "sgpr_spills": "sgpr_spill_count"}
+    usage = {name: int(re.search(rf"\.{key}:\s*(\d+)", text)[1]) for name, key in keys.items()}
+    return {"amdgcn": opcodes_of_assembly(text), **usage}
