@@ -1,4 +1,4 @@
-"""Builds the C++ with CMake and Ninja. Everything that varies is decided in CMakeLists.txt or found here by path."""
+"""Builds the C++ with CMake and Ninja. What varies is decided in CMakeLists.txt or found here by path."""
 
 import os
 import shutil
@@ -49,13 +49,15 @@ def cuda_environment(mode: str) -> dict[str, str]:
     nvcc = find_nvcc() if mode != "OFF" else None
     if mode == "ON" and nvcc is None:
         sys.exit(
-            "moela: MOELA_CUDA=ON, but there is no nvcc: not in CUDA_HOME, not on PATH, not in the environment. "
+            "moela: MOELA_CUDA=ON, but there is no nvcc in CUDA_HOME, on PATH or in the environment. "
             "Install the toolkit, or: pip install 'cuda-toolkit[nvcc,cccl]==13.0.*'"
         )
     if nvcc:
         env["CUDACXX"] = str(nvcc)
         # The wheels put the static runtime in lib, where nvcc's profile does not look (it expects lib64).
-        env["LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(nvcc.parent.parent / "lib"), env.get("LIBRARY_PATH")]))
+        env["LIBRARY_PATH"] = os.pathsep.join(
+            filter(None, [str(nvcc.parent.parent / "lib"), env.get("LIBRARY_PATH")])
+        )
     return env
 
 
@@ -68,7 +70,11 @@ class CMakeBuild(build_ext):
         import pybind11
 
         env = cuda_environment(mode)
-        out = HERE / "python/moela" if self.inplace or self.editable_mode else Path(self.build_lib).resolve() / "moela"
+        out = (
+            HERE / "python/moela"
+            if self.inplace or self.editable_mode
+            else Path(self.build_lib).resolve() / "moela"
+        )
         build = HERE / "build" / f"cmake-{sys.implementation.cache_tag}"
         options = {
             "TORCH_DIR": find_torch(),
@@ -93,9 +99,10 @@ class CMakeBuild(build_ext):
 
 
 class AbiStableWheel(bdist_wheel):
-    """One wheel per platform, for every Python and every torch from 2.11 on: the op libraries have neither ABI.
+    """One wheel per platform, for every Python and torch from 2.11 on: the op libraries have neither ABI.
 
-    _plan, which only tests and the curious need, is there for the Python that built the wheel (docs/adr/0002).
+    _plan, which only tests and the curious need, is there for the Python that built the wheel
+    (docs/adr/0002).
     """
 
     def get_tag(self) -> tuple[str, str, str]:

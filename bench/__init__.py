@@ -1,1 +1,1 @@
-"""The command line, the demo and the benchmarks. Installed as moela.bench. Baselines live here and nowhere else."""
+"""The command line, the demo and the benchmarks; installed as moela.bench. Baselines live here only."""

@@ -1,8 +1,8 @@
-"""What the Triton kernels share: what a target can do, and casts that give the definition's bits on every target.
+"""What the Triton kernels share: what a target can do, and casts with the definition's bits on every target.
 
-Casts are written in integer arithmetic where the hardware or the interpreter has no right one: sm_80 and sm_86 have no
-fp8 type, and Triton's interpreter truncates float32 -> bfloat16, multiplies bfloat16 wrongly and gets fp8 casts wrong
-(docs/FACTS.md).
+Casts are written in integer arithmetic where the hardware or the interpreter has no right one: sm_80 and
+sm_86 have no fp8 type, and Triton's interpreter truncates float32 -> bfloat16, multiplies bfloat16 wrongly
+and gets fp8 casts wrong (docs/FACTS.md).
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
-
 from moela.backends import interpreted
 
 
@@ -53,8 +52,8 @@ def _device_target(index: int) -> Target:
 def decode_e4m3(codes, DTYPE: tl.constexpr):
     """uint8 e4m3 codes -> DTYPE, exact; NaN codes give NaN.
 
-    Sign and magnitude bits moved into a float16 are the value * 2^-8, for subnormal codes too. bfloat16 and float16
-    hold every e4m3 value.
+    Sign and magnitude bits moved into a float16 are the value * 2^-8, for subnormal codes too. bfloat16 and
+    float16 hold every e4m3 value.
     """
     wide = codes.to(tl.uint16)
     half = (((wide & 0x80) << 8) | ((wide & 0x7F) << 7)).to(tl.float16, bitcast=True)
@@ -91,8 +90,8 @@ def encode_e4m3(x, NATIVE: tl.constexpr):
         clamped = tl.minimum(tl.maximum(x, -448.0), 448.0)
         codes = clamped.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
         return tl.where(is_nan, 0x7F, codes).to(tl.uint8)
-    # From 2^-6 on: round to 3 fraction bits and rebias by 120. Below, the grid is 2^-9: adding 2^14 puts it at the
-    # end of the fraction of a float32.
+    # From 2^-6 on: round to 3 fraction bits and rebias by 120. Below, the grid is 2^-9: adding 2^14 puts it
+    # at the end of the fraction of a float32.
     normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
     shifted = magnitude.to(tl.float32, bitcast=True) + 16384.0
     subnormal = shifted.to(tl.uint32, bitcast=True) - 0x46800000  # the bits of 2^14
@@ -122,7 +121,7 @@ def round_to(x, DTYPE: tl.constexpr, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def magnitude_bits(x):
-    """Bits of |x| as int32: as integers NaN is above Inf is above every finite number, so a maximum keeps NaN."""
+    """Bits of |x| as int32. As integers NaN > Inf > every finite number, so a maximum keeps NaN."""
     return (x.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
 
 

@@ -1,14 +1,13 @@
-"""Triton backend of ``fp8_gemm``: one kernel for FP8 and for weight-only, by pointers or by tensor descriptors."""
+"""Triton backend of ``fp8_gemm``: one kernel for FP8 and weight-only, by pointers or tensor descriptors."""
 
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
+from moela.kernels import _fp8
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
-
-from moela.kernels import _fp8
 
 BLOCK_K = 128  # columns of K that share a scale factor
 
@@ -26,7 +25,9 @@ def plan(N: int, target: _fp8.Target) -> Plan:
     """Pick a tile. M is not an argument, so that a row's result cannot depend on its batch."""
     if target.interpreted:  # its time is programs, not flops
         return Plan(BLOCK_M=128, BLOCK_N=128, GROUP_M=8, num_warps=4, num_stages=1)
-    return Plan(BLOCK_M=64, BLOCK_N=128 if N >= 128 else 64, GROUP_M=8, num_warps=4, num_stages=4 if target.tma else 3)
+    return Plan(
+        BLOCK_M=64, BLOCK_N=128 if N >= 128 else 64, GROUP_M=8, num_warps=4, num_stages=4 if target.tma else 3
+    )
 
 
 @triton.jit
@@ -38,13 +39,13 @@ def _fp8_gemm_kernel(
     A_IS_FP8: tl.constexpr, SF_B_IS_E8M0: tl.constexpr, HAS_BIAS: tl.constexpr,
     DOT: tl.constexpr, USE_TMA: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One program owns one [BLOCK_M, BLOCK_N] tile of d and walks K in order, one block of scale factors a step.
+    """One program owns one [BLOCK_M, BLOCK_N] tile of d and walks K in order, one scale factor a step.
 
     Grid: cdiv(M, BLOCK_M) * cdiv(N, BLOCK_N), raster by groups of GROUP_M row tiles.
-    DOT is the type that the tensor core multiplies: e4m3, or the type of a, or float16 for e4m3 on a target without it.
-    Invariant: BLOCK_K is 128, so a step uses one column of sf_a and one element of sf_b; BLOCK_N divides 128, so a
-    tile never straddles two scale rows of b. With USE_TMA a_ptr and b_ptr are descriptors, which read zeros beyond
-    the ends; else masks do.
+    DOT is the type that the tensor core multiplies: e4m3, or the type of a, or float16 for e4m3 on a target
+    without it. Invariant: BLOCK_K is 128, so a step uses one column of sf_a and one element of sf_b; BLOCK_N
+    divides 128, so a tile never straddles two scale rows of b. With USE_TMA a_ptr and b_ptr are descriptors,
+    which read zeros beyond the ends; else masks do.
     """
     BLOCK_K: tl.constexpr = 128
     tl.static_assert(128 % BLOCK_N == 0, "a tile must not straddle two scale rows of b")
@@ -61,7 +62,7 @@ def _fp8_gemm_kernel(
     sf_b_ptrs = sf_b_ptr + (tile_n * BLOCK_N // 128) * stride_sfb_n
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for block in range(0, tl.cdiv(K, BLOCK_K)):
+    for block in range(tl.cdiv(K, BLOCK_K)):
         if USE_TMA:
             a = a_ptr.load([tile_m * BLOCK_M, block * BLOCK_K])  # [BLOCK_M, BLOCK_K]
             b = b_ptr.load([tile_n * BLOCK_N, block * BLOCK_K])  # [BLOCK_N, BLOCK_K]
@@ -70,12 +71,13 @@ def _fp8_gemm_kernel(
             live_k = k < K
             a = tl.load(a_ptr + m[:, None] * stride_am + k, mask=live_m[:, None] & live_k, other=0)
             b = tl.load(b_ptr + n[:, None] * stride_bn + k, mask=live_n[:, None] & live_k, other=0)
-        if DOT != tl.float8e4nv:
+        if DOT != tl.float8e4nv:  # noqa: SIM300  (a name, not a constant)
             b = _fp8.decode_e4m3(b, DOT)
             if A_IS_FP8:
                 a = _fp8.decode_e4m3(a, DOT)
         if INTERPRETED:
-            # Its bfloat16 dot is wrong, and its float32 one is numpy's, where a row's bits depend on its place.
+            # Its bfloat16 dot is wrong, and its float32 one is numpy's, where a row's bits depend
+            # on its place.
             a, b = _fp8.to_float32(a, INTERPRETED), _fp8.to_float32(b, INTERPRETED)
             product = tl.dot(a.to(tl.float64), b.to(tl.float64).T).to(tl.float32)
         else:
@@ -126,7 +128,7 @@ def launch(
     p = plan(N, target)
     is_fp8 = a.dtype == torch.float8_e4m3fn
     dot = dot_dtype(a.dtype, target)
-    if dot != tl.float8e4nv:
+    if dot != tl.float8e4nv:  # noqa: SIM300
         b = _fp8.codes_argument(b)
         a = _fp8.codes_argument(a) if is_fp8 else a
     use_tma = target.tma and fits_tma(a) and fits_tma(b)

@@ -3,9 +3,8 @@
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from moela.kernels import _fp8
+from torch import Tensor
 
 BLOCK = 128  # rows and columns that share a scale factor: the tile of a program, so there is nothing to plan
 
@@ -18,7 +17,8 @@ def _per_block_dequant_fp8_kernel(
 ):  # fmt: skip
     """One program owns one 128 x 128 block of w.
 
-    Grid: (cdiv(K, 128), cdiv(N, 128), E). Invariant: what lies beyond N or K is masked in the load and the store.
+    Grid: (cdiv(K, 128), cdiv(N, 128), E). Invariant: what lies beyond N or K is masked in the load and the
+    store.
     """
     BLOCK: tl.constexpr = 128
     block_k, block_n, e = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -41,5 +41,6 @@ def launch(q: Tensor, sf: Tensor, dtype: torch.dtype = torch.bfloat16, *, out: t
     _per_block_dequant_fp8_kernel[(triton.cdiv(K, BLOCK), triton.cdiv(N, BLOCK), matrices.size(0))](
         matrices, sfs, w,
         N, K, matrices.stride(0), matrices.stride(1), sfs.stride(0), sfs.stride(1), sfs.stride(2),
-        IS_E8M0=sf.dtype == torch.float8_e8m0fnu, INTERPRETED=_fp8.target_of(q.device).interpreted, num_warps=8,
+        IS_E8M0=sf.dtype == torch.float8_e8m0fnu,
+        INTERPRETED=_fp8.target_of(q.device).interpreted, num_warps=8,
     )  # fmt: skip

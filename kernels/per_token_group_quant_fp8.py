@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from moela.kernels import _fp8
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,9 @@ def _per_token_group_quant_fp8_kernel(
 ):  # fmt: skip
     """One program owns BLOCK_M groups of q and sf and walks each in steps of BLOCK_G columns, twice.
 
-    Grid: cdiv(num_groups, BLOCK_M). Group g is columns [g % groups_per_row * group_size, ...) of row g / groups_per_row.
-    Invariant: a column at or beyond K, or beyond its group, is masked in every load and store.
+    Grid: cdiv(num_groups, BLOCK_M). Group g is columns [g % groups_per_row * group_size, ...) of row g /
+    groups_per_row. Invariant: a column at or beyond K, or beyond its group, is masked in every load and
+    store.
     """
     group = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     row, start = group // groups_per_row, (group % groups_per_row) * group_size
@@ -45,14 +45,18 @@ def _per_token_group_quant_fp8_kernel(
     for step in range(0, group_size, BLOCK_G):
         col = start[:, None] + step + tl.arange(0, BLOCK_G)[None, :]  # [BLOCK_M, BLOCK_G]
         mask = live[:, None] & (col < stop[:, None])
-        x = _fp8.to_float32(tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0), INTERPRETED)
+        x = _fp8.to_float32(
+            tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0), INTERPRETED
+        )
         amax = tl.maximum(amax, tl.max(_fp8.magnitude_bits(x), axis=1))
     sf = _fp8.scale_factor(amax, UE8M0)
     tl.store(sf_ptr + group, sf, mask=live)
     for step in range(0, group_size, BLOCK_G):
         col = start[:, None] + step + tl.arange(0, BLOCK_G)[None, :]
         mask = live[:, None] & (col < stop[:, None])
-        x = _fp8.to_float32(tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0), INTERPRETED)
+        x = _fp8.to_float32(
+            tl.load(x_ptr + row[:, None] * stride_xm + col, mask=mask, other=0.0), INTERPRETED
+        )
         codes = _fp8.encode_e4m3(tl.div_rn(x, sf[:, None] + tl.zeros_like(x)), NATIVE)
         tl.store(q_ptr + row[:, None] * K + col, codes, mask=mask)
 

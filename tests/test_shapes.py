@@ -1,7 +1,6 @@
 """shapes.py: the numbers of real models, held to what their own configurations imply."""
 
 import pytest
-
 from moela.shapes import MODELS, LinearShape
 
 # (N, K) of an expert's fused gate and up projections, and of its down projection, as collected independently.
@@ -24,7 +23,8 @@ EXPERTS = (
     ("mixtral-8x7b", (28672, 4096), (4096, 14336)),
     ("mixtral-8x22b", (32768, 6144), (6144, 16384)),
     ("gpt-oss-20b", (5760, 2880), (2880, 2880)),
-    ("gpt-oss-120b", (5760, 2880), (2880, 2880)),)
+    ("gpt-oss-120b", (5760, 2880), (2880, 2880)),
+)
 
 
 @pytest.mark.parametrize(("name", "gate_up", "down"), EXPERTS, ids=[row[0] for row in EXPERTS])

@@ -1,4 +1,4 @@
-"""Make sure that this environment has a torch that moela supports: the one that is there, else a known good one.
+"""Make sure that this environment has a torch that moela supports: the one there, else a known good one.
 
 python tools/get_torch.py [REQUIREMENT]
 """
@@ -25,7 +25,9 @@ def main(wanted: str = "") -> int:
     if not wanted and have is not None and have >= OLDEST:
         return 0
     if not wanted and have is not None:
-        print(f"moela: torch {have[0]}.{have[1]} is older than {OLDEST[0]}.{OLDEST[1]}; installing {KNOWN_GOOD}")
+        print(
+            f"moela: torch {have[0]}.{have[1]} is older than {OLDEST[0]}.{OLDEST[1]}; installing {KNOWN_GOOD}"
+        )
     return subprocess.call([sys.executable, "-m", "pip", "install", "-q", wanted or KNOWN_GOOD])
 
 

@@ -1,5 +1,5 @@
-// Argument checks. Every message reads "<op>: <argument>: expected <what>, got <what>[; <what to do>]", in the same
-// words as python/moela/ops/_check.py; tests/ops/test_contract.py holds the two together.
+// Argument checks. Every message reads "<op>: <argument>: expected <what>, got <what>[; <what to do>]", in
+// the same words as python/moela/ops/_check.py; tests/ops/test_contract.py holds the two together.
 //
 // They throw std::invalid_argument, which torch hands to Python as ValueError with the message unchanged.
 // STD_TORCH_CHECK would be a RuntimeError with a source line in it.
@@ -88,7 +88,8 @@ inline void check_shape(const char* op, const char* arg, const Tensor& t, const 
   if (!same) fail(op, arg, "shape " + shape_text(shape), shape_text(t));
 }
 
-// The CPU kernels run on CPU tensors only; the dispatcher sees to the first argument, the rest is checked here.
+// The CPU kernels run on CPU tensors only; the dispatcher sees to the first argument, the rest is checked
+// here.
 inline void check_cpu(const char* op, const char* arg, const Tensor& t, const char* owner) {
   if (t.is_cpu()) return;
   const std::string todo = std::string("move ") + arg + " there";
@@ -110,7 +111,8 @@ inline void check_out(const char* op, const char* arg, const Tensor& t, ScalarTy
   check_dtype(op, arg, t.scalar_type(), {dtype});
   check_shape(op, arg, t, shape);
   check_cpu(op, arg, t, "the inputs");
-  if (!t.is_contiguous()) fail(op, arg, "a contiguous tensor", "a strided one", "allocate it with torch.empty");
+  if (!t.is_contiguous())
+    fail(op, arg, "a contiguous tensor", "a strided one", "allocate it with torch.empty");
 }
 
 }  // namespace moela

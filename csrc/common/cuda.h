@@ -1,5 +1,5 @@
-// The current CUDA stream and the check after a launch, without linking libtorch_cuda: a CPU-only torch can then load
-// libmoela_cuda too (docs/adr/0002).
+// The current CUDA stream and the check after a launch, without linking libtorch_cuda: a CPU-only torch can
+// then load libmoela_cuda too (docs/adr/0002).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,10 +15,12 @@ inline cudaStream_t current_stream(int32_t device) {
   using StreamFn = AOTITorchError (*)(int32_t, void**);
   static const auto get = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
-    return library ? reinterpret_cast<StreamFn>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+    return library ? reinterpret_cast<StreamFn>(dlsym(library, "aoti_torch_get_current_cuda_stream"))
+                   : nullptr;
   }();
   void* stream = nullptr;
-  if (get == nullptr || get(device, &stream) != 0) throw std::runtime_error("moela: this torch has no CUDA stream");
+  if (get == nullptr || get(device, &stream) != 0)
+    throw std::runtime_error("moela: this torch has no CUDA stream");
   return static_cast<cudaStream_t>(stream);
 }
 

@@ -37,8 +37,8 @@ inline int32_t shim_dtype(ScalarType dtype) {
   }
 }
 
-// An uninitialised contiguous CPU tensor. Through the C shim: torch::stable::empty goes through the dispatcher and
-// costs 1.2 microseconds more.
+// An uninitialised contiguous CPU tensor. Through the C shim: torch::stable::empty goes through the
+// dispatcher and costs 1.2 microseconds more.
 inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
@@ -47,8 +47,9 @@ inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
     stride *= shape[i] > 1 ? shape[i] : 1;
   }
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                                  shim_dtype(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), shim_dtype(dtype),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -92,8 +93,8 @@ class Float32View {
   std::vector<float> copy_;
 };
 
-// The leading dimensions of a tensor as one: [..., rows] with one stride. A tensor whose leading dimensions have no
-// common stride is copied.
+// The leading dimensions of a tensor as one: [..., rows] with one stride. A tensor whose leading dimensions
+// have no common stride is copied.
 struct FlatRows {
   FlatRows(const Tensor& t, int64_t kept_dims) : tensor(t) {
     const int64_t lead = t.dim() - kept_dims;
@@ -101,7 +102,8 @@ struct FlatRows {
     int64_t expected = -1;
     for (int64_t i = lead - 1; i >= 0; --i) {
       if (t.size(i) == 1) continue;
-      if (expected == -1) stride = t.stride(i);
+      if (expected == -1)
+        stride = t.stride(i);
       else if (t.stride(i) != expected) {
         tensor = torch::stable::contiguous(t);
         break;
@@ -134,8 +136,8 @@ class Scratch {
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
 
-// Runs f(begin, end) over [0, count) on torch's own threads. `cost` is the time of one item in nanoseconds, roughly:
-// work below 50 microseconds is not worth a second thread.
+// Runs f(begin, end) over [0, count) on torch's own threads. `cost` is the time of one item in nanoseconds,
+// roughly: work below 50 microseconds is not worth a second thread.
 template <class F>
 void parallel(int64_t count, double cost, const F& f) {
   if (count == 0) return;

@@ -1,7 +1,7 @@
 // Scalar conversions between float32 and the narrow types, exact or rounded once to nearest even.
 //
-// In an anonymous namespace for the reason given in simd.h. Written without branches where the compiler can then
-// vectorize the loops that call them.
+// In an anonymous namespace for the reason given in simd.h. Written without branches where the compiler can
+// then vectorize the loops that call them.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +24,13 @@ inline uint16_t to_bfloat16(float x) {
 }
 
 inline float from_float16(uint16_t x) {
-  // Exponent and fraction moved into place have a bias that is 112 too small; multiplying by 2^112 is exact, for
-  // subnormals too. Inf and NaN keep the largest exponent.
+  // Exponent and fraction moved into place have a bias that is 112 too small; multiplying by 2^112 is exact,
+  // for subnormals too. Inf and NaN keep the largest exponent.
   const uint32_t magnitude = static_cast<uint32_t>(x & 0x7FFF) << 13;
   const uint32_t finite = bits_of(float_of(magnitude) * 0x1p112f);
   const uint32_t special = magnitude | 0x7F800000;
-  return float_of((static_cast<uint32_t>(x) << 16 & 0x80000000) | ((x & 0x7C00) == 0x7C00 ? special : finite));
+  return float_of((static_cast<uint32_t>(x) << 16 & 0x80000000) |
+                  ((x & 0x7C00) == 0x7C00 ? special : finite));
 }
 
 inline uint16_t to_float16(float x) {
@@ -55,8 +56,8 @@ inline float from_e4m3(uint8_t code) {
 // Nearest even, clamped to +-448; NaN gives the code 0x7F.
 inline uint8_t to_e4m3(float x) {
   const uint32_t u = bits_of(x), sign = u >> 24 & 0x80, magnitude = u & 0x7FFFFFFF;
-  // From 2^-6 on: round to 3 fraction bits and rebias by 120. Below, the grid is 2^-9: adding 2^14 puts it at the
-  // end of the fraction of a float32.
+  // From 2^-6 on: round to 3 fraction bits and rebias by 120. Below, the grid is 2^-9: adding 2^14 puts it at
+  // the end of the fraction of a float32.
   const uint32_t normal = (magnitude + 0x7FFFF + (magnitude >> 20 & 1)) / (1u << 20) - (120u << 3);
   const uint32_t subnormal = bits_of(float_of(magnitude) + 0x1p14f) - bits_of(0x1p14f);
   const uint32_t finite = magnitude < 0x3C800000 ? subnormal : normal;

@@ -3,17 +3,19 @@
 // Computes d = (a * sf_a) @ (b * sf_b).T + bias from b as a checkpoint stores it: rows of e4m3 codes.
 // Bound: the DRAM rate of b for few rows, the multiply-add rate from about eight rows on.
 //
-// One task is kCols columns of d for all rows of the chunk. For each block of 128 columns of K it turns a [kCols, 128]
-// tile of b into a panel in L1, columns of d side by side in the lanes, and multiplies every row tile of a with it.
-// There are two panels. The code panel holds codes, decoded in registers at each use: best for few rows, where the
-// decoding hides behind the multiply-adds. The float panel holds float32, decoded once. One or two rows do without.
+// One task is kCols columns of d for all rows of the chunk. For each block of 128 columns of K it turns a
+// [kCols, 128] tile of b into a panel in L1, columns of d side by side in the lanes, and multiplies every row
+// tile of a with it. There are two panels. The code panel holds codes, decoded in registers at each use: best
+// for few rows, where the decoding hides behind the multiply-adds. The float panel holds float32, decoded
+// once. One or two rows do without.
 //
 // Numerics, the same with both panels and on every instruction set, for one element of d:
-//   per block of 128 columns of K:   even = fma chain over k = 0, 2, 4 ...   odd = the same over k = 1, 3, 5 ...
+//   per block of 128 columns of K:   even = fma chain over k = 0, 2, 4 ...   odd = the same over k = 1, 3, 5
+//   ...
 //                                    total = fma(even, sf, total),  total = fma(odd, sf, total)
 //   per 8 blocks:                    sum = sum + total,  total = 0
-// Chains of 64 keep the rounding error below 2e-7 of the result for float32 activations (one chain of 128: 2.5e-7 at
-// K = 7168; docs/FACTS.md).
+// Chains of 64 keep the rounding error below 2e-7 of the result for float32 activations (one chain of
+// 128: 2.5e-7 at K = 7168; docs/FACTS.md).
 #pragma once
 
 #include "cpu/convert.h"
@@ -26,11 +28,12 @@ using moela::cpu::Fp8GemmChunk;
 using moela::cpu::Fp8GemmKernels;
 using moela::cpu::Fp8GemmParams;
 
-constexpr int kBlock = 128;         // columns of K, and rows of b, that share a scale factor
+constexpr int kBlock = 128;  // columns of K, and rows of b, that share a scale factor
 constexpr int kBlocksPerSum = 8;
 
-// Register tile: kTileRows * kVecs accumulators, kVecs vectors of b and one broadcast fill the register file. Up to
-// kCodePanelRows rows the code panel is the faster one (measured; AVX2 has no registers left to decode in).
+// Register tile: kTileRows * kVecs accumulators, kVecs vectors of b and one broadcast fill the register file.
+// Up to kCodePanelRows rows the code panel is the faster one (measured; AVX2 has no registers left to decode
+// in).
 #if defined(MOELA_SIMD_AVX512)
 constexpr int kTileRows = 12, kVecs = 2, kCodePanelRows = 24;
 #elif defined(MOELA_SIMD_AVX2)
@@ -45,7 +48,8 @@ static_assert(kBlock % kCols == 0, "a task must not straddle two scale factors o
 constexpr int kMaxRows = 252;  // of a chunk; plan/fp8_gemm.h
 static_assert(kMaxRows % kTileRows == 0, "plan_fp8_gemm makes full tiles of a full chunk");
 
-// Powers of two that undo each other: in a `tiny` chunk weights are value * 2^-120 and activations value * 2^60.
+// Powers of two that undo each other: in a `tiny` chunk weights are value * 2^-120 and activations value *
+// 2^60.
 constexpr float kUntiny = 0x1p120f;
 constexpr float kHalfUntiny = 0x1p60f;
 
@@ -63,10 +67,10 @@ struct RowTiles {
   int64_t larger;  // this many tiles have one row more
 };
 
-// --- activations -----------------------------------------------------------------------------------------------
+// --- activations ---
 
-// True if each value is 0, Inf, NaN or within [2^-48, 2^60]: then value * 2^60 does not overflow, and no product with
-// a tiny weight (2^-129 ... 2^-111) loses a bit below the smallest subnormal.
+// True if each value is 0, Inf, NaN or within [2^-48, 2^60]: then value * 2^60 does not overflow, and no
+// product with a tiny weight (2^-129 ... 2^-111) loses a bit below the smallest subnormal.
 bool fits_tiny(const Fp8GemmParams& p, int64_t m0, int64_t num_rows) {
   if (p.a_dtype == Dtype::kE4m3 || p.a_dtype == Dtype::kFloat16) return true;
   uint32_t outside = 0;
@@ -121,9 +125,10 @@ MOELA_INLINE void block_scales(const Fp8GemmParams& p, const Fp8GemmChunk& chunk
     out[m] = chunk.sf_a ? chunk.sf_a[block * chunk.num_rows + m] * sf_b : sf_b;
 }
 
-// --- weights ---------------------------------------------------------------------------------------------------
+// --- weights ---
 
-// Rows [n0, n0 + kCols) and columns [k0, k0 + 128) of b where they all exist, else a copy with zeros around it.
+// Rows [n0, n0 + kCols) and columns [k0, k0 + 128) of b where they all exist, else a copy with zeros around
+// it.
 struct CodeTile {
   CodeTile(const Fp8GemmParams& p, int64_t n0, int64_t k0, uint8_t* staging) {
     const int64_t rows = min_of(kCols, p.N - n0), cols = min_of(kBlock, p.K - k0);
@@ -139,9 +144,10 @@ struct CodeTile {
   int64_t ld;
 };
 
-// Prefetches the next task's rows while this one computes, a line at a time and in the order of their addresses:
-// DRAM sees one steady stream although the kernel reads kCols rows side by side, and the kernel finds them in L2.
-// A prefetch cannot fault, so the end of b needs no check. Between the rows of a strided b it fetches the gaps too.
+// Prefetches the next task's rows while this one computes, a line at a time and in the order of their
+// addresses: DRAM sees one steady stream although the kernel reads kCols rows side by side, and the kernel
+// finds them in L2. A prefetch cannot fault, so the end of b needs no check. Between the rows of a strided b
+// it fetches the gaps too.
 class Prefetcher {
  public:
   explicit Prefetcher(const uint8_t* codes) : line_(codes) {}
@@ -182,7 +188,8 @@ struct FloatPanel {
         for (int j = 0; j < kLanes; ++j) {
           seen[v] = note_nan(seen[v], q[j]);
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) store(value[k + 4 * j + i] + v * kLanes, mul(decode_tiny(q[j], i), untiny));
+          for (int i = 0; i < 4; ++i)
+            store(value[k + 4 * j + i] + v * kLanes, mul(decode_tiny(q[j], i), untiny));
         }
       }
   }
@@ -191,7 +198,7 @@ struct FloatPanel {
   alignas(64) float value[kBlock][kCols];
 };
 
-// --- result ----------------------------------------------------------------------------------------------------
+// --- result ---
 
 MOELA_INLINE bool is_end_of_sum(int64_t block, int64_t blocks) {
   return block % kBlocksPerSum == kBlocksPerSum - 1 || block == blocks - 1;
@@ -204,7 +211,8 @@ MOELA_INLINE void add_totals(int64_t size, float* sums, float* totals) {
   }
 }
 
-// Adds the bias, rounds and stores a task's [num_rows, kCols]. Columns whose row of b holds a NaN code are NaN.
+// Adds the bias, rounds and stores a task's [num_rows, kCols]. Columns whose row of b holds a NaN code are
+// NaN.
 void finish(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0, const I* seen, float* sums) {
   const int64_t cols = min_of(kCols, p.N - n0);
   uint32_t nan[kVecs];
@@ -218,13 +226,15 @@ void finish(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0, const
   }
 }
 
-// --- multiply --------------------------------------------------------------------------------------------------
+// --- multiply ---
 
-// totals[m] += sf[m] * (a @ panel) for kRows rows, over the columns k = kFirst, kFirst + 2 ... of a block; with
-// kChains = 2 over those and the next ones, side by side: few rows need the more sums to hide the latency of the
-// multiply-add. Without the pin gcc 12 loads a weight again in every multiply-add (31 against 90 GFLOP/s, AVX2).
+// totals[m] += sf[m] * (a @ panel) for kRows rows, over the columns k = kFirst, kFirst + 2 ... of a block;
+// with kChains = 2 over those and the next ones, side by side: few rows need the more sums to hide the
+// latency of the multiply-add. Without the pin gcc 12 loads a weight again in every multiply-add (31 against
+// 90 GFLOP/s, AVX2).
 template <class Panel, int kRows, int kFirst, int kChains>
-__attribute__((noinline)) void multiply_chains(const float* a, const Panel& panel, const float* sf, float* totals) {
+__attribute__((noinline)) void multiply_chains(const float* a, const Panel& panel, const float* sf,
+                                               float* totals) {
   F acc[kChains][kRows][kVecs];
 #pragma GCC unroll 2
   for (int c = 0; c < kChains; ++c)
@@ -302,7 +312,8 @@ void run_task(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
   for (I& s : seen) s = zero_bytes();
 
   const RowTiles tiles(chunk.num_rows);
-  const MultiplyFn<Panel> larger = multiply_for<Panel>(tiles.base + 1), smaller = multiply_for<Panel>(tiles.base);
+  const MultiplyFn<Panel> larger = multiply_for<Panel>(tiles.base + 1),
+                          smaller = multiply_for<Panel>(tiles.base);
   Prefetcher next(p.b + (n0 + kCols) * p.ldb);
   const int64_t blocks = num_blocks(p);
   for (int64_t block = 0; block < blocks; ++block) {
@@ -318,12 +329,13 @@ void run_task(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
   finish(p, chunk, n0, seen, sums);
 }
 
-// chains[c][m] = a @ tile over the columns k = c (mod 2) of one block, for one or two rows: without a panel, the codes
-// go from the transpose straight into the multiply-adds. The columns' vectors are innermost: together with the two
-// chains that makes four independent sums. A function of its own, so that nothing else wants registers.
+// chains[c][m] = a @ tile over the columns k = c (mod 2) of one block, for one or two rows: without a panel,
+// the codes go from the transpose straight into the multiply-adds. The columns' vectors are innermost:
+// together with the two chains that makes four independent sums. A function of its own, so that nothing else
+// wants registers.
 template <int kRows>
-__attribute__((noinline)) void multiply_few_rows(const float* a, const CodeTile& tile, Prefetcher& next, I* seen,
-                                                 float* chains) {
+__attribute__((noinline)) void multiply_few_rows(const float* a, const CodeTile& tile, Prefetcher& next,
+                                                 I* seen, float* chains) {
   F acc[2][kRows][kVecs];
   I nan[kVecs];
 #pragma GCC unroll 4
@@ -349,7 +361,8 @@ __attribute__((noinline)) void multiply_few_rows(const float* a, const CodeTile&
         for (int m = 0; m < kRows; ++m) {
           const F x = set1(a[(k + 4 * j + i) * kRows + m]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kVecs; ++v) acc[i % 2][m][v] = fma(x, decode_tiny(q[v][j], i), acc[i % 2][m][v]);
+          for (int v = 0; v < kVecs; ++v)
+            acc[i % 2][m][v] = fma(x, decode_tiny(q[v][j], i), acc[i % 2][m][v]);
         }
     }
   }
@@ -380,7 +393,8 @@ void run_few_rows(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0)
     for (int c = 0; c < 2; ++c)
       for (int m = 0; m < kRows; ++m)
         for (int n = m * kCols; n < (m + 1) * kCols; n += kLanes)
-          store(totals + n, fma(CodePanel::rescale(load(chains + c * kRows * kCols + n)), set1(sf[m]), load(totals + n)));
+          store(totals + n,
+                fma(CodePanel::rescale(load(chains + c * kRows * kCols + n)), set1(sf[m]), load(totals + n)));
     if (is_end_of_sum(block, blocks)) add_totals(kRows * kCols, sums, totals);
   }
   finish(p, chunk, n0, seen, sums);

@@ -59,8 +59,8 @@ const Kernels& choose() {
     if (wanted.empty() || wanted == isa.name) return *isa.kernels;
     usable += (usable.empty() ? "" : ", ") + std::string(isa.name);
   }
-  throw std::invalid_argument("MOELA_CPU_ISA: expected one that this machine runs (" + usable + "), got '" + wanted +
-                              "'");
+  throw std::invalid_argument("MOELA_CPU_ISA: expected one that this machine runs (" + usable + "), got '" +
+                              wanted + "'");
 }
 
 }  // namespace
@@ -76,7 +76,8 @@ extern "C" __attribute__((visibility("default"))) const char* moela_cpu_isas() {
   const Kernels* chosen = nullptr;
   try {
     chosen = &kernels();
-  } catch (const std::invalid_argument&) {  // reported by the first op; here every line says what would be valid
+  } catch (
+      const std::invalid_argument&) {  // reported by the first op; here every line says what would be valid
   }
   text.clear();
   for (const Isa& isa : isas()) {

@@ -1,8 +1,7 @@
 // The kernels for one instruction set. CMakeLists.txt has the compiler options that belong to it.
 #define MOELA_SIMD_SCALAR
-#include "cpu/isa.h"
-
 #include "cpu/fp8_gemm_kernel.h"
+#include "cpu/isa.h"
 #include "cpu/per_block_dequant_fp8_kernel.h"
 #include "cpu/per_block_quant_fp8_kernel.h"
 #include "cpu/per_token_group_quant_fp8_kernel.h"

@@ -1,4 +1,5 @@
-// Interface of the CPU per_token_group_quant_fp8. Definition: python/moela/reference/per_token_group_quant_fp8.py.
+// Interface of the CPU per_token_group_quant_fp8. Definition:
+// python/moela/reference/per_token_group_quant_fp8.py.
 #pragma once
 
 #include <cstdint>

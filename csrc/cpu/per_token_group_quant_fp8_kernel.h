@@ -6,7 +6,8 @@
 
 namespace {
 
-// A group is read in pieces of this size, twice: once for its maximum, once for the cast, the second time from L1.
+// A group is read in pieces of this size, twice: once for its maximum, once for the cast, the second time
+// from L1.
 constexpr int64_t kPiece = 512;
 
 void per_token_group_quant_fp8(const moela::cpu::PerTokenGroupQuantFp8Params& p, int64_t begin, int64_t end) {

@@ -47,7 +47,8 @@ void check(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, 
 void launch_chunk(const cpu::Fp8GemmParams& p, const plan::Fp8GemmPlan& plan, cpu::Fp8GemmChunk chunk) {
   const cpu::Fp8GemmKernels& kernel = cpu::kernels().fp8_gemm;
   chunk.tiny = plan.code_panel && kernel.fits_tiny(p, chunk.m0, chunk.num_rows);
-  // A packed element takes about half a nanosecond; a task reads its weights at 10 GB/s or multiplies at 100 GFLOP/s.
+  // A packed element takes about half a nanosecond; a task reads its weights at 10 GB/s or multiplies at 100
+  // GFLOP/s.
   const auto rows = static_cast<double>(chunk.num_rows), K = static_cast<double>(p.K);
   parallel(blocks(p.K), 0.5 * rows * kBlock,
            [&](int64_t begin, int64_t end) { kernel.pack(p, chunk, begin, end); });

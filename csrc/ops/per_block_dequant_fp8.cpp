@@ -35,9 +35,8 @@ void launch(const Tensor& q, const Tensor& sf, Tensor& w) {
       .K = q.size(dim - 1),
   };
   if (p.E == 0 || p.N == 0 || p.K == 0) return;
-  parallel(p.E * p.N, 0.2 * static_cast<double>(p.K), [&](int64_t begin, int64_t end) {
-    cpu::kernels().per_block_dequant_fp8(p, begin, end);
-  });
+  parallel(p.E * p.N, 0.2 * static_cast<double>(p.K),
+           [&](int64_t begin, int64_t end) { cpu::kernels().per_block_dequant_fp8(p, begin, end); });
 }
 
 Tensor per_block_dequant_fp8(const Tensor& q, const Tensor& sf, ScalarType dtype) {

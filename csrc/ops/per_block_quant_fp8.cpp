@@ -32,9 +32,8 @@ void launch(const Tensor& w, bool ue8m0, Tensor& q, Tensor& sf) {
       .ue8m0 = ue8m0,
   };
   if (p.E == 0 || p.N == 0 || p.K == 0) return;
-  parallel(p.E * ((p.N + 127) / 128), 40.0 * static_cast<double>(p.K), [&](int64_t begin, int64_t end) {
-    cpu::kernels().per_block_quant_fp8(p, begin, end);
-  });
+  parallel(p.E * ((p.N + 127) / 128), 40.0 * static_cast<double>(p.K),
+           [&](int64_t begin, int64_t end) { cpu::kernels().per_block_quant_fp8(p, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> per_block_quant_fp8(const Tensor& w, bool ue8m0) {

@@ -37,9 +37,8 @@ void launch(const Tensor& x, int64_t group_size, bool ue8m0, Tensor& q, Tensor& 
       .ue8m0 = ue8m0,
   };
   if (p.M == 0 || p.K == 0) return;
-  parallel(p.M, 0.3 * static_cast<double>(p.K), [&](int64_t begin, int64_t end) {
-    cpu::kernels().per_token_group_quant_fp8(p, begin, end);
-  });
+  parallel(p.M, 0.3 * static_cast<double>(p.K),
+           [&](int64_t begin, int64_t end) { cpu::kernels().per_token_group_quant_fp8(p, begin, end); });
 }
 
 std::tuple<Tensor, Tensor> per_token_group_quant_fp8(const Tensor& x, int64_t group_size, bool ue8m0) {

@@ -26,5 +26,6 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
         return moela::plan::plan_fp8_gemm(
             M, N, Fp8GemmShape{.tile_rows = tile_rows, .cols = cols, .code_panel_rows = code_panel_rows});
       },
-      py::arg("M"), py::arg("N"), py::kw_only(), py::arg("tile_rows"), py::arg("cols"), py::arg("code_panel_rows"));
+      py::arg("M"), py::arg("N"), py::kw_only(), py::arg("tile_rows"), py::arg("cols"),
+      py::arg("code_panel_rows"));
 }

@@ -20,11 +20,11 @@ struct Fp8GemmPlan {
   int64_t num_tasks;  // per chunk
 };
 
-// The sum over K is never split and its order does not depend on the plan, so neither M nor the number of threads
-// can change a bit of the result.
+// The sum over K is never split and its order does not depend on the plan, so neither M nor the number of
+// threads can change a bit of the result.
 inline Fp8GemmPlan plan_fp8_gemm(int64_t M, int64_t N, const Fp8GemmShape& shape) {
-  // 252 rows of float32 for 32 columns are 32 KB, twice, beside the panel (16 KB): L2 on every machine. Decoding a
-  // weight costs about as much as seven multiply-adds, so chunks of 252 rows lose 3 % to it.
+  // 252 rows of float32 for 32 columns are 32 KB, twice, beside the panel (16 KB): L2 on every machine.
+  // Decoding a weight costs about as much as seven multiply-adds, so chunks of 252 rows lose 3 % to it.
   constexpr int64_t kMaxRows = 252;
   const int64_t num_chunks = M == 0 ? 0 : (M + kMaxRows - 1) / kMaxRows;
   return {

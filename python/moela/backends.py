@@ -1,8 +1,8 @@
 """Which backends there are, which one an op runs on, and why.
 
-    >>> print(moela.backends.explain("fp8_gemm", "cpu"))
-    >>> with moela.use_backend("reference"):
-    ...     y = model(x)
+>>> print(moela.backends.explain("fp8_gemm", "cpu"))
+>>> with moela.use_backend("reference"):
+...     y = model(x)
 """
 
 import ctypes
@@ -113,7 +113,11 @@ def why_not(backend: str, op: str, device: torch.device | str) -> str | None:
     if device.type != backend:
         return f"runs on {backend} tensors only"
     if library(backend).error:
-        todo = "; build with nvcc in reach: MOELA_CUDA=ON pip install ." if backend == "cuda" else "; pip install ."
+        todo = (
+            "; build with nvcc in reach: MOELA_CUDA=ON pip install ."
+            if backend == "cuda"
+            else "; pip install ."
+        )
         return str(library(backend).error) + todo
     if not _compiled(backend, op):
         return f"has no {op} kernel"
@@ -132,7 +136,9 @@ def _why_not_triton(op: str, device: torch.device) -> str | None:
     if not _has_triton_kernel(op):
         return f"has no {op} kernel"
     if device.type == "cpu":
-        return None if interpreted() else "runs on CPU tensors in its interpreter only; set TRITON_INTERPRET=1"
+        return (
+            None if interpreted() else "runs on CPU tensors in its interpreter only; set TRITON_INTERPRET=1"
+        )
     if device.type != "cuda":
         return f"does not run on {device.type} tensors here"
     if torch.version.hip is None and _capability(device.index or 0) < (8, 0):
@@ -195,8 +201,9 @@ def overrides_compiled_cpu(op: str) -> bool:
 class use_backend(TorchDispatchMode):  # noqa: N801  (a context manager, named as it is read)
     """Run every moela op inside the `with` on one backend, and raise where that backend cannot.
 
-    For comparing and for finding faults: while it is active every torch op takes a detour of some microseconds
-    through Python, and torch.compile does not trace. To choose for a whole process, set MOELA_BACKEND.
+    For comparing and for finding faults: while it is active every torch op takes a detour of some
+    microseconds through Python, and torch.compile does not trace. To choose for a whole process, set
+    MOELA_BACKEND.
     """
 
     def __init__(self, name: str):

@@ -1,7 +1,7 @@
 """Layer shapes of real models, each with the file that its numbers were read from.
 
-    >>> MODELS["deepseek-v3"].linear_layers()["expert_down"]
-    LinearShape(N=7168, K=2048)
+>>> MODELS["deepseek-v3"].linear_layers()["expert_down"]
+LinearShape(N=7168, K=2048)
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class MlaShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """One model. `intermediate` is the width of a routed expert, `shared_intermediate` of all shared ones together."""
+    """One model. `intermediate` is the width of a routed expert, `shared_intermediate` of all shared ones."""
 
     name: str
     hidden: int
@@ -86,7 +86,7 @@ _TABLE = (
     ("deepseek-v3.2", 7168, 2048, 256, 8, 2048, 18432, 61, 3, (128, 1536, 512, 128, 64, 128),
      "deepseek-ai/DeepSeek-V3.2-Exp: inference/config_671B_v3.2.json @ 3b99a53"),
     ("kimi-k2", 7168, 2048, 384, 8, 2048, 18432, 61, 1, (64, 1536, 512, 128, 64, 128),
-     "ai-dynamo/aiconfigurator:"),
+     "THUDM/slime: scripts/models/kimi-k2.sh @ 624b824"),
     ("moonlight-16b-a3b", 2048, 1408, 64, 6, 2816, 11264, 27, 1, (16, None, 512, 128, 64, 128),
      "pytorch/torchtitan: torchtitan/models/kimi_k2_7/__init__.py @ b5bcd76"),
     ("mistral-large-3", 7168, 4096, 128, 4, 4096, 16384, 61, 3, (128, 1536, 512, 128, 64, 128),
@@ -96,25 +96,25 @@ _TABLE = (
     ("glm-4.5-air", 4096, 1408, 128, 8, 1408, 10944, 46, 1, None,
      "wenhaochai/llm-architecture-lineage: data/configs/glm-4-5-air.json @ 45f0a97"),
     ("glm-4.7-flash", 2048, 1536, 64, 4, 1536, 10240, 47, 1, (20, 768, 512, 192, 64, 256),
-     "ai-dynamo/aiconfigurator:"),
+     "huggingface/transformers 5.23.0: models/glm4_moe_lite/configuration_glm4_moe_lite.py"),
     ("glm-5", 6144, 2048, 256, 8, 2048, 12288, 78, 3, (64, 2048, 512, 192, 64, 256),
-     "ai-dynamo/aiconfigurator:"),
+     "huggingface/transformers 5.23.0: models/glm_moe_dsa/configuration_glm_moe_dsa.py"),
     ("qwen3-30b-a3b", 2048, 768, 128, 8, 0, None, 48, 0, None,
-     "ai-dynamo/aiconfigurator:"),
+     "THUDM/slime: scripts/models/qwen3-30B-A3B.sh @ 624b824"),
     ("qwen3-235b-a22b", 4096, 1536, 128, 8, 0, None, 94, 0, None,
-     "ai-dynamo/aiconfigurator:"),
+     "THUDM/slime: scripts/models/qwen3-235B-A22B.sh @ 624b824"),
     ("qwen3-coder-480b-a35b", 6144, 2560, 160, 8, 0, None, 62, 0, None,
-     "ai-dynamo/aiconfigurator:"),
+     "ai-dynamo/aiconfigurator: aic-core/src/aiconfigurator_core/model_configs/Qwen--Qwen3-Coder-480B-A35B"),
     ("minimax-m2", 3072, 1536, 256, 8, 0, None, 62, 0, None,
      "wenhaochai/llm-architecture-lineage: data/configs/minimax-m2-230b.json @ 45f0a97"),
     ("mixtral-8x7b", 4096, 14336, 8, 2, 0, None, 32, 0, None,
-     "ai-dynamo/aiconfigurator:"),
+     "huggingface/transformers 5.23.0: models/mixtral/configuration_mixtral.py"),
     ("mixtral-8x22b", 6144, 16384, 8, 2, 0, None, 56, 0, None,
-     "ai-dynamo/aiconfigurator:"),
+     "AMD-AGI/Primus: primus/configs/models/megatron/mixtral_8x22B_v0.1.yaml @ fd1eeab"),
     ("gpt-oss-20b", 2880, 2880, 32, 4, 0, None, 24, 0, None,
-     "ai-dynamo/aiconfigurator:"),
+     "pytorch/torchtitan: torchtitan/models/gpt_oss/__init__.py @ b5bcd76"),
     ("gpt-oss-120b", 2880, 2880, 128, 4, 0, None, 36, 0, None,
-     "ai-dynamo/aiconfigurator:"),
+     "openai/gpt-oss: gpt_oss/torch/model.py"),
 )  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-# What an accumulator may lose, in units of sum_k |a||b|. float32: the longest chain of roundings in any backend
-# is 128 products, then one addition per 128 columns of K: (128 + K/128) * 2^-24 in the worst case, and a random
-# walk in practice, so 2^-20 holds up to K = 2^15. It is not tuned: a dropped product or a rounding of an operand
-# to bfloat16 is far outside.
+# What a float32 accumulator may lose, in units of sum_k |a||b|. In every backend a product passes at most
+# 128 + K/128 additions of 2^-24 each; were all to err the same way that would be 2^-20 already at K = 2^11,
+# so this is a bound on errors that do not conspire (they grow with the root of the chain): sixteen
+# roundings' worth, up to K = 2^15. Not tuned: a dropped product or an operand rounded to bfloat16 is far
+# outside.
 FLOAT32_SUM = 2.0**-20
-# Hopper's fp8 tensor core keeps about 13 fraction bits between promotions. To be replaced by a measured value.
+# Hopper's fp8 tensor core keeps about 13 fraction bits between promotions; not yet measured here.
 HOPPER_FP8_SUM = 2.0**-11
 
 
@@ -28,7 +29,8 @@ def assert_within(got: Tensor, exact: Tensor, error: Tensor, what: str = "") -> 
     index = tuple(wrong[0].tolist())
     raise AssertionError(
         f"{what}: {len(wrong)} of {got.numel()} elements out of bounds, first at {list(index)}: "
-        f"got {got[index].item():.9g}, exact {exact[index].item():.9g}, allowed error {error[index].item():.3g}"
+        f"got {got[index].item():.9g}, exact {exact[index].item():.9g}, "
+        f"allowed error {error[index].item():.3g}"
     )
 
 

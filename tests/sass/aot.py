@@ -1,10 +1,11 @@
-"""Compile what every Triton launch() launches on one target, without a GPU, and print facts of its machine code as JSON.
+"""Compile what every Triton launch() launches on a target, without a GPU; print facts of the code as JSON.
 
     python tests/sass/aot.py sm_90
 
-A process of its own, because Triton reads TRITON_INTERPRET once. launch() runs with tensors in host memory and a
-driver that only names the target; a hook takes the signature, the constants and the alignments that Triton derived
-from the arguments and stops the launch. So what is compiled is what would run, not a copy of it kept here.
+A process of its own, because Triton reads TRITON_INTERPRET once. launch() runs with tensors in host memory
+and a driver that only names the target; a hook takes the signature, the constants and the alignments that
+Triton derived from the arguments and stops the launch. So what is compiled is what would run, not a copy of
+it kept here.
 """
 
 import json
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -21,11 +21,16 @@ os.environ.pop("TRITON_INTERPRET", None)
 import machine_code
 import torch
 import triton
+from moela.kernels import (
+    _fp8,
+    fp8_gemm,
+    per_block_dequant_fp8,
+    per_block_quant_fp8,
+    per_token_group_quant_fp8,
+)
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from moela.kernels import _fp8, fp8_gemm, per_block_dequant_fp8, per_block_quant_fp8, per_token_group_quant_fp8
 
 FP8, E8M0, BF16, F16, F32 = (
     torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.bfloat16, torch.float16, torch.float32
@@ -34,7 +39,7 @@ Launch = tuple[Callable[..., None], tuple, dict[str, Any]]
 
 
 def gemm(a: torch.dtype, sf_b=F32, bias=None, out_dtype=BF16, M=100, N=7168, K=2048, row_pad=0) -> Launch:
-    """Arguments of fp8_gemm.launch. row_pad: elements between the rows of a; 8 makes them unfit for descriptors."""
+    """Arguments of fp8_gemm.launch. row_pad: elements between rows of a; 8 makes them unfit for TMA."""
     blocks = -(-K // 128)
     args = (
         torch.empty(M, K + row_pad).to(a)[:, :K],
@@ -130,7 +135,9 @@ def facts(launch: Launch, target: GPUTarget) -> dict[str, Any]:
         "num_warps": kernel.metadata.num_warps,
         "num_stages": compilation["options"]["num_stages"],
         "shared": kernel.metadata.shared,
-        "uses_descriptors": any(str(t).startswith("tensordesc") for t in compilation["src"].signature.values()),
+        "uses_descriptors": any(
+            str(t).startswith("tensordesc") for t in compilation["src"].signature.values()
+        ),
     }
     if target.backend == "cuda":
         result |= machine_code.of_cubin(kernel.asm["cubin"], kernel.asm["ptx"])

@@ -1,4 +1,4 @@
-"""Opcodes, registers and spills of compiled kernels, from what Triton brings along: no CUDA toolkit, no GPU."""
+"""Opcodes, registers and spills of compiled kernels, from what Triton brings along; no toolkit, no GPU."""
 
 import re
 import subprocess
@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-# "/*0080*/   @!P0 LDG.E R4, ..." -> LDG.E; "@p bra.uni L" -> bra.uni; "v_mfma_f32_... a[0:3]" -> v_mfma_f32_...
+# "/*0080*/   @!P0 LDG.E R4, ..." -> LDG.E; "@p bra.uni L" -> bra.uni; "v_mfma_f32_... a[0:3]" ->
+# v_mfma_f32_...
 _SASS = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[\w:]+)*)", re.M)
 _ASM = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][a-z0-9_]*(?:[.:][\w:]+)*)", re.M)
 
@@ -46,7 +47,10 @@ def of_cubin(cubin: bytes, ptx: str) -> dict[str, Any]:
 
 def resource_usage(text: str) -> dict[str, int]:
     """Of `cuobjdump --dump-resource-usage`. Triton's n_spills is stack bytes / 4."""
-    return {"registers": int(re.search(r"REG:(\d+)", text)[1]), "stack": int(re.search(r"STACK:(\d+)", text)[1])}
+    return {
+        "registers": int(re.search(r"REG:(\d+)", text)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", text)[1]),
+    }
 
 
 def of_amdgcn(text: str) -> dict[str, Any]:

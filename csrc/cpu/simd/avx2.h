@@ -5,7 +5,8 @@
 
 namespace {
 
-constexpr int kLanes = 8;using F = __m256;
+constexpr int kLanes = 8;
+using F = __m256;
 using I = __m256i;
 
 MOELA_INLINE F zero() { return _mm256_setzero_ps(); }

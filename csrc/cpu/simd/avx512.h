@@ -28,8 +28,9 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return _mm512_test_epi32_mask(_mm512_movm_epi8(bytes), _mm512_set1_epi32(-1));
 }
 
-// Sixty-four codes of sixteen rows -> q[j]: lane n holds codes 4j .. 4j + 3 of row n. Whole rows of 64 bytes are
-// loaded, so that each cache line is touched once: rows are often a power of two apart and fight for the same sets.
+// Sixty-four codes of sixteen rows -> q[j]: lane n holds codes 4j .. 4j + 3 of row n. Whole rows of 64 bytes
+// are loaded, so that each cache line is touched once: rows are often a power of two apart and fight for the
+// same sets.
 MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[kLanes]) {
   I r[16], t[16];
 #pragma GCC unroll 16
@@ -45,8 +46,10 @@ MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[kLanes]) {
   }
 #pragma GCC unroll 4
   for (int w = 0; w < 4; ++w) {  // word 4l + w of all rows: a 4 x 4 transpose of 128-bit lanes
-    const I a = _mm512_shuffle_i32x4(t[w], t[4 + w], 0x44), b = _mm512_shuffle_i32x4(t[8 + w], t[12 + w], 0x44);
-    const I c = _mm512_shuffle_i32x4(t[w], t[4 + w], 0xEE), d = _mm512_shuffle_i32x4(t[8 + w], t[12 + w], 0xEE);
+    const I a = _mm512_shuffle_i32x4(t[w], t[4 + w], 0x44),
+            b = _mm512_shuffle_i32x4(t[8 + w], t[12 + w], 0x44);
+    const I c = _mm512_shuffle_i32x4(t[w], t[4 + w], 0xEE),
+            d = _mm512_shuffle_i32x4(t[8 + w], t[12 + w], 0xEE);
     q[w] = _mm512_shuffle_i32x4(a, b, 0x88);
     q[4 + w] = _mm512_shuffle_i32x4(a, b, 0xDD);
     q[8 + w] = _mm512_shuffle_i32x4(c, d, 0x88);

@@ -5,7 +5,8 @@
 
 namespace {
 
-class ExactSubnormals { public:
+class ExactSubnormals {
+ public:
   ExactSubnormals() {
     asm volatile("mrs %0, fpcr" : "=r"(saved_));
     asm volatile("msr fpcr, %0" ::"r"(saved_ & ~(uint64_t{1} << 24)));  // FZ off
@@ -19,7 +20,8 @@ class ExactSubnormals { public:
 };
 MOELA_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
-constexpr int kLanes = 4;using F = float32x4_t;
+constexpr int kLanes = 4;
+using F = float32x4_t;
 using I = uint32x4_t;
 
 MOELA_INLINE F zero() { return vdupq_n_f32(0.f); }
@@ -56,6 +58,8 @@ MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
 #define shift_left16(x, n) vreinterpretq_u32_u16(vshlq_n_u16(vreinterpretq_u16_u32(x), n))
 #define shift_left32(x, n) vshlq_n_u32(x, n)
 #define shift_right_signed16(x, n) vreinterpretq_u32_s16(vshrq_n_s16(vreinterpretq_s16_u32(x), n))
-MOELA_INLINE F mask_bits(I x, uint32_t bits) { return vreinterpretq_f32_u32(vandq_u32(x, vdupq_n_u32(bits))); }
+MOELA_INLINE F mask_bits(I x, uint32_t bits) {
+  return vreinterpretq_f32_u32(vandq_u32(x, vdupq_n_u32(bits)));
+}
 
 }  // namespace

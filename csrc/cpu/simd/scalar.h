@@ -70,9 +70,8 @@ MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
     }
 }
 MOELA_INLINE I shift_left16(I x, int n) {
-  return each_bits([&](int l) {
-    return ((x.v[l] & 0xFFFF) << n & 0xFFFF) | ((x.v[l] >> 16) << n & 0xFFFF) << 16;
-  });
+  return each_bits(
+      [&](int l) { return ((x.v[l] & 0xFFFF) << n & 0xFFFF) | ((x.v[l] >> 16) << n & 0xFFFF) << 16; });
 }
 MOELA_INLINE I shift_left32(I x, int n) {
   return each_bits([&](int l) { return x.v[l] << n; });

@@ -5,7 +5,8 @@
 
 namespace {
 
-// Kernels multiply by subnormal numbers on purpose (see decode_tiny); torch.set_flush_denormal must not matter.
+// Kernels multiply by subnormal numbers on purpose (see decode_tiny); torch.set_flush_denormal must not
+// matter.
 class ExactSubnormals {
  public:
   ExactSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }  // FTZ and DAZ off

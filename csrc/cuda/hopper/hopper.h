@@ -5,7 +5,8 @@
 
 namespace moela::cuda::sm90 {
 
-// PTX ISA "cvt.rn.satfinite.e4m3x2.f32": nearest even, clamped to +-448, NaN -> 0x7F. `low` becomes the low byte.
+// PTX ISA "cvt.rn.satfinite.e4m3x2.f32": nearest even, clamped to +-448, NaN -> 0x7F. `low` becomes the low
+// byte.
 __device__ __forceinline__ uint16_t cvt_e4m3x2(float low, float high) {
   uint16_t codes;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));

@@ -26,10 +26,10 @@ __device__ __forceinline__ float scale_factor(uint32_t amax, bool ue8m0) {
 
 // Computes sf and q of one group. Bound: memory, x is read once from DRAM (the second pass hits L1).
 // Grid: ceil(M * num_groups / kWarpsPerBlock) blocks; one warp owns one group.
-// Invariant: every element of q and sf is written by exactly one warp; nothing beyond a row's K columns is read.
-// Numerics: bit for bit the definition. As integers NaN > Inf > finite, so a NaN wins the maximum.
+// Invariant: every element of q and sf is written by exactly one warp; nothing beyond a row's K columns is
+// read. Numerics: bit for bit the definition. As integers NaN > Inf > finite, so a NaN wins the maximum.
 template <class T>
-__global__ void __launch_bounds__(kWarpsPerBlock * kWarpSize)
+__global__ void __launch_bounds__(kWarpsPerBlock* kWarpSize)
     per_token_group_quant_fp8_kernel(const __grid_constant__ PerTokenGroupQuantFp8Params p) {
   const int lane = threadIdx.x % kWarpSize;
   const int64_t num_groups = (p.K + p.group_size - 1) / p.group_size;

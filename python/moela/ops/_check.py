@@ -1,4 +1,4 @@
-"""Argument checks in Python. Every message reads "<op>: <argument>: expected <what>, got <what>[; <what to do>]".
+"""Argument checks. Every message reads "<op>: <argument>: expected <what>, got <what>[; <what to do>]".
 
 csrc/common/check.h says the same words; tests/ops/test_contract.py holds the two together.
 """
@@ -22,7 +22,9 @@ def one_of(words: Sequence[str]) -> str:
 
 def expect(ok: bool, op: str, arg: str, expected: object, got: object, todo: str = "") -> None:
     """Raise ValueError unless ok. Works on symbolic sizes, where it becomes a guard."""
-    torch._check_value(ok, lambda: f"{op}: {arg}: expected {expected}, got {got}" + (f"; {todo}" if todo else ""))
+    torch._check_value(
+        ok, lambda: f"{op}: {arg}: expected {expected}, got {got}" + (f"; {todo}" if todo else "")
+    )
 
 
 def expect_dim(op: str, arg: str, t: Tensor, dim: int) -> None:
@@ -51,7 +53,9 @@ def expect_device(op: str, arg: str, t: Tensor, device: torch.device, owner: str
 def expect_last_dim_contiguous(op: str, arg: str, t: Tensor) -> None:
     # A dimension of one element has no meaningful stride.
     ok = t.size(-1) <= 1 or t.stride(-1) == 1
-    expect(ok, op, arg, "a contiguous last dimension (stride 1)", f"stride {t.stride(-1)}", "call .contiguous()")
+    expect(
+        ok, op, arg, "a contiguous last dimension (stride 1)", f"stride {t.stride(-1)}", "call .contiguous()"
+    )
 
 
 def expect_contiguous(op: str, arg: str, t: Tensor) -> None:

@@ -14,8 +14,8 @@ from moela.ops import _check
 Tensors = tuple[Tensor, ...]
 
 _lib = torch.library.Library("moela", "DEF")
-# Compiled CUDA kernels register here, as out variants, and are called by run_python: which backend runs on a CUDA
-# tensor depends on its device, so that choice stays in one place (docs/adr/0001).
+# Compiled CUDA kernels register here, as out variants, and are called by run_python: which backend runs on a
+# CUDA tensor depends on its device, so that choice stays in one place (docs/adr/0001).
 _cuda_lib = torch.library.Library("moela_cuda", "DEF")
 
 
@@ -53,7 +53,8 @@ class OpSpec:
 
 SPECS: dict[str, OpSpec] = {}
 
-# Unit roundoff, and half the distance between a type's smallest numbers: what one rounding to nearest may lose.
+# Unit roundoff, and half the distance between a type's smallest numbers: what one rounding to nearest may
+# lose.
 _ROUNDING = {
     torch.bfloat16: (2.0**-8, 2.0**-134),
     torch.float16: (2.0**-11, 2.0**-25),
@@ -109,7 +110,9 @@ def run_python_out(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Non
     if spec.dtype_arg:
         kwargs[spec.dtype_arg] = out[0].dtype
     spec.check(*args, **kwargs)
-    check_out(spec, out, spec.empty(*(_meta(a) for a in args), **{k: _meta(v) for k, v in kwargs.items()}), args[0])
+    check_out(
+        spec, out, spec.empty(*(_meta(a) for a in args), **{k: _meta(v) for k, v in kwargs.items()}), args[0]
+    )
     if backend == "reference":
         result = spec.reference(*args, **kwargs)
         for mine, theirs in zip(out, result if isinstance(result, tuple) else (result,), strict=True):

@@ -25,7 +25,8 @@ def per_block_dequant_fp8(q: Tensor, sf: Tensor, dtype: torch.dtype = torch.bflo
     Returns:
         w: [..., N, K] of `dtype`, contiguous.
 
-    Numerics: one float32 product, then one rounding to `dtype`: the same bits on every backend. NaN codes stay NaN.
+    Numerics: one float32 product, then one rounding to `dtype`: the same bits on every backend. NaN codes
+    stay NaN.
 
     Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.3.
     """

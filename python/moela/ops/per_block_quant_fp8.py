@@ -17,7 +17,8 @@ def per_block_quant_fp8(w: Tensor, ue8m0: bool = False) -> tuple[Tensor, Tensor]
     """Compute ``sf = max(amax(|w|) / 448, 2^-126)`` per 128 x 128 block, ``q = e4m3(w / sf)``.
 
     Args:
-        w: [..., N, K] bfloat16, float16 or float32, K contiguous, rows may be strided. Any N and K: the blocks
+        w: [..., N, K] bfloat16, float16 or float32, K contiguous, rows may be strided. Any N and K: the
+        blocks
             at the edges are smaller. Leading dimensions (experts) are quantized one by one.
         ue8m0: round each sf up to a power of two.
 

@@ -90,7 +90,9 @@ register(
             {"M": 2, "K": 7168},
         ),
         flops=lambda M, K, **_: 3 * M * K,
-        bytes=lambda M, K, group_size=128, x_bytes=2, **_: M * K * (x_bytes + 1) + 4 * M * -(-K // group_size),
+        bytes=lambda M, K, group_size=128, x_bytes=2, **_: (
+            M * K * (x_bytes + 1) + 4 * M * -(-K // group_size)
+        ),
         batch_arg="x",
     )
 )

@@ -19,7 +19,7 @@ def scale_factor(amax: Tensor, ue8m0: bool) -> Tensor:
 
 
 def cast_e4m3(x: Tensor) -> Tensor:
-    """float32 -> e4m3fn, nearest even, clamped to +-448. torch's own cast overflows differently by version."""
+    """float32 -> e4m3fn, nearest even, clamped to +-448. torch's own cast overflows differently."""
     return x.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
