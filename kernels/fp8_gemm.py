@@ -128,7 +128,7 @@ def launch(
     p = plan(N, target)
     is_fp8 = a.dtype == torch.float8_e4m3fn
     dot = dot_dtype(a.dtype, target)
-    if dot != tl.float8e4nv:  # noqa: SIM300
+    if dot != tl.float8e4nv:
         b = _fp8.codes_argument(b)
         a = _fp8.codes_argument(a) if is_fp8 else a
     use_tma = target.tma and fits_tma(a) and fits_tma(b)
