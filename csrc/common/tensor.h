@@ -141,7 +141,7 @@ class Scratch {
 template <class F>
 void parallel(int64_t count, double cost, const F& f) {
   if (count == 0) return;
-  const auto grain = static_cast<int64_t>(50e3 / cost) + 1;
+  const auto grain = static_cast<int64_t>(50e3 / (cost < 1e-3 ? 1e-3 : cost)) + 1;
   if (count <= grain) {
     f(0, count);
     return;

@@ -16,7 +16,7 @@ uint64_t probe_read(const void* p, uint64_t bytes) {
   uint64_t lane[8] = {};
   for (uint64_t i = 0; i + kStride <= bytes / 8; i += kStride) {
     for (uint64_t line = 0; line < kStride; line += 8) {
-      prefetch(words + i + kAhead + line);
+      prefetch_l1(words + i + kAhead + line);
       for (int w = 0; w < 8; ++w) lane[w] ^= words[i + line + w];
     }
   }

@@ -43,19 +43,6 @@ void check(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, 
   check_dtype(kOp, "out_dtype", out_dtype, {BFloat16, Half, Float});
 }
 
-// One chunk of rows: pack, then every task.
-void launch_chunk(const cpu::Fp8GemmParams& p, const plan::Fp8GemmPlan& plan, cpu::Fp8GemmChunk chunk) {
-  const cpu::Fp8GemmKernels& kernel = cpu::kernels().fp8_gemm;
-  chunk.tiny = plan.code_panel && kernel.fits_tiny(p, chunk.m0, chunk.num_rows);
-  // A packed element takes about half a nanosecond; a task reads its weights at 10 GB/s or multiplies at 100
-  // GFLOP/s.
-  const auto rows = static_cast<double>(chunk.num_rows), K = static_cast<double>(p.K);
-  parallel(blocks(p.K), 0.5 * rows * kBlock,
-           [&](int64_t begin, int64_t end) { kernel.pack(p, chunk, begin, end); });
-  parallel(plan.num_tasks, kernel.shape.cols * K * (0.1 + 0.02 * rows),
-           [&](int64_t begin, int64_t end) { kernel.run(p, chunk, begin, end); });
-}
-
 void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
             const std::optional<Tensor>& bias, Tensor& d) {
   const Float32View sf_b_values(sf_b);
@@ -70,6 +57,7 @@ void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b,
       .b = static_cast<const uint8_t*>(b.const_data_ptr()),
       .ldb = b.stride(0),
       .sf_b = sf_b_values.data(),
+      .has_large_sf = cpu::has_large_sf(sf_b_values.data(), sf_b.numel()),
       .bias = bias_values ? bias_values->data() : nullptr,
       .d = d.mutable_data_ptr(),
       .d_dtype = cpu_dtype(d.scalar_type()),
@@ -79,14 +67,10 @@ void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b,
       .K = a.size(1),
   };
   if (p.M == 0 || p.N == 0) return;
-  const plan::Fp8GemmPlan plan = plan::plan_fp8_gemm(p.M, p.N, cpu::kernels().fp8_gemm.shape);
-  const Scratch<float> packed_a(blocks(p.K) * kBlock * plan.rows_per_chunk);
-  const Scratch<float> packed_sf(sf_a ? blocks(p.K) * plan.rows_per_chunk : 0);
-  for (int64_t m0 = 0; m0 < p.M; m0 += plan.rows_per_chunk) {
-    const int64_t rows = p.M - m0 < plan.rows_per_chunk ? p.M - m0 : plan.rows_per_chunk;
-    launch_chunk(p, plan,
-                 {.m0 = m0, .num_rows = rows, .a = packed_a.get(), .sf_a = packed_sf.get(), .tiny = false});
-  }
+  const cpu::Fp8GemmKernels& kernel = cpu::kernels().fp8_gemm;
+  const plan::Fp8GemmPlan plan = plan::plan_fp8_gemm(p.M, p.N, p.has_large_sf, kernel.shape);
+  const Scratch<float> packed(plan.rows_per_chunk * cpu::fp8_gemm_padded_k(p));
+  cpu::fp8_gemm(kernel, plan, p, packed.get(), [](auto... args) { parallel(args...); });
 }
 
 Tensor fp8_gemm(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,

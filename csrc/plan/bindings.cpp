@@ -11,7 +11,7 @@ using moela::plan::Fp8GemmShape;
 
 PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
   py::class_<Fp8GemmPlan>(m, "Fp8GemmPlan")
-      .def_readonly("code_panel", &Fp8GemmPlan::code_panel)
+      .def_property_readonly("path", [](const Fp8GemmPlan& p) { return moela::plan::name_of(p.path); })
       .def_readonly("rows_per_chunk", &Fp8GemmPlan::rows_per_chunk)
       .def_readonly("num_chunks", &Fp8GemmPlan::num_chunks)
       .def_readonly("num_tasks", &Fp8GemmPlan::num_tasks)
@@ -22,10 +22,10 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       });
   m.def(
       "plan_fp8_gemm",
-      [](int64_t M, int64_t N, int tile_rows, int cols, int code_panel_rows) {
-        return moela::plan::plan_fp8_gemm(
-            M, N, Fp8GemmShape{.tile_rows = tile_rows, .cols = cols, .code_panel_rows = code_panel_rows});
+      [](int64_t M, int64_t N, bool has_large_sf, int cols, int dot_rows) {
+        return moela::plan::plan_fp8_gemm(M, N, has_large_sf,
+                                          Fp8GemmShape{.cols = cols, .dot_rows = dot_rows});
       },
-      py::arg("M"), py::arg("N"), py::kw_only(), py::arg("tile_rows"), py::arg("cols"),
-      py::arg("code_panel_rows"));
+      py::arg("M"), py::arg("N"), py::kw_only(), py::arg("has_large_sf") = false, py::arg("cols"),
+      py::arg("dot_rows"));
 }

@@ -27,6 +27,10 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return 0xFFu & ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(clean)));
 }
 
+MOELA_INLINE I load_codes(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
 MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[kLanes]) {
   I r[8], t[8];
 #pragma GCC unroll 8
@@ -51,6 +55,16 @@ MOELA_INLINE I shift_left32(I x, int n) { return _mm256_slli_epi32(x, n); }
 MOELA_INLINE I shift_right_signed16(I x, int n) { return _mm256_srai_epi16(x, n); }
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(bits))));
+}
+
+MOELA_INLINE void add_chains(const float* chains, float* out) {
+  __m128 x[4];  // four chains of each sum
+  for (int i = 0; i < 4; ++i) {
+    const F eight = add(load(chains + 16 * i), load(chains + 16 * i + 8));
+    x[i] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  }
+  _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+  _mm_storeu_ps(out, _mm_add_ps(_mm_add_ps(x[0], x[2]), _mm_add_ps(x[1], x[3])));
 }
 
 }  // namespace

@@ -28,6 +28,8 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return _mm512_test_epi32_mask(_mm512_movm_epi8(bytes), _mm512_set1_epi32(-1));
 }
 
+MOELA_INLINE I load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+
 // Sixty-four codes of sixteen rows -> q[j]: lane n holds codes 4j .. 4j + 3 of row n. Whole rows of 64 bytes
 // are loaded, so that each cache line is touched once: rows are often a power of two apart and fight for the
 // same sets.
@@ -61,6 +63,19 @@ MOELA_INLINE I shift_left32(I x, int n) { return _mm512_slli_epi32(x, n); }
 MOELA_INLINE I shift_right_signed16(I x, int n) { return _mm512_srai_epi16(x, n); }
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(bits))));
+}
+
+// out[i] = the sum of the sixteen chains[i], for four of them; the tree of fp8_gemm_kernel.h.
+MOELA_INLINE void add_chains(const float* chains, float* out) {
+  const F x0 = load(chains), x1 = load(chains + 16), x2 = load(chains + 32), x3 = load(chains + 48);
+  // Chain c + 8 to chain c: eight chains of two sums in each vector.
+  const F x01 = add(_mm512_shuffle_f32x4(x0, x1, 0x44), _mm512_shuffle_f32x4(x0, x1, 0xEE));
+  const F x23 = add(_mm512_shuffle_f32x4(x2, x3, 0x44), _mm512_shuffle_f32x4(x2, x3, 0xEE));
+  // Chain c + 4 to chain c: a sum's four chains in each quarter.
+  F x = add(_mm512_shuffle_f32x4(x01, x23, 0x88), _mm512_shuffle_f32x4(x01, x23, 0xDD));
+  x = add(x, _mm512_permute_ps(x, 0x4E));
+  x = add(x, _mm512_permute_ps(x, 0xB1));
+  _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, x)));
 }
 
 }  // namespace

@@ -18,7 +18,8 @@ class ExactSubnormals {
  private:
   uint64_t saved_;
 };
-MOELA_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+MOELA_INLINE void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
+MOELA_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 constexpr int kLanes = 4;
 using F = float32x4_t;
@@ -46,6 +47,7 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   lanes |= (vgetq_lane_u32(words, 2) != 0) << 2 | (vgetq_lane_u32(words, 3) != 0) << 3;
   return lanes;
 }
+MOELA_INLINE I load_codes(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
 MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
   const I r0 = vreinterpretq_u32_u8(vld1q_u8(p)), r1 = vreinterpretq_u32_u8(vld1q_u8(p + ld));
   const I r2 = vreinterpretq_u32_u8(vld1q_u8(p + 2 * ld)), r3 = vreinterpretq_u32_u8(vld1q_u8(p + 3 * ld));
@@ -60,6 +62,14 @@ MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
 #define shift_right_signed16(x, n) vreinterpretq_u32_s16(vshrq_n_s16(vreinterpretq_s16_u32(x), n))
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return vreinterpretq_f32_u32(vandq_u32(x, vdupq_n_u32(bits)));
+}
+
+MOELA_INLINE void add_chains(const float* chains, float* out) {
+  for (int i = 0; i < 4; ++i, chains += 16) {
+    const F x = add(add(load(chains), load(chains + 8)), add(load(chains + 4), load(chains + 12)));
+    const float32x2_t y = vadd_f32(vget_low_f32(x), vget_high_f32(x));
+    out[i] = vget_lane_f32(y, 0) + vget_lane_f32(y, 1);
+  }
 }
 
 }  // namespace

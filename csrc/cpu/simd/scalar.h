@@ -17,7 +17,8 @@ struct I {
 
 #if !defined(__SSE2__)
 struct ExactSubnormals {};
-MOELA_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+MOELA_INLINE void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
+MOELA_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 #endif
 
 template <class Op>
@@ -62,6 +63,14 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return lanes;
 }
 
+MOELA_INLINE I load_codes(const uint8_t* p) {
+  I q;
+  for (int l = 0; l < kLanes; ++l) {
+    const uint8_t* c = p + 4 * l;
+    q.v[l] = c[0] | c[1] << 8 | c[2] << 16 | static_cast<uint32_t>(c[3]) << 24;
+  }
+  return q;
+}
 MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
   for (int row = 0; row < 4; ++row)
     for (int j = 0; j < 4; ++j) {
@@ -86,6 +95,16 @@ MOELA_INLINE I shift_right_signed16(I x, int n) {
 }
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return each([&](int l) { return __builtin_bit_cast(float, x.v[l] & bits); });
+}
+
+MOELA_INLINE void add_chains(const float* chains, float* out) {
+  for (int i = 0; i < 4; ++i, chains += 16) {
+    float x[16];
+    std::memcpy(x, chains, sizeof x);
+    for (int step = 8; step > 0; step /= 2)
+      for (int c = 0; c < step; ++c) x[c] += x[c + step];
+    out[i] = x[0];
+  }
 }
 
 }  // namespace

@@ -26,24 +26,23 @@ def fp8_gemm(
     """Compute ``d = (a * sf_a) @ (b * sf_b).T + bias``.
 
     Args:
-        a: [M, K] float8_e4m3fn with `sf_a`, or bfloat16, float16 or float32 without (weight-only: the
-        products
-            with the dequantized weight are exact). K contiguous, rows may be strided. M may be 0.
+        a: [M, K] float8_e4m3fn with `sf_a`, or bfloat16, float16 or float32 without (weight-only). K
+            contiguous, rows may be strided. M may be 0.
         sf_a: [M, ceil(K/128)] float32, any strides; None for the weight-only form.
         b: [N, K] float8_e4m3fn, K contiguous, rows may be strided: a checkpoint's own layout. Any N and K.
         sf_b: [ceil(N/128), ceil(K/128)] float32, bfloat16 or float8_e8m0fnu: a checkpoint's
-        `weight_scale_inv`.
+            `weight_scale_inv`.
         bias: [N] float32, bfloat16 or float16, added before the rounding.
         out_dtype: bfloat16, float16 or float32.
 
     Returns:
         d: [M, N] of `out_dtype`, contiguous.
 
-    Numerics: per 128 columns of K a float32 sum, times the scale factors, into a float32 total, rounded once:
-        |error| <= u |d| + 2^-20 sum_k |a||b| with u the unit roundoff of `out_dtype`. On the CPU the order of
-        the sum is fixed, so the result has the same bits on every instruction set and for any number of
-        threads. Row i of d depends on row i of a only (batch-invariant). A NaN in a row of b makes that
-        column of d NaN.
+    Numerics: products of float32 operands are summed in float32, times the scale factors, and rounded once:
+        |error| <= u |d| + 2^-20 sum_k |a||b| with u the unit roundoff of `out_dtype`. On the CPU the operands
+        are `b * sf_b` and `a * sf_a`, rounded to float32, and the order of the sum is fixed, so the result
+        has the same bits on every instruction set and for any number of threads. Row i of d depends on row i
+        of a only (batch-invariant). A NaN in a row of b makes that column of d NaN.
 
     Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.3.
     """

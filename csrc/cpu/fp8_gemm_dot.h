@@ -1,0 +1,169 @@
+// fp8_gemm for few rows of a: dot products along K. Part of fp8_gemm_kernel.h, which has the numerics.
+//
+// Bound: the DRAM rate of b. A row of b is read front to back, kLanes quads of codes at a time; its sixteen
+// chains are the lanes of 16 / kLanes vectors. Nothing is transposed: a is permuted once instead, so that the
+// codes of one quad position i meet their activations.
+#pragma once
+
+#include "cpu/fp8_gemm_kernel.h"
+
+namespace {
+
+// [group][row][i][chain]: element k of row m stands at group k / 64, i = k % 4, chain k % 64 / 4.
+void pack_for_dot(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, const Slab& slab, float* out) {
+  float row[kSlab];
+  for (int64_t m = 0; m < chunk.num_rows; ++m) {
+    load_row(p, slab, chunk.m0 + m, row);
+    for (int64_t g = 0; g < slab.groups; ++g) {
+      float* to = out + (g * chunk.num_rows + m) * kGroup;
+      for (int i = 0; i < 4; ++i)
+        for (int c = 0; c < kChains; ++c) to[i * kChains + c] = row[g * kGroup + 4 * c + i];
+    }
+  }
+}
+
+// Slabs that are computed in one go; their chains are added afterwards, when nothing waits for the sum.
+constexpr int kSlabsAtOnce = 8;
+
+// What is the same for all dot products of some slabs.
+struct DotSlabs {
+  const float* a;   // first row of a that is wanted, in the order of pack_for_dot
+  int64_t a_group;  // floats from one group to the next
+  const float* sf;  // one per 128 columns
+  int64_t groups;   // of each slab
+  int64_t count;    // of slabs, at most kSlabsAtOnce
+};
+
+// chains[(slab * kN + n) * kM + m] = the sixteen chains of rows n of b and m of a.
+template <int kN, int kM>
+__attribute__((noinline)) void dot_rows(const DotSlabs& slabs, const uint8_t* codes, int64_t ld,
+                                        Prefetcher& next, I* seen, float* chains) {
+  I nan[kN];  // in registers: through `seen` each note would wait for the store of the last one
+#pragma GCC unroll 8
+  for (int n = 0; n < kN; ++n) nan[n] = seen[n];
+  Prefetcher ahead = next;
+  const float* sf = slabs.sf;
+  for (int64_t s = 0; s < slabs.count; ++s) {
+    constexpr int kAtOnce = 4 * kLanes;  // codes in a vector
+    for (int half = 0; half < kGroup; half += kAtOnce) {
+      F acc[kN][kM];
+#pragma GCC unroll 8
+      for (int n = 0; n < kN; ++n)
+#pragma GCC unroll 8
+        for (int m = 0; m < kM; ++m) acc[n][m] = zero();
+      const float* a = slabs.a + s * kGroupsPerSlab * slabs.a_group + half / 4;
+      for (int64_t g = 0; g < slabs.groups; ++g, a += slabs.a_group) {
+        const F f = set1(sf[g / (kBlock / kGroup)] * kUntiny);
+        if (half == 0) ahead.step(kN);
+#pragma GCC unroll 8
+        for (int n = 0; n < kN; ++n) {
+          const uint8_t* p = codes + n * ld + g * kGroup + half;
+          prefetch_l1(p + 512);  // from L2, where `ahead` put it
+          const I q = load_codes(p);
+          nan[n] = note_nan(nan[n], q);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) {
+            const F w = mul(decode_tiny(q, i), f);
+#pragma GCC unroll 8
+            for (int m = 0; m < kM; ++m) acc[n][m] = fma(load(a + m * kGroup + i * kChains), w, acc[n][m]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int n = 0; n < kN; ++n)
+#pragma GCC unroll 8
+        for (int m = 0; m < kM; ++m) store(chains + (n * kM + m) * kChains + half / 4, acc[n][m]);
+    }
+    chains += kN * kM * kChains;
+    codes += kSlab;
+    sf += kSlab / kBlock;
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < kN; ++n) seen[n] = nan[n];
+  next = ahead;
+}
+
+// sums[m][n] of kN rows of b and kM of a, added to what is there.
+template <int kN, int kM>
+void dot_tile(const DotSlabs& slabs, const uint8_t* codes, int64_t ld, Prefetcher& next, I* seen,
+              float* sums) {
+  constexpr int kCount = kN * kM;
+  alignas(64) float chains[(kSlabsAtOnce * kCount + 3) / 4 * 4 * kChains];
+  alignas(64) float totals[(kSlabsAtOnce * kCount + 3) / 4 * 4];
+  dot_rows<kN, kM>(slabs, codes, ld, next, seen, chains);
+  const int64_t count = slabs.count * kCount;
+  for (int64_t i = count; i % 4 != 0; ++i) std::memset(chains + i * kChains, 0, kChains * sizeof(float));
+  for (int64_t i = 0; i < count; i += 4) add_chains(chains + i * kChains, totals + i);
+  for (int64_t s = 0; s < slabs.count; ++s)
+    for (int n = 0; n < kN; ++n)
+      for (int m = 0; m < kM; ++m) sums[m * kCols + n] += totals[(s * kN + n) * kM + m];
+}
+
+using DotFn = void (*)(const DotSlabs&, const uint8_t*, int64_t, Prefetcher&, I*, float*);
+
+template <int kN, int kM>
+DotFn dot_for(int64_t num_rows) {
+  if constexpr (kM == 1) {
+    return dot_tile<kN, 1>;
+  } else {
+    return num_rows >= kM ? dot_tile<kN, kM> : dot_for<kN, kM - 1>(num_rows);
+  }
+}
+
+// Rows of b that are read side by side share the loads of a and hide the latency of each other's chains: as
+// many as the registers hold chains for.
+struct DotTile {
+  int rows_of_b;  // divides kCols
+  DotFn add;
+};
+
+inline DotTile dot_tile_for(int64_t M) {
+#if defined(MOELA_SIMD_AVX512)
+  if (M == 1) return {8, dot_tile<8, 1>};
+  if (M <= 4) return {4, dot_for<4, 4>(M)};
+#else
+  if (M <= 2) return {4, dot_for<4, 2>(M)};
+#endif
+  return {2, dot_for<2, kDotRows>(M)};
+}
+constexpr int kMaxRowsOfB = 8;
+static_assert(kCols % kMaxRowsOfB == 0, "a tile must not leave its task's columns");
+
+// Bytes of b beyond the rows that come next: how far ahead of its use a line is on its way from DRAM.
+constexpr int64_t kAhead = 16384;
+
+void run_dot(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
+  alignas(64) float sums[kDotRows * kCols] = {};
+  alignas(64) uint8_t staging[kMaxRowsOfB * kSlab];
+  const int64_t M = chunk.num_rows;
+  const DotTile dot = dot_tile_for(M);
+  uint64_t nan = 0;
+  for (int64_t n = 0; n < min_of(kCols, p.N - n0); n += dot.rows_of_b) {
+    I seen[kMaxRowsOfB];
+    for (I& s : seen) s = zero_bytes();
+    Prefetcher next(p.b + (n0 + n + dot.rows_of_b) * p.ldb + kAhead);
+    const auto add_slabs = [&](int64_t first, int64_t count, const uint8_t* codes, int64_t ld,
+                               int64_t groups) {
+      const DotSlabs slabs = {.a = chunk.a + first * kSlab * M,
+                              .a_group = M * kGroup,
+                              .sf = block_sf(p, n0, first * kSlab),
+                              .groups = groups,
+                              .count = count};
+      dot.add(slabs, codes, ld, next, seen, sums + n);
+    };
+    // Full slabs straight from b, if all rows exist; what is left through CodeTile.
+    const int64_t direct = n0 + n + dot.rows_of_b <= p.N ? p.K / kSlab : 0;
+    for (int64_t s = 0; s < direct; s += kSlabsAtOnce)
+      add_slabs(s, min_of(kSlabsAtOnce, direct - s), p.b + (n0 + n) * p.ldb + s * kSlab, p.ldb,
+                kGroupsPerSlab);
+    for (int64_t s = direct; s < num_slabs(p); ++s) {
+      const Slab slab(p, s);
+      const CodeTile tile(p, n0 + n, dot.rows_of_b, slab, staging);
+      add_slabs(s, 1, tile.codes, tile.ld, slab.groups);
+    }
+    for (int r = 0; r < dot.rows_of_b; ++r) nan |= uint64_t{nan_lanes(seen[r]) != 0} << (n + r);
+  }
+  finish(p, chunk, n0, nan, sums);
+}
+
+}  // namespace
