@@ -1,0 +1,181 @@
+// Prints a hash of what every CPU kernel computes, per instruction set: "<set> <case> <hash>". For machines
+// that torch does not run on, such as an emulated one; tests/cpu/test_neon.py builds it and compares.
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace {
+
+using moela::cpu::Dtype;
+using moela::cpu::Kernels;
+
+// xorshift64*: the same numbers on every machine.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 2654435761u + 88172645463325252u) {}
+  uint64_t next() {
+    state_ ^= state_ >> 12, state_ ^= state_ << 25, state_ ^= state_ >> 27;
+    return state_ * 2685821657736338717u;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+uint64_t hash_of(const void* data, size_t size) {  // FNV-1a
+  uint64_t hash = 1469598103934665603u;
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211u;
+  return hash;
+}
+
+template <class T>
+void print(const Kernels& kernels, const std::string& name, const std::vector<T>& values) {
+  std::printf("%s %s %016" PRIx64 "\n", kernels.isa, name.c_str(),
+              hash_of(values.data(), values.size() * sizeof(T)));
+}
+
+int element_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kE4m3 ? 1 : 2; }
+
+// `count` elements: any code of e4m3; of the others any sign, any fraction and exponents around that of 1.
+std::vector<uint8_t> elements(Dtype dtype, int64_t count, uint64_t seed) {
+  Random random(seed);
+  std::vector<uint8_t> bytes(count * element_size(dtype));
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t r = random.next();
+    const auto exponent = static_cast<uint32_t>(r >> 40) % 12;
+    if (dtype == Dtype::kFloat32) {
+      const uint32_t u = (static_cast<uint32_t>(r) & 0x807FFFFF) | (120 + exponent) << 23;
+      std::memcpy(&bytes[4 * i], &u, 4);
+    } else if (dtype == Dtype::kE4m3) {
+      bytes[i] = static_cast<uint8_t>(r);
+    } else {
+      const bool is_half = dtype == Dtype::kFloat16;
+      const uint32_t fraction = static_cast<uint32_t>(r) & (is_half ? 0x83FF : 0x807F);
+      const auto u =
+          static_cast<uint16_t>(fraction | (is_half ? 8 + exponent : 120 + exponent) << (is_half ? 10 : 7));
+      std::memcpy(&bytes[2 * i], &u, 2);
+    }
+  }
+  return bytes;
+}
+
+std::vector<float> floats(int64_t count, uint64_t seed) {
+  const std::vector<uint8_t> bytes = elements(Dtype::kFloat32, count, seed);
+  std::vector<float> values(count);
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+const auto run_here = [](int64_t count, double, const auto& f) {
+  if (count > 0) f(0, count);
+};
+
+void fp8_gemm(const Kernels& kernels, Dtype a_dtype, int64_t M, int64_t N, int64_t K, bool large_sf) {
+  const int64_t blocks_n = (N + 127) / 128, blocks_k = (K + 127) / 128;
+  const std::vector<uint8_t> a = elements(a_dtype, M * K, M + 1);
+  std::vector<uint8_t> b = elements(Dtype::kE4m3, N * K, N + 2);
+  for (size_t i = 0; i < b.size(); ++i)  // NaN in one row only
+    if ((b[i] & 0x7F) == 0x7F && static_cast<int64_t>(i) / K != 1) b[i] ^= 0x08;
+  const std::vector<float> sf_a = floats(M * blocks_k, 3), bias = floats(N, 4);
+  std::vector<float> sf_b = floats(blocks_n * blocks_k, 5);
+  if (large_sf) sf_b.back() = 0x1.8p30f;
+  std::vector<float> d(M * N);
+  const moela::cpu::Fp8GemmParams p = {
+      .a = a.data(),
+      .a_dtype = a_dtype,
+      .lda = K,
+      .sf_a = a_dtype == Dtype::kE4m3 ? sf_a.data() : nullptr,
+      .sf_a_stride_m = blocks_k,
+      .sf_a_stride_k = 1,
+      .b = b.data(),
+      .ldb = K,
+      .sf_b = sf_b.data(),
+      .has_large_sf = moela::cpu::has_large_sf(sf_b.data(), static_cast<int64_t>(sf_b.size())),
+      .bias = bias.data(),
+      .d = d.data(),
+      .d_dtype = Dtype::kFloat32,
+      .ldd = N,
+      .M = M,
+      .N = N,
+      .K = K,
+  };
+  const auto plan = moela::plan::plan_fp8_gemm(M, N, p.has_large_sf, kernels.fp8_gemm.shape);
+  std::vector<float> packed(plan.rows_per_chunk * moela::cpu::fp8_gemm_padded_k(p));
+  moela::cpu::fp8_gemm(kernels.fp8_gemm, plan, p, packed.data(), run_here);
+  for (float& x : d)  // which NaN it is may differ between machines
+    if (x != x) x = __builtin_nanf("");
+  print(kernels,
+        "fp8_gemm-" + std::to_string(static_cast<int>(a_dtype)) + "-" + std::to_string(M) + "-" +
+            std::to_string(N) + "-" + std::to_string(K) + (large_sf ? "-large" : ""),
+        d);
+}
+
+void casts(const Kernels& kernels, Dtype dtype, int64_t N, int64_t K, bool ue8m0) {
+  const std::vector<uint8_t> x = elements(dtype, N * K, 7);
+  const int64_t blocks_n = (N + 127) / 128, blocks_k = (K + 127) / 128;
+  std::vector<uint8_t> q(N * K), q_block(N * K);
+  std::vector<float> sf(N * blocks_k), sf_block(blocks_n * blocks_k);
+  const std::string name = std::to_string(static_cast<int>(dtype)) + (ue8m0 ? "-ue8m0" : "");
+  kernels.per_token_group_quant_fp8({.x = x.data(),
+                                     .x_dtype = dtype,
+                                     .ldx = K,
+                                     .q = q.data(),
+                                     .sf = sf.data(),
+                                     .M = N,
+                                     .K = K,
+                                     .group_size = 128,
+                                     .ue8m0 = ue8m0},
+                                    0, N);
+  print(kernels, "per_token_group_quant_fp8-q-" + name, q);
+  print(kernels, "per_token_group_quant_fp8-sf-" + name, sf);
+  kernels.per_block_quant_fp8({.w = x.data(),
+                               .w_dtype = dtype,
+                               .stride_e = N * K,
+                               .ldw = K,
+                               .q = q_block.data(),
+                               .sf = sf_block.data(),
+                               .E = 1,
+                               .N = N,
+                               .K = K,
+                               .ue8m0 = ue8m0},
+                              0, blocks_n);
+  print(kernels, "per_block_quant_fp8-q-" + name, q_block);
+  print(kernels, "per_block_quant_fp8-sf-" + name, sf_block);
+  std::vector<uint8_t> w(N * K * element_size(dtype));
+  kernels.per_block_dequant_fp8({.q = q_block.data(),
+                                 .stride_e = N * K,
+                                 .ldq = K,
+                                 .sf = sf_block.data(),
+                                 .w = w.data(),
+                                 .w_dtype = dtype,
+                                 .E = 1,
+                                 .N = N,
+                                 .K = K},
+                                0, N);
+  print(kernels, "per_block_dequant_fp8-" + name, w);
+}
+
+void all(const Kernels& kernels) {
+  const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
+  for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
+    for (const int64_t M : {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 30}) fp8_gemm(kernels, dtype, M, 37, 200, false);
+  for (const int64_t M : {1, 2, 5, 17}) {
+    fp8_gemm(kernels, Dtype::kBFloat16, M, 130, 2112, false);
+    fp8_gemm(kernels, Dtype::kBFloat16, M, 40, 1024, true);
+  }
+  for (const Dtype dtype : wide)
+    for (const bool ue8m0 : {false, true}) casts(kernels, dtype, 131, 200, ue8m0);
+}
+
+}  // namespace
+
+int main() {
+  all(moela::cpu::kScalar);
+#if defined(MOELA_ISA_neon)
+  all(moela::cpu::kNeon);
+#endif
+}
