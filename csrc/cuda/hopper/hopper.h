@@ -1,30 +1,27 @@
-// The only PTX and the only device intrinsics of the project: one function = one instruction.
+// The one header that kernels include. The same names have two bodies: PTX for sm_90a (ptx/, the only asm and
+// device intrinsics of the project, one function = one instruction), and an emulation for the host (csrc/emu)
+// that checks results, races and deadlocks. MOELA_EMULATE picks the second.
 #pragma once
 
-#include <cstdint>
+#include "cuda/hopper/shape.h"
+#include "cuda/hopper/tensor_spec.h"
+#include "cuda/hopper/types.h"
 
-namespace moela::cuda::sm90 {
+#ifdef MOELA_EMULATE
+#include "emu/hopper_emu.h"
+#else
+#include "cuda/hopper/ptx/barrier.h"
+#include "cuda/hopper/ptx/bulk.h"
+#include "cuda/hopper/ptx/convert.h"
+#include "cuda/hopper/ptx/global.h"
+#include "cuda/hopper/ptx/ids.h"
+#include "cuda/hopper/ptx/matrix.h"
+#include "cuda/hopper/ptx/mbarrier.h"
+#include "cuda/hopper/ptx/shared.h"
+#include "cuda/hopper/ptx/tma.h"
+#include "cuda/hopper/ptx/warp.h"
+#include "cuda/hopper/ptx/wgmma.h"
+#endif
 
-// PTX ISA "cvt.rn.satfinite.e4m3x2.f32": nearest even, clamped to +-448, NaN -> 0x7F. `low` becomes the low
-// byte.
-__device__ __forceinline__ uint16_t cvt_e4m3x2(float low, float high) {
-  uint16_t codes;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
-  return codes;
-}
-
-// PTX ISA "redux.sync.max.u32": the largest of a warp's values, in every lane.
-__device__ __forceinline__ uint32_t redux_max(uint32_t x) {
-  uint32_t max;
-  asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(max) : "r"(x));
-  return max;
-}
-
-// PTX ISA "div.rn.f32": the IEEE quotient, whatever the compiler options say about fast division.
-__device__ __forceinline__ float div_rn(float x, float y) {
-  float quotient;
-  asm("div.rn.f32 %0, %1, %2;" : "=f"(quotient) : "f"(x), "f"(y));
-  return quotient;
-}
-
-}  // namespace moela::cuda::sm90
+#include "cuda/hopper/descriptor.h"
+#include "cuda/hopper/waits.h"

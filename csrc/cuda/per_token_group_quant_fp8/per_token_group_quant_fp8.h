@@ -2,9 +2,9 @@
 // python/moela/reference/per_token_group_quant_fp8.py.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
+
+#include "cuda/hopper/launch.h"
 
 namespace moela::cuda {
 
@@ -22,6 +22,6 @@ struct PerTokenGroupQuantFp8Params {
   bool ue8m0;
 };
 
-cudaError_t launch_per_token_group_quant_fp8(const PerTokenGroupQuantFp8Params& params, cudaStream_t stream);
+LaunchStatus launch_per_token_group_quant_fp8(const PerTokenGroupQuantFp8Params& params, Stream stream);
 
 }  // namespace moela::cuda

@@ -1,0 +1,84 @@
+// Barriers, launch control and registers. See cuda/hopper/ptx/barrier.h, mbarrier.h.
+#pragma once
+
+#include "cuda/hopper/types.h"
+#include "emu/runtime.h"
+
+namespace moela::cuda::sm90 {
+
+using emu::Where;
+
+inline void sync_warp(Where where = Where::current()) {
+  emu::warp_exchange(emu::Collective::kSync, nullptr, 0, where);
+}
+inline void sync_block(Where where = Where::current()) { emu::barrier_sync(0, 0, where); }
+
+template <int kId>
+void bar_sync(int threads, Where where = Where::current()) {
+  static_assert(kId > 0 && kId < 16, "barrier 0 is sync_block, and there are 16");
+  emu::barrier_sync(kId, threads, where);
+}
+
+template <int kId>
+void bar_arrive(int threads, Where where = Where::current()) {
+  static_assert(kId > 0 && kId < 16, "barrier 0 is sync_block, and there are 16");
+  emu::barrier_arrive(kId, threads, where);
+}
+
+inline void cluster_arrive(Where where = Where::current()) { emu::cluster_arrive(true, where); }
+inline void cluster_arrive_relaxed(Where where = Where::current()) { emu::cluster_arrive(false, where); }
+inline void cluster_wait(Where where = Where::current()) { emu::cluster_wait(where); }
+
+template <int kRegisters>
+void setmaxnreg_inc(Where where = Where::current()) {
+  static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0,
+                "the instruction takes no other count");
+  emu::set_registers(kRegisters, true, where);
+}
+
+template <int kRegisters>
+void setmaxnreg_dec(Where where = Where::current()) {
+  static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0,
+                "the instruction takes no other count");
+  emu::set_registers(kRegisters, false, where);
+}
+
+inline void griddep_wait() { emu::grid_dependency_wait(); }
+inline void griddep_launch() {}  // allows a start, promises nothing
+
+inline void mbarrier_init(SmemAddr barrier, uint32_t count, Where where = Where::current()) {
+  emu::mbarrier_init(barrier, count, where);
+}
+inline void mbarrier_inval(SmemAddr barrier, Where where = Where::current()) {
+  emu::mbarrier_invalidate(barrier, where);
+}
+inline void fence_mbarrier_init() { emu::fence_mbarrier_init(); }
+inline void mbarrier_arrive(SmemAddr barrier, Where where = Where::current()) {
+  emu::mbarrier_arrive(barrier, 1, 0, where);
+}
+inline void mbarrier_arrive_remote(SmemAddr barrier, Where where = Where::current()) {
+  emu::mbarrier_arrive(barrier, 1, 0, where);
+}
+inline void mbarrier_arrive_expect_tx(SmemAddr barrier, uint32_t bytes, Where where = Where::current()) {
+  emu::mbarrier_arrive(barrier, 1, bytes, where);
+}
+inline void mbarrier_expect_tx(SmemAddr barrier, uint32_t bytes, Where where = Where::current()) {
+  emu::mbarrier_arrive(barrier, 0, bytes, where);
+}
+inline bool mbarrier_test_wait(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
+  return emu::mbarrier_test(barrier, parity, where);
+}
+inline bool mbarrier_try_wait(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
+  return emu::mbarrier_test(barrier, parity, where);
+}
+inline bool mbarrier_try_wait_cluster(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
+  return emu::mbarrier_test(barrier, parity, where);
+}
+inline void mbarrier_wait(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
+  emu::mbarrier_wait(barrier, parity, where);
+}
+inline void mbarrier_wait_cluster(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
+  emu::mbarrier_wait(barrier, parity, where);
+}
+
+}  // namespace moela::cuda::sm90

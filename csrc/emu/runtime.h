@@ -1,0 +1,105 @@
+// What the emulated half of hopper.h calls. Every function acts for the thread that runs.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "emu/tensor_map.h"
+#include "emu/where.h"
+
+namespace moela::emu {
+
+// Ends the run with a report.
+[[noreturn]] void fail(const char* kind, const std::string& what, Where where);
+
+struct Ids {
+  int thread, block, num_blocks, cluster_rank, cluster_size;
+};
+Ids ids();
+
+// Shared memory. Addresses start at kSmemWindow, so that 0 is never valid; mapa() puts the rank of a block of
+// the cluster into the upper bits.
+constexpr uint32_t kSmemWindow = 0x400;
+constexpr int kRankShift = 24;
+void load_shared(uint32_t address, void* value, uint32_t bytes, Where where);
+void store_shared(uint32_t address, const void* value, uint32_t bytes, Where where);
+uint32_t map_shared_rank(uint32_t address, int rank, Where where);
+void store_async(uint32_t address, const void* value, uint32_t bytes, uint32_t barrier, Where where);
+void fence_proxy_async(bool shared, bool global);
+
+// Global memory.
+enum class Path { kCoherent, kReadOnly };
+enum class Scope { kGpu, kSys };
+void load_global(const void* from, void* value, uint32_t bytes, Path path, Where where);
+void store_global(void* to, const void* value, uint32_t bytes, Where where);
+void load_atomic(const void* from, void* value, uint32_t bytes, bool is_acquire, Scope scope, Where where);
+void store_atomic(void* to, const void* value, uint32_t bytes, bool is_release, Scope scope, Where where);
+uint64_t add_atomic(void* to, uint64_t value, uint32_t bytes, bool is_acquire, bool is_release, Scope scope,
+                    Where where);
+void wait_flag_at_least(const void* flag, uint64_t value, uint32_t bytes, Scope scope, Where where);
+
+// mbarrier
+void mbarrier_init(uint32_t barrier, uint32_t count, Where where);
+void mbarrier_invalidate(uint32_t barrier, Where where);
+void mbarrier_arrive(uint32_t barrier, uint32_t arrivals, int64_t expect_bytes, Where where);
+bool mbarrier_test(uint32_t barrier, uint32_t parity, Where where);
+void mbarrier_wait(uint32_t barrier, uint32_t parity, Where where);
+void fence_mbarrier_init();
+
+// Copies
+struct Coordinates {
+  int32_t at[5];
+};
+void tensor_load(uint32_t smem, const TensorMap* map, int rank, Coordinates at, uint32_t barrier,
+                 uint32_t cluster_mask, Where where);
+void tensor_store(const TensorMap* map, int rank, Coordinates at, uint32_t smem, Where where);
+void bulk_load(uint32_t smem, const void* global, uint32_t bytes, uint32_t barrier, uint32_t cluster_mask,
+               Where where);
+void bulk_store(void* global, uint32_t smem, uint32_t bytes, Where where);
+void bulk_copy_cluster(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barrier, Where where);
+void bulk_commit();
+void bulk_wait(int max_pending, bool is_read, Where where);
+
+// Barriers among threads
+void barrier_sync(int id, int threads, Where where);  // threads 0: the whole block
+void barrier_arrive(int id, int threads, Where where);
+void cluster_arrive(bool is_release, Where where);
+void cluster_wait(Where where);
+
+// Warp collectives: every lane gives `words` words and gets those of all 32.
+enum class Collective { kSync, kElect, kShuffle, kReduce, kVote, kStoreMatrix, kLoadMatrix, kRegisters };
+constexpr int kMaxWords = 5;
+struct WarpWords {
+  uint32_t of[32][kMaxWords];
+};
+WarpWords warp_exchange(Collective kind, const uint32_t* words, int count, Where where);
+
+void set_registers(int count, bool is_increase, Where where);
+void grid_dependency_wait();
+
+// wgmma
+struct Operation;
+enum class MmaType { kE4m3, kBFloat16, kFloat16 };
+struct AccumulatorState {
+  AccumulatorState();
+  bool is_in_flight = false, is_initialised = false;
+  uint32_t touched_at;  // how many wgmma.fence the thread had executed at the last register access
+  std::shared_ptr<Operation> last;
+};
+struct MmaOperands {
+  MmaType type;
+  int n;
+  bool transpose_a, transpose_b;
+  const uint32_t* a_registers;  // or null: a_descriptor
+  uint64_t a_descriptor, b_descriptor;
+  bool accumulate;
+};
+void wgmma_fence();
+void wgmma(AccumulatorState& state, float* registers, const MmaOperands& operands, Where where);
+void wgmma_commit(Where where);
+void wgmma_wait(int max_pending, Where where);
+void touch_accumulator(AccumulatorState& state, bool is_write, Where where);
+void drop_accumulator(const AccumulatorState& state);
+
+}  // namespace moela::emu

@@ -1,0 +1,241 @@
+// Runs the threads of all live blocks, and lands copies when the schedule says so.
+#include <algorithm>
+
+#include "emu/world.h"
+
+namespace moela::emu {
+
+World* world = nullptr;
+
+#ifdef EMU_MUTATE
+int mutant = 0;
+#endif
+
+namespace {
+
+constexpr int kMaxThreads = 1024, kMaxCluster = 8, kRegistersPerSm = 65536;
+
+// Continues with the scheduler until it picks this thread again.
+void leave_fiber() {
+  Fiber& me = current();
+  ++world->report.switches;
+  switch_stack(&me.stack->pointer, world->scheduler_stack);
+}
+
+void end_thread(Fiber& fiber) {
+  Block& block = *fiber.block;
+  if (!fiber.in_flight.empty()) fail("exit", "a thread ends with wgmma in flight", fiber.where);
+  if (fiber.has_open_stores)
+    fail("exit", "a thread ends with bulk stores that it has not committed", fiber.where);
+  block.exited.release(fiber.self);
+  fiber.is_done = true;
+  if (--block.live == 0) check_block_exit(block);
+}
+
+void fiber_main() {
+  Fiber& me = current();
+  me.block->grid->body();
+  end_thread(me);
+  for (;;) leave_fiber();
+}
+
+// A new fiber of the block starts with nothing but its own tick.
+void add_fiber(Block& block, int thread, int registers) {
+  auto fiber = std::make_unique<Fiber>();
+  fiber->block = &block;
+  fiber->thread = thread;
+  fiber->self.agent = block.slot << kLocalBits | static_cast<uint32_t>(thread);
+  fiber->registers = registers;
+  if (world->free_stacks.empty()) {
+    fiber->stack = std::make_unique<Stack>(fiber_main);
+  } else {
+    fiber->stack = std::move(world->free_stacks.back());
+    fiber->stack->reset(fiber_main);
+    world->free_stacks.pop_back();
+  }
+  world->live.push_back(fiber.get());
+  block.fibers.push_back(std::move(fiber));
+}
+
+void start_cluster(const Grid& grid, int rank, int first) {
+  Cluster& cluster = world->clusters.emplace_back();
+  for (int r = 0; r < grid.shape.cluster; ++r) {
+    Block& block = world->blocks.emplace_back();
+    block.slot = static_cast<uint32_t>(world->blocks.size() - 1);
+    block.rank = rank;
+    block.grid = &grid;
+    block.index = first + r;
+    block.cluster = &cluster;
+    block.cluster_rank = r;
+    block.smem.assign(grid.shape.smem_bytes, 0xFF);
+    block.shadow.emplace(grid.shape.smem_bytes);
+    block.live = grid.shape.block;
+    block.warps.resize(grid.shape.block / 32);
+    block.warpgroups.resize((grid.shape.block + 127) / 128);
+    cluster.blocks.push_back(&block);
+    for (size_t w = 0; w < block.warpgroups.size(); ++w)
+      block.new_agent("tensor core of warpgroup " + std::to_string(w));
+    // The compiler gives a thread as many registers as fit, in units of 8.
+    const int registers = std::min(255, kRegistersPerSm / grid.shape.block) / 8 * 8;
+    for (int t = 0; t < grid.shape.block; ++t) add_fiber(block, t, registers);
+  }
+}
+
+void drop_finished() {
+  std::erase_if(world->live, [](Fiber* f) { return f->is_done; });
+  for (Block& block : world->blocks) {
+    if (!block.is_done() || block.fibers.empty()) continue;
+    for (auto& fiber : block.fibers) world->free_stacks.push_back(std::move(fiber->stack));
+    block.fibers.clear();
+    block.smem.clear();
+    block.shadow.reset();
+  }
+}
+
+std::string describe_deadlock() {
+  std::map<std::string, std::vector<const Fiber*>> waiting;
+  for (const Fiber* f : world->live)
+    if (!f->is_done)
+      waiting[name_of(*f->block) + ", " + f->waiting->what() + "\n      at " + place(f->where)].push_back(f);
+  std::string text = "every thread waits, and no copy is under way:";
+  for (const auto& [what, fibers] : waiting) {
+    auto [low, high] = std::minmax_element(fibers.begin(), fibers.end(),
+                                           [](auto* a, auto* b) { return a->thread < b->thread; });
+    text += "\n    " + std::to_string(fibers.size()) + " threads (" + std::to_string((*low)->thread) + ".." +
+            std::to_string((*high)->thread) + ") of " + what;
+  }
+  return text;
+}
+
+void land(size_t i) {
+  const PendingCopy copy = std::move(world->pending[i]);
+  world->pending.erase(world->pending.begin() + static_cast<std::ptrdiff_t>(i));
+  copy.land();
+}
+
+void resume(Fiber& fiber) {
+  world->current = &fiber;
+  switch_stack(&world->scheduler_stack, fiber.stack->pointer);
+  world->current = nullptr;
+}
+
+// One pass over all threads. Returns whether any of them ran.
+bool run_all_once() {
+  std::vector<Fiber*> order = world->live;
+  if (world->options.schedule == Schedule::kLazy) std::reverse(order.begin(), order.end());
+  if (world->options.schedule == Schedule::kRandom) std::shuffle(order.begin(), order.end(), world->random);
+  bool has_run = false;
+  for (Fiber* fiber : order) {
+    if (fiber->is_done || (fiber->waiting != nullptr && !fiber->waiting->is_over())) continue;
+    has_run = true;
+    resume(*fiber);
+    if (world->is_aborted) break;
+  }
+  return has_run;
+}
+
+void run_to_the_end(const std::vector<Grid>& grids) {
+  std::vector<int> next(grids.size(), 0);
+  for (;;) {
+    drop_finished();
+    bool is_more = false;
+    for (size_t g = 0; g < grids.size(); ++g) {
+      const cuda::LaunchShape& shape = grids[g].shape;
+      while (next[g] < shape.grid) {
+        int live = 0;
+        for (const Block& block : world->blocks) live += !block.is_done();
+        if (live > 0 && live + shape.cluster > world->options.max_live_blocks) break;
+        start_cluster(grids[g], static_cast<int>(g), next[g]);
+        next[g] += shape.cluster;
+      }
+      is_more |= next[g] < shape.grid;
+    }
+    if (world->live.empty() && !is_more && world->pending.empty()) return;
+    const bool has_run = run_all_once();
+    if (world->is_aborted) return;
+    const bool is_random = world->options.schedule == Schedule::kRandom;
+    if (!world->pending.empty() && (!has_run || (is_random && world->random() % 4 == 0))) {
+      land(is_random ? world->random() % world->pending.size() : 0);
+      if (world->is_aborted) return;
+    } else if (!has_run && !world->live.empty()) {
+      world->report.kind = "deadlock";
+      world->report.text = "deadlock: " + describe_deadlock();
+      return;
+    }
+  }
+}
+
+std::string shape_fault(const cuda::LaunchShape& shape) {
+  if (shape.block < 32 || shape.block > kMaxThreads || shape.block % 32)
+    return "a block has 32..1024 threads, a multiple of 32";
+  if (shape.smem_bytes > cuda::kMaxSmemBytes) return "a block has at most 227 KiB of shared memory";
+  if (shape.cluster < 1 || shape.cluster > kMaxCluster) return "a cluster has 1..8 blocks";
+  if (shape.grid < 1 || shape.grid % shape.cluster)
+    return "the grid is not a positive multiple of the cluster";
+  return "";
+}
+
+}  // namespace
+
+void wait_until(const Waiting& waiting, Where where) {
+  Fiber& me = current();
+  me.where = where;
+  me.waiting = &waiting;
+  while (!waiting.is_over()) leave_fiber();
+  me.waiting = nullptr;
+}
+
+void start_copy(PendingCopy copy) {
+  ++world->report.copies;
+  if (world->options.schedule == Schedule::kEager) {
+    copy.land();
+  } else {
+    world->pending.push_back(std::move(copy));
+  }
+}
+
+void land_stores(Fiber& fiber, uint32_t groups) {
+  for (size_t i = 0; i < world->pending.size();) {
+    const PendingCopy& copy = world->pending[i];
+    if (copy.stores_of == &fiber && copy.group < groups) {
+      land(i);
+    } else {
+      ++i;
+    }
+  }
+}
+
+void set_fault(const char* kind, const std::string& text) {
+  if (world->is_aborted) return;
+  world->report.kind = kind;
+  world->report.text = std::string(kind) + ": " + text;
+  world->is_aborted = true;
+}
+
+void fail(const char* kind, const std::string& what, Where where) {
+  const Fiber& me = current();
+  set_fault(kind, what + "\n    by thread " + std::to_string(me.thread) + " of " + name_of(*me.block) +
+                      " at " + place(where));
+  // The stack is abandoned: nothing on it may run once a rule is broken.
+  for (;;) leave_fiber();
+}
+
+Report run(const std::vector<Grid>& grids, const Options& options) {
+  World w;
+  w.options = options;
+  w.random.seed(options.seed);
+  for (const Grid& grid : grids)
+    if (const std::string fault = shape_fault(grid.shape); !fault.empty()) {
+      w.report.kind = "launch";
+      w.report.text = "launch: " + fault;
+      return w.report;
+    }
+  world = &w;
+  forget_global_accesses();
+  run_to_the_end(grids);
+  forget_global_accesses();
+  world = nullptr;
+  return w.report;
+}
+
+}  // namespace moela::emu

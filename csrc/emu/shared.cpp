@@ -1,0 +1,164 @@
+// Shared memory of the own block and of the others of the cluster, with every access checked.
+#include <cstring>
+
+#include "emu/world.h"
+
+namespace moela::emu {
+namespace {
+
+std::string conflict_text(const Conflict& found, bool is_write, const Actor& actor, const char* what,
+                          const std::string& where) {
+  const std::string by = std::string(what) + " by " + name_of(actor.access.agent);
+  const std::string other = found.kind == Conflict::kUninitialised ? "" : name_of(found.other.agent);
+  switch (found.kind) {
+    case Conflict::kUninitialised: return by + " reads " + where + ", which nobody has written";
+    case Conflict::kRead: return by + " overwrites " + where + " while " + other + " may still be reading it";
+    case Conflict::kWrite:
+      return by + (is_write ? " overwrites " : " reads ") + where + " while " + other +
+             " may still be writing it";
+    case Conflict::kProxy:
+      return by + (is_write ? " overwrites " : " reads ") + where + ", written by " + other +
+             ", with no fence.proxy.async between";
+    default:
+      return by + " reads " + where + " through the read-only path, but this kernel writes it: " + other;
+  }
+}
+
+const char* conflict_kind(Conflict::Kind kind) {
+  switch (kind) {
+    case Conflict::kUninitialised: return "uninitialised";
+    case Conflict::kProxy: return "proxy";
+    case Conflict::kReadOnly: return "read-only";
+    default: return "race";
+  }
+}
+
+void check_alignment(uint32_t address, uint32_t bytes, const char* what, Where where) {
+  if (address % bytes)
+    fail("alignment",
+         std::string(what) + " of " + std::to_string(bytes) + " bytes at address " + std::to_string(address),
+         where);
+}
+
+// A generic access to the 8 bytes of a live mbarrier: its value is opaque, and a store destroys it.
+void check_no_mbarrier(SharedRange range, uint32_t bytes, const char* what, Where where) {
+  auto it = range.block->mbarriers.lower_bound(range.offset < 8 ? 0 : range.offset - 7);
+  if (it != range.block->mbarriers.end() && it->first < range.offset + bytes)
+    fail("mbarrier", std::string(what) + " touches the mbarrier at " + smem_name(*range.block, it->first),
+         where);
+}
+
+}  // namespace
+
+void fail_with(const Conflict& found, bool is_write, const Actor& actor, const char* what,
+               const std::string& memory, Where where) {
+  std::string text = conflict_text(found, is_write, actor, what, memory);
+  if (found.kind != Conflict::kUninitialised)
+    text += "\n    the other access is at " + place(world->sites[found.other.site]);
+  fail(conflict_kind(found.kind), text, where);
+}
+
+SharedRange resolve_shared(uint32_t address, uint32_t bytes, const char* what, Where where) {
+  Block* block = current().block;
+  if (address >> kRankShift) {
+    const uint32_t rank = (address >> kRankShift) - 1;
+    if (rank >= block->cluster->blocks.size())
+      fail("bounds",
+           std::string(what) + " to rank " + std::to_string(rank) + ", which the cluster does not have",
+           where);
+    block = block->cluster->blocks[rank];
+  }
+  const uint32_t in_window = address & ((1u << kRankShift) - 1);
+  if (in_window < kSmemWindow || in_window - kSmemWindow + uint64_t{bytes} > block->grid->shape.smem_bytes)
+    fail("bounds",
+         std::string(what) + " touches " + smem_name(*block, in_window - kSmemWindow) + " up to +" +
+             std::to_string(int64_t{in_window} - kSmemWindow + bytes) + "; it has " +
+             std::to_string(block->grid->shape.smem_bytes) + " bytes",
+         where);
+  if (block->is_done())
+    fail("exit", std::string(what) + " reaches into " + name_of(*block) + ", which has exited", where);
+  return {block, in_window - kSmemWindow};
+}
+
+Actor thread_actor(Fiber& fiber, Where where) {
+  return {.access = {fiber.self.agent, fiber.self.tick, site_of(where), Proxy::kGeneric},
+          .seen = &fiber.self.known.seen,
+          .self = fiber.self.agent};
+}
+
+Actor async_actor(Agent agent, uint32_t tick, const Clock* fenced, Where where) {
+  const Self& self = current().self;
+  return {.access = {agent, tick, site_of(where), Proxy::kAsync},
+          .seen = &self.known.seen,
+          .fenced = fenced,
+          .own_fenced = self.fenced_tick,
+          .self = self.agent};
+}
+
+void access_shared(SharedRange range, uint32_t bytes, bool is_write, const Actor& actor, const char* what,
+                   Where where) {
+  check_no_mbarrier(range, bytes, what, where);
+  if (!world->options.races) return;
+  Shadow& shadow = *range.block->shadow;
+  const Conflict found =
+      is_write ? shadow.write(range.offset, bytes, actor) : shadow.read(range.offset, bytes, actor);
+  if (found)
+    fail_with(found, is_write, actor, what, smem_name(*range.block, static_cast<uint32_t>(found.offset)),
+              where);
+}
+
+void load_shared(uint32_t address, void* value, uint32_t bytes, Where where) {
+  check_alignment(address, bytes, "a shared load", where);
+  const SharedRange range = resolve_shared(address, bytes, "a shared load", where);
+  access_shared(range, bytes, false, thread_actor(current(), where), "a shared load", where);
+  std::memcpy(value, range.data(), bytes);
+}
+
+void store_shared(uint32_t address, const void* value, uint32_t bytes, Where where) {
+  check_alignment(address, bytes, "a shared store", where);
+  const SharedRange range = resolve_shared(address, bytes, "a shared store", where);
+  access_shared(range, bytes, true, thread_actor(current(), where), "a shared store", where);
+  std::memcpy(range.data(), value, bytes);
+}
+
+uint32_t map_shared_rank(uint32_t address, int rank, Where where) {
+  if (rank < 0 || rank >= static_cast<int>(current().block->cluster->blocks.size()))
+    fail("bounds", "mapa to rank " + std::to_string(rank) + ", which the cluster does not have", where);
+  return (address & ((1u << kRankShift) - 1)) | static_cast<uint32_t>(rank + 1) << kRankShift;
+}
+
+// Later writes get a later tick, so that they do not count as fenced.
+void fence_proxy_async(bool shared, bool global) {
+  Self& self = current().self;
+  self.fenced_tick = self.tick++;
+  if (shared) fence_mbarrier_init();
+  if (global) self.known.fenced_global.join(self.known.seen);
+}
+
+// Everything done to this block's memory from outside its threads - by copies, tensor cores and other blocks
+// - must be known to have ended when its last thread ends.
+void check_block_exit(Block& block) {
+  const Clock& seen = block.exited.all.seen;
+  auto is_foreign = [&](Agent agent) {
+    return slot_of(agent) != block.slot || local_of(agent) >= static_cast<uint32_t>(block.threads());
+  };
+  std::string fault;
+  block.shadow->for_each([&](size_t offset, const Access& access, bool is_write) {
+    if (!fault.empty() || !is_foreign(access.agent) || seen.get(access.agent) >= access.tick) return;
+    fault = name_of(block) + " ends while " + name_of(access.agent) + " may still be " +
+            (is_write ? "writing" : "reading") + " smem+" + std::to_string(offset) + "; that access is at " +
+            place(world->sites[access.site]);
+  });
+  for (const auto& [offset, barrier] : block.mbarriers) {
+    for (const auto& [agent, tick] : barrier.remote_arrivals)
+      if (fault.empty() && seen.get(agent) < tick)
+        fault = name_of(block) + " ends while " + name_of(agent) + " may still arrive at its mbarrier smem+" +
+                std::to_string(offset);
+    if (fault.empty() && barrier.copies_in_phase > 0)
+      fault = name_of(block) + " ends while a copy that completes at its mbarrier smem+" +
+              std::to_string(offset) + " is under way";
+  }
+  if (!fault.empty()) set_fault("exit", fault);
+}
+
+}  // namespace moela::emu

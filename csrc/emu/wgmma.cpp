@@ -1,0 +1,323 @@
+// wgmma.mma_async: operands are checked when the last thread of the warpgroup has issued it, results appear
+// in the accumulators when a wait says that they may be read.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "emu/convert.h"
+#include "emu/layout.h"
+#include "emu/world.h"
+
+namespace moela::emu {
+
+constexpr int kWarpgroup = 128, kM = 64, kChunk = 16;
+
+struct Operation {
+  MmaOperands operands;
+  Block* block;
+  uint32_t group;
+  int issued = 0;
+  bool is_computed = false;
+  bool starts_from_registers = false;
+  std::vector<float> a_fragment;        // [64, k] where A comes from registers
+  std::vector<float> d;                 // [64, n]
+  std::shared_ptr<Operation> previous;  // whose result this one adds to
+  // Distinct knowledge among the 128 threads, and how many threads have it.
+  struct Knower {
+    Knowledge known;
+    const Self* self;
+    uint32_t fenced_tick;
+    int count;
+  };
+  std::vector<Knower> knowers;
+};
+
+namespace {
+
+int element_size(MmaType type) { return type == MmaType::kE4m3 ? 1 : 2; }
+int k_of(MmaType type) { return 32 / element_size(type); }
+
+float value_of(MmaType type, const uint8_t* at) {
+  if (type == MmaType::kE4m3) return float_of_e4m3(*at);
+  uint16_t bits;
+  std::memcpy(&bits, at, 2);
+  return type == MmaType::kBFloat16 ? float_of_bf16(bits) : float_of_f16(bits);
+}
+
+// Calls f(mn, k, elements along mn, elements along k, address) for each 16-byte chunk of a rows x k operand.
+template <class F>
+void each_chunk(uint64_t descriptor, int rows, MmaType type, bool is_mn_major, F f) {
+  const Descriptor d(descriptor);
+  const int size = element_size(type), per_chunk = kChunk / size;
+  if (!is_mn_major) {
+    for (int mn = 0; mn < rows; ++mn)
+      for (int half = 0; half < 2; ++half)
+        f(mn, half * per_chunk, 1, per_chunk,
+          d.k_major(static_cast<uint32_t>(mn), static_cast<uint32_t>(half * kChunk)));
+  } else {
+    for (int k = 0; k < k_of(type); ++k)
+      for (int mn = 0; mn < rows; mn += per_chunk)
+        f(mn, k, per_chunk, 1, d.mn_major(static_cast<uint32_t>(mn * size), static_cast<uint32_t>(k)));
+  }
+}
+
+// What all 128 threads know: an operand is safe to read only if each of them has waited for it.
+Knowledge common_knowledge(const Operation& op) {
+  Knowledge common;
+  bool is_first = true;
+  for (const auto& knower : op.knowers) {
+    Knowledge known = knower.known;
+    if (knower.count == 1) {
+      // A thread knows its own past, up to its last proxy fence. Threads that share a clock know of each
+      // other what the clock says.
+      known.seen.set(knower.self->agent, ~0u);
+      known.fenced_shared.set(knower.self->agent, knower.fenced_tick);
+    }
+    if (is_first) {
+      common = known;
+    } else {
+      common.seen.meet(known.seen);
+      common.fenced_shared.meet(known.fenced_shared);
+    }
+    is_first = false;
+  }
+  return common;
+}
+
+void note_knowledge(Operation& op, const Self& self) {
+  for (auto& knower : op.knowers)
+    if (knower.known.is_same(self.known)) {
+      ++knower.count;
+      return;
+    }
+  op.knowers.push_back({self.known, &self, self.fenced_tick, 1});
+}
+
+Agent tensor_core(const Block& block, int warpgroup) {
+  return block.slot << kLocalBits | static_cast<uint32_t>(block.threads() + warpgroup);
+}
+
+void check_operand(const Operation& op, uint64_t descriptor, int rows, bool is_mn_major,
+                   const Knowledge& known, Where where) {
+  const Descriptor d(descriptor);
+  if (d.base_offset != 0)
+    fail("wgmma", "a descriptor with a base offset: tiles start on their swizzle repeat", where);
+  const Actor actor = {.access = {tensor_core(*op.block, current().thread / kWarpgroup), op.group + 1,
+                                  site_of(where), Proxy::kAsync},
+                       .seen = &known.seen,
+                       .fenced = &known.fenced_shared,
+                       .self = ~0u};
+  each_chunk(descriptor, rows, op.operands.type, is_mn_major, [&](int, int, int, int, uint32_t address) {
+    access_shared(resolve_shared(address, kChunk, "wgmma", where), kChunk, false, actor, "wgmma", where);
+  });
+}
+
+// Loads a rows x k operand as element(mn, k).
+template <class Store>
+void load_operand(const Operation& op, uint64_t descriptor, int rows, bool is_mn_major, Store store) {
+  const MmaType type = op.operands.type;
+  each_chunk(descriptor, rows, type, is_mn_major,
+             [&](int mn, int k, int along_mn, int along_k, uint32_t address) {
+               const uint8_t* chunk = &op.block->smem[address - kSmemWindow];
+               for (int i = 0; i < along_mn * along_k; ++i)
+                 store(along_mn == 1 ? mn : mn + i, along_mn == 1 ? k + i : k,
+                       value_of(type, chunk + i * element_size(type)));
+             });
+}
+
+// Hopper's fp8 tensor cores are reported to keep about 13 fraction bits of a sum. Dropping the rest after
+// each instruction is a model of that, to be fitted on hardware (tests/conform, accumulator_probe).
+float truncated(float x, int fraction_bits) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits &= ~0u << (23 - fraction_bits);
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+void compute(Operation& op) {
+  if (op.is_computed) return;
+  op.is_computed = true;
+  if (op.previous) compute(*op.previous);
+  const int n = op.operands.n, k = k_of(op.operands.type);
+  std::vector<float> a(static_cast<size_t>(kM * k)), b(static_cast<size_t>(k * n));
+  if (op.operands.a_registers != nullptr) {
+    a = op.a_fragment;
+  } else {
+    load_operand(op, op.operands.a_descriptor, kM, op.operands.transpose_a,
+                 [&](int m, int kk, float x) { a[static_cast<size_t>(m * k + kk)] = x; });
+  }
+  load_operand(op, op.operands.b_descriptor, n, op.operands.transpose_b,
+               [&](int col, int kk, float x) { b[static_cast<size_t>(kk * n + col)] = x; });
+  if (op.previous) {
+    op.d = op.previous->d;
+  } else if (!op.starts_from_registers) {
+    op.d.assign(static_cast<size_t>(kM * n), 0.f);
+  }
+  for (int m = 0; m < kM; ++m) {
+    float* d = &op.d[static_cast<size_t>(m * n)];
+    for (int kk = 0; kk < k; ++kk) {
+      const float x = a[static_cast<size_t>(m * k + kk)];
+      const float* row = &b[static_cast<size_t>(kk * n)];
+      for (int col = 0; col < n; ++col) d[col] += x * row[col];
+    }
+  }
+  if (op.operands.type == MmaType::kE4m3)
+    for (float& x : op.d) x = truncated(x, EMU_MUTANT(10, world->options.fp8_fraction_bits, 9));
+  op.previous.reset();
+  ++world->report.wgmmas;
+}
+
+bool is_same_call(const Operation& op, const MmaOperands& o, uint32_t group) {
+  const MmaOperands& first = op.operands;
+  return first.type == o.type && first.n == o.n && first.transpose_a == o.transpose_a &&
+         first.transpose_b == o.transpose_b && (first.a_registers == nullptr) == (o.a_registers == nullptr) &&
+         first.a_descriptor == o.a_descriptor && first.b_descriptor == o.b_descriptor &&
+         first.accumulate == o.accumulate && op.group == group;
+}
+
+std::shared_ptr<Operation> start_operation(const MmaOperands& operands, Fiber& me,
+                                           const AccumulatorState& state) {
+  auto op = std::make_shared<Operation>();
+  op->operands = operands;
+  op->block = me.block;
+  op->group = me.wgmma_group;
+  if (operands.a_registers != nullptr) op->a_fragment.resize(static_cast<size_t>(kM * k_of(operands.type)));
+  if (operands.accumulate && state.is_in_flight) op->previous = state.last;
+  if (operands.accumulate && !state.is_in_flight) {
+    op->starts_from_registers = true;
+    op->d.resize(static_cast<size_t>(kM * operands.n));
+  }
+  return op;
+}
+
+void take_a_fragment(Operation& op, int t, const uint32_t* registers) {
+  const int size = element_size(op.operands.type), per_register = 4 / size, k = k_of(op.operands.type);
+  for (int v = 0; v < 4 * per_register; ++v) {
+    const uint32_t bits = registers[v / per_register] >> (v % per_register * size * 8);
+    uint8_t bytes[4];
+    std::memcpy(bytes, &bits, 4);
+    const RowColumn at = a_register_element(t, v, per_register);
+    op.a_fragment[static_cast<size_t>(at.row * k + at.column)] = value_of(op.operands.type, bytes);
+  }
+}
+
+}  // namespace
+
+AccumulatorState::AccumulatorState() : touched_at(current().wgmma_fences) {}
+
+void wgmma_fence() { ++current().wgmma_fences; }
+
+void touch_accumulator(AccumulatorState& state, bool is_write, Where where) {
+  if (state.is_in_flight) fail("accumulator", "an accumulator is touched before wgmma.wait_group", where);
+  if (!is_write && !state.is_initialised)
+    fail("accumulator", "an accumulator is read before it has a value", where);
+  state.is_initialised = true;
+  state.touched_at = current().wgmma_fences;
+}
+
+void drop_accumulator(const AccumulatorState& state) {
+  if (state.is_in_flight && !world->is_aborted)
+    fail("accumulator", "an accumulator ends while the tensor core writes it", current().where);
+}
+
+void wgmma(AccumulatorState& state, float* registers, const MmaOperands& operands, Where where) {
+  Fiber& me = current();
+  me.where = where;
+  if (me.block->threads() / kWarpgroup <= me.thread / kWarpgroup)
+    fail("wgmma", "needs a whole warpgroup of 128 threads", where);
+  Warpgroup& group = me.block->warpgroups[me.thread / kWarpgroup];
+  const int t = me.thread % kWarpgroup;
+  if (operands.accumulate && !state.is_initialised)
+    fail("accumulator", "wgmma adds to an accumulator that has no value", where);
+  if (!state.is_in_flight && state.touched_at >= me.wgmma_fences)
+    fail("accumulator", "no wgmma.fence between the last access to the accumulator and wgmma", where);
+
+  const size_t index = me.wgmma_count++;
+  while (group.first + group.operations.size() <= index) group.operations.emplace_back();
+  std::shared_ptr<Operation>& slot = group.operations[index - group.first];
+  if (!slot) slot = start_operation(operands, me, state);
+  const std::shared_ptr<Operation> op = slot;
+  if (!is_same_call(*op, operands, me.wgmma_group))
+    fail("divergence", "threads of one warpgroup give wgmma different operands", where);
+  note_knowledge(*op, me.self);
+  if (op->starts_from_registers)
+    for (int i = 0; i < operands.n / 2; ++i) {
+      const RowColumn at = accumulator_element(t, i);
+      op->d[static_cast<size_t>(at.row * operands.n + at.column)] = registers[i];
+    }
+  if (operands.a_registers != nullptr) take_a_fragment(*op, t, operands.a_registers);
+
+  state.is_in_flight = state.is_initialised = true;
+  state.last = op;
+  auto mine = std::find_if(me.in_flight.begin(), me.in_flight.end(),
+                           [&](const InFlight& f) { return f.state == &state; });
+  if (mine == me.in_flight.end()) {
+    me.in_flight.push_back({&state, registers, op});
+  } else {
+    mine->operation = op;
+  }
+  std::fill(registers, registers + operands.n / 2, std::nanf(""));
+
+  if (++op->issued < kWarpgroup) return;
+  const Knowledge known = common_knowledge(*op);
+  if (operands.a_registers == nullptr)
+    check_operand(*op, operands.a_descriptor, kM, operands.transpose_a, known, where);
+  check_operand(*op, operands.b_descriptor, operands.n, operands.transpose_b, known, where);
+  op->knowers.clear();
+  if (world->options.schedule == Schedule::kEager) compute(*op);
+  while (!group.operations.empty() && group.operations.front() &&
+         group.operations.front()->issued == kWarpgroup) {
+    group.operations.pop_front();
+    ++group.first;
+  }
+}
+
+void wgmma_commit(Where where) {
+  Fiber& me = current();
+  me.where = where;
+  Warpgroup& group = me.block->warpgroups[me.thread / kWarpgroup];
+  if (group.committed.size() <= me.wgmma_group) group.committed.resize(me.wgmma_group + 1);
+  ++group.committed[me.wgmma_group++];
+}
+
+void wgmma_wait(int max_pending, Where where) {
+  struct GroupWait final : Waiting {
+    const Warpgroup* group;
+    uint32_t target;
+    bool is_over() const override {
+      return target == 0 || (group->committed.size() >= target && group->committed[target - 1] == kWarpgroup);
+    }
+    std::string what() const override {
+      return "wgmma.wait_group (not all threads have committed the group)";
+    }
+  };
+  Fiber& me = current();
+  const int index = me.thread / kWarpgroup;
+  const auto pending = static_cast<uint32_t>(max_pending);
+  GroupWait waiting;
+  waiting.group = &me.block->warpgroups[index];
+  waiting.target = me.wgmma_group > pending ? me.wgmma_group - pending : 0;
+  wait_until(waiting, where);
+
+  std::vector<InFlight> still;
+  for (InFlight& f : me.in_flight) {
+    Operation& op = *f.operation;
+    if (op.group >= waiting.target) {
+      still.push_back(f);
+      continue;
+    }
+    compute(op);
+    for (int i = 0; i < op.operands.n / 2; ++i) {
+      const RowColumn at = accumulator_element(me.thread % kWarpgroup, i);
+      f.registers[i] = op.d[static_cast<size_t>(at.row * op.operands.n + at.column)];
+    }
+    f.state->is_in_flight = false;
+    f.state->last.reset();
+    f.state->touched_at = 0;
+  }
+  me.in_flight.swap(still);
+  me.self.known.seen.set(tensor_core(*me.block, index), waiting.target);
+}
+
+}  // namespace moela::emu

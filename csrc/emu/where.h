@@ -1,0 +1,8 @@
+// The place in a kernel's source of a call, for reports.
+#pragma once
+
+#include <source_location>
+
+namespace moela::emu {
+using Where = std::source_location;
+}

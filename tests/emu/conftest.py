@@ -1,0 +1,6 @@
+"""The programs of tests/emu, built when a test first needs one."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode adds no folder itself
