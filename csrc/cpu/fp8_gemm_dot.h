@@ -75,7 +75,6 @@ __attribute__((noinline)) void dot_rows(const DotSlabs& slabs, const uint8_t* co
           for (int m = 0; m < kM; ++m) {
             F x = load(a + m * kGroup + i * kChains);
             pin(x);
-
 #pragma GCC unroll 8
             for (int n = 0; n < kN; ++n) acc[n][m] = fma(x, w[n], acc[n][m]);
           }
