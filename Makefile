@@ -1,6 +1,7 @@
 # make demo   run the main job            make test   run the tests
 # make setup  only prepare .venv          make lint   check style       make bench   measure
 # make wheel  build dist/*.whl            make clean  remove what these made
+# make test-wheel  install in fresh environments, one with another torch (downloads it once, 5.5 GB)
 #
 # PYTHON=python3.12    another interpreter       TORCH="torch==2.14.1"   another torch than the one found
 # MOELA_CUDA=ON|OFF    demand or skip the CUDA library (default: built if nvcc is found)
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: setup demo test lint bench wheel clean
+.PHONY: setup demo test test-wheel lint bench wheel clean
 
 setup: $(VENV)/.built
 
@@ -31,6 +32,9 @@ demo: setup
 
 test: setup
 	MOELA_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -q tests
+
+test-wheel: setup
+	MOELA_TEST_REQUIRE=install $(BIN)/python -m pytest -q -m install tests/install
 
 lint: setup
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

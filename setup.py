@@ -16,6 +16,7 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).resolve().parent
+USUAL_CUDA = Path("/usr/local/cuda")
 
 
 def site_packages() -> list[Path]:
@@ -40,12 +41,32 @@ def find_nvcc() -> Path | None:
     candidates = [Path(h) / "bin/nvcc" for h in homes if h]
     candidates += [Path(found)] if found else []
     candidates += [site / f"nvidia/cu{major}/bin/nvcc" for site in site_packages() for major in (13, 12)]
-    candidates += [Path("/usr/local/cuda/bin/nvcc")]
+    candidates += [USUAL_CUDA / "bin/nvcc"]
     return next((c for c in candidates if c.exists()), None)
 
 
+def find_cmake() -> str:
+    """The cmake package's, which is new enough for a new nvcc, then PATH."""
+    try:
+        from cmake import CMAKE_BIN_DIR
+    except ImportError:
+        CMAKE_BIN_DIR = ""
+    found = shutil.which("cmake", path=f"{CMAKE_BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        sys.exit("moela: there is no cmake. Install it first: pip install 'cmake>=3.24'")
+    return found
+
+
+def cuda_mode() -> str:
+    mode = os.environ.get("MOELA_CUDA", "AUTO").upper()
+    if mode not in ("AUTO", "ON", "OFF"):
+        sys.exit(f"moela: MOELA_CUDA: expected AUTO, ON or OFF, got {mode!r}")
+    return mode
+
+
 def cuda_environment(mode: str) -> dict[str, str]:
-    env = dict(os.environ)
+    """The environment of CMake; CUDACXX is set where the CUDA library is to be built."""
+    env = {k: v for k, v in os.environ.items() if k != "CUDACXX"}
     nvcc = find_nvcc() if mode != "OFF" else None
     if mode == "ON" and nvcc is None:
         sys.exit(
@@ -63,13 +84,10 @@ def cuda_environment(mode: str) -> dict[str, str]:
 
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        mode = os.environ.get("MOELA_CUDA", "AUTO").upper()
-        if mode not in ("AUTO", "ON", "OFF"):
-            sys.exit(f"moela: MOELA_CUDA: expected AUTO, ON or OFF, got {mode!r}")
+        env, torch, cmake = cuda_environment(cuda_mode()), find_torch(), find_cmake()
         import ninja
         import pybind11
 
-        env = cuda_environment(mode)
         out = (
             HERE / "python/moela"
             if self.inplace or self.editable_mode
@@ -77,9 +95,9 @@ class CMakeBuild(build_ext):
         )
         build = HERE / "build" / f"cmake-{sys.implementation.cache_tag}"
         options = {
-            "TORCH_DIR": find_torch(),
+            "TORCH_DIR": torch,
             "MOELA_OUT": out,
-            "MOELA_CUDA": "ON" if env.get("CUDACXX") and mode != "OFF" else "OFF",
+            "MOELA_CUDA": "ON" if "CUDACXX" in env else "OFF",
             "MOELA_CUDA_ARCHS": os.environ.get("MOELA_CUDA_ARCHS", "90a"),
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "Python_EXECUTABLE": sys.executable,
@@ -87,7 +105,6 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": Path(ninja.BIN_DIR) / "ninja",
         }
         defines = [f"-D{key}={value}" for key, value in options.items()]
-        cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         subprocess.check_call([cmake, "-G", "Ninja", "-S", str(HERE), "-B", str(build), *defines], env=env)
         subprocess.check_call([cmake, "--build", str(build)], env=env)
 
@@ -105,11 +122,17 @@ class AbiStableWheel(bdist_wheel):
     (docs/adr/0002).
     """
 
+    def run(self) -> None:
+        # What an older state of the tree left there would be packed too.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
+
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    ext_modules=[Extension("moela._cmake", sources=[])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiStableWheel},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("moela._cmake", sources=[])],
+        cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AbiStableWheel},
+    )

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <vector>
@@ -138,15 +139,26 @@ class Scratch {
 
 // Runs f(begin, end) over [0, count) on torch's own threads. `cost` is the time of one item in nanoseconds,
 // roughly: work below 50 microseconds is not worth a second thread.
+//
+// Each thread takes the next batch when it has done its last one. Equal shares, which parallel_for would
+// give, make all wait for the slowest: an efficiency core, or one that another process is using.
 template <class F>
 void parallel(int64_t count, double cost, const F& f) {
   if (count == 0) return;
   const auto grain = static_cast<int64_t>(50e3 / (cost < 1e-3 ? 1e-3 : cost)) + 1;
-  if (count <= grain) {
+  const int64_t most = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t threads = count / grain < most ? count / grain : most;
+  if (threads <= 1) {
     f(0, count);
     return;
   }
-  torch::stable::parallel_for(0, count, grain, f);
+  constexpr int64_t kBatchesPerThread = 8;
+  const int64_t batch = (count + threads * kBatchesPerThread - 1) / (threads * kBatchesPerThread);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = next.fetch_add(batch)) < count;)
+      f(begin, begin + batch < count ? begin + batch : count);
+  });
 }
 
 }  // namespace moela

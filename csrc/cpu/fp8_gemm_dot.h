@@ -55,17 +55,28 @@ __attribute__((noinline)) void dot_rows(const DotSlabs& slabs, const uint8_t* co
       for (int64_t g = 0; g < slabs.groups; ++g, a += slabs.a_group) {
         const F f = set1(sf[g / (kBlock / kGroup)] * kUntiny);
         if (half == 0) ahead.step(kN);
+        I q[kN];
 #pragma GCC unroll 8
         for (int n = 0; n < kN; ++n) {
           const uint8_t* p = codes + n * ld + g * kGroup + half;
           prefetch_l1(p + 512);  // from L2, where `ahead` put it
-          const I q = load_codes(p);
-          nan[n] = note_nan(nan[n], q);
+          q[n] = load_codes(p);
+          nan[n] = note_nan(nan[n], q[n]);
+        }
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) {
-            const F w = mul(decode_tiny(q, i), f);
+        for (int i = 0; i < 4; ++i) {
+          F w[kN];
 #pragma GCC unroll 8
-            for (int m = 0; m < kM; ++m) acc[n][m] = fma(load(a + m * kGroup + i * kChains), w, acc[n][m]);
+          for (int n = 0; n < kN; ++n) {
+            w[n] = mul(decode_tiny(q[n], i), f);
+            pin(w[n]);
+          }
+#pragma GCC unroll 8
+          for (int m = 0; m < kM; ++m) {
+            F x = load(a + m * kGroup + i * kChains);
+            pin(x);
+#pragma GCC unroll 8
+            for (int n = 0; n < kN; ++n) acc[n][m] = fma(x, w[n], acc[n][m]);
           }
         }
       }
@@ -110,58 +121,60 @@ DotFn dot_for(int64_t num_rows) {
   }
 }
 
-// Rows of b that are read side by side share the loads of a and hide the latency of each other's chains: as
-// many as the registers hold chains for.
-struct DotTile {
-  int rows_of_b;  // divides kCols
-  DotFn add;
-};
-
-inline DotTile dot_tile_for(int64_t M) {
+// A tile of rows of b and of a: as many of each as the registers hold chains for. Rows of b share the loads
+// of a, rows of a the decoding of b.
 #if defined(MOELA_SIMD_AVX512)
-  if (M == 1) return {8, dot_tile<8, 1>};
-  if (M <= 4) return {4, dot_for<4, 4>(M)};
+constexpr int kFewRows = 4, kDotTileRows = 8;
 #else
-  if (M <= 2) return {4, dot_for<4, 2>(M)};
+constexpr int kFewRows = 1, kDotTileRows = 4;
 #endif
-  return {2, dot_for<2, kDotRows>(M)};
+constexpr int rows_of_b(int64_t M) { return M <= kFewRows ? 4 : 2; }
+static_assert(kCols % 4 == 0, "a tile must not leave its task's columns");
+
+inline DotFn dot_of(int rows_of_b, int64_t rows_of_a) {
+  return rows_of_b == 4 ? dot_for<4, kFewRows>(rows_of_a) : dot_for<2, kDotTileRows>(rows_of_a);
 }
-constexpr int kMaxRowsOfB = 8;
-static_assert(kCols % kMaxRowsOfB == 0, "a tile must not leave its task's columns");
 
 // Bytes of b beyond the rows that come next: how far ahead of its use a line is on its way from DRAM.
 constexpr int64_t kAhead = 16384;
 
 void run_dot(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
   alignas(64) float sums[kDotRows * kCols] = {};
-  alignas(64) uint8_t staging[kMaxRowsOfB * kSlab];
+  alignas(64) uint8_t staging[4 * kSlab];
   const int64_t M = chunk.num_rows;
-  const DotTile dot = dot_tile_for(M);
+  const RowTiles tiles(M, kDotTileRows);
+  const int step = rows_of_b(M);
+  const DotFn larger = dot_of(step, tiles.base + 1), smaller = dot_of(step, tiles.base);
   uint64_t nan = 0;
-  for (int64_t n = 0; n < min_of(kCols, p.N - n0); n += dot.rows_of_b) {
-    I seen[kMaxRowsOfB];
+  for (int64_t n = 0; n < min_of(kCols, p.N - n0); n += step) {
+    I seen[4];
     for (I& s : seen) s = zero_bytes();
-    Prefetcher next(p.b + (n0 + n + dot.rows_of_b) * p.ldb + kAhead);
+    Prefetcher next(p.b + (n0 + n + step) * p.ldb + kAhead);
     const auto add_slabs = [&](int64_t first, int64_t count, const uint8_t* codes, int64_t ld,
                                int64_t groups) {
-      const DotSlabs slabs = {.a = chunk.a + first * kSlab * M,
-                              .a_group = M * kGroup,
-                              .sf = block_sf(p, n0, first * kSlab),
-                              .groups = groups,
-                              .count = count};
-      dot.add(slabs, codes, ld, next, seen, sums + n);
+      const Prefetcher here = next;
+      for (int64_t t = 0; t < tiles.count; ++t) {
+        const int64_t m = tiles.begin(t);
+        const DotSlabs slabs = {.a = chunk.a + first * kSlab * M + m * kGroup,
+                                .a_group = M * kGroup,
+                                .sf = block_sf(p, n0, first * kSlab),
+                                .groups = groups,
+                                .count = count};
+        next = here;
+        (t < tiles.larger ? larger : smaller)(slabs, codes, ld, next, seen, sums + m * kCols + n);
+      }
     };
     // Full slabs straight from b, if all rows exist; what is left through CodeTile.
-    const int64_t direct = n0 + n + dot.rows_of_b <= p.N ? p.K / kSlab : 0;
+    const int64_t direct = n0 + n + step <= p.N ? p.K / kSlab : 0;
     for (int64_t s = 0; s < direct; s += kSlabsAtOnce)
       add_slabs(s, min_of(kSlabsAtOnce, direct - s), p.b + (n0 + n) * p.ldb + s * kSlab, p.ldb,
                 kGroupsPerSlab);
     for (int64_t s = direct; s < num_slabs(p); ++s) {
       const Slab slab(p, s);
-      const CodeTile tile(p, n0 + n, dot.rows_of_b, slab, staging);
+      const CodeTile tile(p, n0 + n, step, slab, staging);
       add_slabs(s, 1, tile.codes, tile.ld, slab.groups);
     }
-    for (int r = 0; r < dot.rows_of_b; ++r) nan |= uint64_t{nan_lanes(seen[r]) != 0} << (n + r);
+    for (int r = 0; r < step; ++r) nan |= uint64_t{nan_lanes(seen[r]) != 0} << (n + r);
   }
   finish(p, chunk, n0, nan, sums);
 }

@@ -35,7 +35,7 @@ constexpr int kGroupsPerSlab = kSlab / kGroup;
 // Register tile of the panel: kTileRows * kVecs accumulators, kVecs vectors of b and one broadcast fill the
 // register file. Up to kDotRows rows of a dot products are the faster way (docs/FACTS.md).
 #if defined(MOELA_SIMD_AVX512)
-constexpr int kTileRows = 12, kVecs = 2, kDotRows = 8;
+constexpr int kTileRows = 12, kVecs = 2, kDotRows = 16;
 #elif defined(MOELA_SIMD_AVX2)
 constexpr int kTileRows = 6, kVecs = 2, kDotRows = 6;
 #elif defined(MOELA_SIMD_NEON)
@@ -52,6 +52,17 @@ constexpr float kUntiny = 0x1p120f;
 
 constexpr int64_t min_of(int64_t x, int64_t y) { return x < y ? x : y; }
 constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// Rows of a chunk are cut into tiles of nearly equal size: sixteen rows are 8 + 8, not 12 + 4.
+struct RowTiles {
+  RowTiles(int64_t num_rows, int64_t tile_rows)
+      : count(ceil_div(num_rows, tile_rows)), base(num_rows / count), larger(num_rows % count) {}
+  int64_t rows(int64_t t) const { return base + (t < larger); }
+  int64_t begin(int64_t t) const { return t * base + min_of(t, larger); }
+  int64_t count;
+  int64_t base;
+  int64_t larger;  // this many tiles have one row more
+};
 
 // A slab of K.
 struct Slab {

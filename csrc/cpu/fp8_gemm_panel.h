@@ -16,20 +16,9 @@ constexpr int chain_of_pass(int pass) {
   return (pass & 1) << 3 | (pass & 2) << 1 | (pass & 4) >> 1 | (pass & 8) >> 3;
 }
 
-// Rows of a chunk are cut into tiles of nearly equal size: sixteen rows are 8 + 8, not 12 + 4.
-struct RowTiles {
-  explicit RowTiles(int64_t num_rows)
-      : count(ceil_div(num_rows, kTileRows)), base(num_rows / count), larger(num_rows % count) {}
-  int64_t rows(int64_t t) const { return base + (t < larger); }
-  int64_t begin(int64_t t) const { return t * base + min_of(t, larger); }
-  int64_t count;
-  int64_t base;
-  int64_t larger;  // this many tiles have one row more
-};
-
 // [pass][row tile][4 * group + i][row of the tile]: what is multiplied, in its order.
 void pack_for_panel(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, const Slab& slab, float* out) {
-  const RowTiles tiles(chunk.num_rows);
+  const RowTiles tiles(chunk.num_rows, kTileRows);
   alignas(64) float rows[kTileRows][kSlab];
   for (int64_t t = 0; t < tiles.count; ++t) {
     const int64_t num_rows = tiles.rows(t);
@@ -160,7 +149,7 @@ void run_panel(const Fp8GemmParams& p, const Fp8GemmChunk& chunk, int64_t n0) {
   I seen[kVecs];
   for (I& s : seen) s = zero_bytes();
 
-  const RowTiles tiles(chunk.num_rows);
+  const RowTiles tiles(chunk.num_rows, kTileRows);
   const MultiplyFn larger = multiply_for(tiles.base + 1), smaller = multiply_for(tiles.base);
   for (int64_t s = 0; s < num_slabs(p); ++s) {
     const Slab slab(p, s);

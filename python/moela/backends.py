@@ -194,8 +194,11 @@ def _launch_cuda(op: torch._ops.OpOverload, *args, out: tuple[torch.Tensor, ...]
 
 
 def overrides_compiled_cpu(op: str) -> bool:
-    """Whether MOELA_BACKEND asks for something else than the compiled CPU kernel that there is."""
-    return _compiled("cpu", op) and forced() not in (None, "cpu")
+    """Whether MOELA_BACKEND asks for something else than the compiled CPU kernel that there is.
+
+    A name that is none counts: importing moela must not fail, so that the op and `moela info` can say it.
+    """
+    return _compiled("cpu", op) and os.environ.get("MOELA_BACKEND", "") not in ("", "auto", "cpu")
 
 
 class use_backend(TorchDispatchMode):  # noqa: N801  (a context manager, named as it is read)

@@ -5,7 +5,7 @@ from moela.shapes import MODELS
 
 _plan = pytest.importorskip("moela._plan", reason="moela._plan was not built for this Python")
 
-AVX512 = {"cols": 32, "dot_rows": 8}
+AVX512 = {"cols": 32, "dot_rows": 16}
 AVX2 = {"cols": 16, "dot_rows": 6}
 
 

@@ -11,7 +11,6 @@ it kept here.
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +38,10 @@ Launch = tuple[Callable[..., None], tuple, dict[str, Any]]
 
 
 def gemm(a: torch.dtype, sf_b=F32, bias=None, out_dtype=BF16, M=100, N=7168, K=2048, row_pad=0) -> Launch:
-    """Arguments of fp8_gemm.launch. row_pad: elements between rows of a; 8 makes them unfit for TMA."""
+    """Arguments of fp8_gemm.launch. row_pad: elements between rows of a; 8 makes them unfit for TMA.
+
+    An odd K is a row that may begin at any byte.
+    """
     blocks = -(-K // 128)
     args = (
         torch.empty(M, K + row_pad).to(a)[:, :K],
@@ -70,12 +72,16 @@ def block_dequant(dtype: torch.dtype, sf: torch.dtype) -> Launch:
 VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-e4m3": lambda: gemm(FP8),
     "fp8_gemm-e4m3-pointers": lambda: gemm(FP8, row_pad=8),
+    "fp8_gemm-e4m3-odd": lambda: gemm(FP8, K=2047),
     "fp8_gemm-e4m3-e8m0-bias": lambda: gemm(FP8, E8M0, bias=BF16),
     "fp8_gemm-e4m3-K0": lambda: gemm(FP8, K=0),
     "fp8_gemm-bf16": lambda: gemm(BF16),
     "fp8_gemm-bf16-pointers": lambda: gemm(BF16, row_pad=4),
+    "fp8_gemm-bf16-odd": lambda: gemm(BF16, K=2047),
     "fp8_gemm-bf16-e8m0-bias": lambda: gemm(BF16, E8M0, bias=F32),
     "fp8_gemm-f16": lambda: gemm(F16, out_dtype=F16),
+    "fp8_gemm-bf16-narrow": lambda: gemm(BF16, N=64),
+    "fp8_gemm-f32-odd": lambda: gemm(F32, out_dtype=F32, K=2047),
     "fp8_gemm-f32": lambda: gemm(F32, out_dtype=F32),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
@@ -162,6 +168,4 @@ def main(name: str, *only: str) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = os.environ.get("TRITON_CACHE_DIR", cache)
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

@@ -1,9 +1,10 @@
-"""Opcodes, registers and spills of compiled kernels, from what Triton brings along; no toolkit, no GPU."""
+"""Opcodes, registers and stack of compiled kernels, from what Triton brings along; no toolkit, no GPU."""
 
 import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ def bundled(tool: str) -> Path | None:
 
 def opcodes_of_sass(listing: str) -> Counter[str]:
     return Counter(_SASS.findall(listing))
+
+
+def tensor_core_opcodes(opcodes: Iterable[str]) -> set[str]:
+    """HMMA, QMMA, QGMMA, UTCQMMA ... and v_mfma_... (HFMA2.MMA is a move)."""
+    return {opcode for opcode in opcodes if re.match(r"[A-Z]+MMA\b|v_mfma_", opcode)}
+
+
+def float64_opcodes(opcodes: Iterable[str]) -> set[str]:
+    pattern = r"D(ADD|MUL|FMA|SETP|MNMX|MMA)\b|.*\.F64\b|v_.*_f64"
+    return {opcode for opcode in opcodes if re.match(pattern, opcode)}
+
+
+def fp8_opcodes(opcodes: Iterable[str]) -> set[str]:
+    """What multiplies or converts e4m3 or e5m2 in hardware."""
+    return {opcode for opcode in opcodes if re.search(r"E4M3|E5M2|QMMA|QGMMA|fp8|bf8|f8f6f4", opcode)}
 
 
 def opcodes_of_assembly(listing: str) -> Counter[str]:
@@ -54,6 +70,7 @@ def resource_usage(text: str) -> dict[str, int]:
 
 
 def of_amdgcn(text: str) -> dict[str, Any]:
-    keys = {"registers": "vgpr_count", "spills": "vgpr_spill_count", "sgpr_spills": "sgpr_spill_count"}
+    """Spilled vector registers are stack; spilled scalar ones are kept in vector registers."""
+    keys = {"registers": "vgpr_count", "stack": "private_segment_fixed_size"}
     usage = {name: int(re.search(rf"\.{key}:\s*(\d+)", text)[1]) for name, key in keys.items()}
     return {"amdgcn": opcodes_of_assembly(text), **usage}

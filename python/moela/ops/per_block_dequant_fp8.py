@@ -65,8 +65,8 @@ def make_inputs(
     """Every e4m3 code but the two NaNs, equally often; [N, K], or [num_experts, N, K]."""
     g = torch.Generator().manual_seed(seed)
     lead = () if num_experts is None else (num_experts,)
-    codes = torch.randint(0, 254, (*lead, N, K), generator=g)
-    codes = (codes + (codes >= 127)).to(torch.uint8)  # skips 127; 255 is out of reach
+    codes = torch.randint(0, 254, (*lead, N, K), generator=g, dtype=torch.uint8)
+    codes += codes >= 127  # skips 127; 255 is out of reach
     sf = torch.rand(*lead, -(-N // BLOCK), -(-K // BLOCK), generator=g) * 2.0**-10 + 2.0**-12
     return {"q": codes.view(torch.float8_e4m3fn).to(device), "sf": sf.to(sf_dtype).to(device), "dtype": dtype}
 

@@ -1,0 +1,113 @@
+"""The machine code of libmoela_cuda.so, read without a GPU."""
+
+import importlib.util
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import machine_code
+import pytest
+from moela import backends
+
+# Kernels by op, each compiled for three input types.
+KERNELS = {"per_token_group_quant_fp8": 3}
+
+
+def usage(text: str) -> dict[str, dict[str, int]]:
+    """`cuobjdump --dump-resource-usage` by function."""
+    found = re.findall(r"Function (\S+):\s+(REG:.+)", text)
+    return {
+        name: {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)} for name, line in found
+    }
+
+
+def functions(text: str) -> dict[str, str]:
+    """`cuobjdump --dump-sass` by function."""
+    _, *parts = re.split(r"Function : (\S+)\n", text)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.fixture(scope="module")
+def cuobjdump():
+    """(flags) -> what cuobjdump says of the library."""
+    library = backends.library("cuda")
+    reason = None
+    if not library.path.exists():
+        reason = library.error
+    elif importlib.util.find_spec("triton") is None or not machine_code.bundled("cuobjdump"):
+        reason = "cuobjdump, which comes with triton, is not installed"
+    if reason and "cuda" in os.environ.get("MOELA_TEST_REQUIRE", "").split(","):
+        pytest.fail(f"MOELA_TEST_REQUIRE asks for cuda, but {reason}", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+
+    def run(*flags: str, path: Path = library.path) -> str:
+        command = [machine_code.bundled("cuobjdump"), *flags, path]
+        # It looks for nvdisasm on PATH.
+        env = os.environ | {"PATH": f"{command[0].parent}{os.pathsep}{os.environ['PATH']}"}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sass(cuobjdump):
+    return functions(cuobjdump("--dump-sass"))
+
+
+def test_the_code_is_for_hopper_only(cuobjdump):
+    """wgmma, setmaxnreg and TMA multicast exist on sm_90a alone; other devices run the Triton kernels."""
+    assert set(re.findall(r"\bsm_\w+?(?=\.cubin)", cuobjdump("--list-elf"))) == {"sm_90a"}
+    assert set(re.findall(r"\bsm_\w+?(?=\.ptx)", cuobjdump("--list-ptx"))) <= {"sm_90a"}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_there_is_a_kernel_for_every_input_type(sass, kernel):
+    assert len([name for name in sass if f"{kernel}_kernel" in name]) == KERNELS[kernel]
+
+
+def test_nothing_is_spilled(cuobjdump, sass):
+    found = usage(cuobjdump("--dump-resource-usage"))
+    assert found.keys() == sass.keys()
+    assert {name: u for name, u in found.items() if u["STACK"] or u["LOCAL"]} == {}
+
+
+def test_nothing_is_computed_in_float64(sass):
+    for name, listing in sass.items():
+        assert machine_code.float64_opcodes(machine_code.opcodes_of_sass(listing)) == set(), name
+
+
+def test_casts_use_the_saturating_e4m3_instruction(sass):
+    for name, listing in sass.items():
+        if "_quant_fp8_kernel" in name:
+            opcodes = machine_code.opcodes_of_sass(listing)
+            assert any(o.startswith("F2FP.SATFINITE.E4M3") for o in opcodes), name
+
+
+# --- the readers find what they are for ------------------------------------------------------------------
+
+USAGE = """
+ Common:
+  GLOBAL:0
+ Function _a:
+  REG:32 STACK:8 SHARED:0 LOCAL:4 CONSTANT[0]:600 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function _b:
+  REG:64 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:600 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+LISTING = """
+	code for sm_90a
+		Function : _a
+        /*0000*/                   DADD R2, R2, R4 ;    /* 0x00005d00ff047b82 */
+		Function : _b
+        /*0000*/                   FADD R2, R2, R4 ;    /* 0x00005d00ff047b82 */
+"""
+
+
+def test_usage_and_code_are_told_apart_by_function():
+    assert usage(USAGE) == {
+        "_a": {"REG": 32, "STACK": 8, "LOCAL": 4},
+        "_b": {"REG": 64, "STACK": 0, "LOCAL": 0},
+    }
+    found = {name: machine_code.opcodes_of_sass(listing) for name, listing in functions(LISTING).items()}
+    assert found == {"_a": {"DADD": 1}, "_b": {"FADD": 1}}

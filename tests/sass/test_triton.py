@@ -1,0 +1,206 @@
+"""What Triton makes of every kernel on every target, compiled here without a GPU by aot.py."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import machine_code
+import pytest
+from moela.ops import SPECS
+
+HERE = Path(__file__).parent
+# Triton keys its cache by source, options and its own version, so an old entry is never taken for a new one.
+CACHE = HERE.parent.parent / "build" / "triton-aot"
+Variants = dict[str, dict[str, Any]]
+
+pytestmark = pytest.mark.aot
+
+
+@dataclass(frozen=True)
+class Target:
+    """shared: bytes of shared memory that one block may use. dots: what multiplies, by the type of `a`."""
+
+    shared: int
+    dots: dict[str, str]
+    has_fp8: bool = True
+    has_tma: bool = False
+
+
+HMMA = {"bf16": r"HMMA\.16816\.F32\.BF16", "f16": r"HMMA\.16816\.F32"}
+QMMA = HMMA | {"e4m3": r"QMMA\.16832\.F32\.E4M3\.E4M3"}
+DECODED = HMMA | {"e4m3": HMMA["f16"]}
+WGMMA = {
+    "e4m3": r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3",
+    "bf16": r"HGMMA\.64x\d+x16\.F32\.BF16",
+    "f16": r"HGMMA\.64x\d+x16\.F32",
+}
+TCGEN05 = {"e4m3": "UTCQMMA", "bf16": "UTCHMMA", "f16": "UTCHMMA"}
+MFMA = {"bf16": r"v_mfma_f32_\w+_bf16", "f16": r"v_mfma_f32_\w+_f16", "f32": r"v_mfma_f32_\w+_f32"}
+
+TARGETS = {
+    "sm_80": Target(163 << 10, DECODED, has_fp8=False),
+    "sm_86": Target(99 << 10, DECODED, has_fp8=False),
+    "sm_89": Target(99 << 10, QMMA),
+    "sm_90": Target(227 << 10, WGMMA, has_tma=True),
+    "sm_100": Target(227 << 10, TCGEN05, has_tma=True),
+    "sm_120": Target(99 << 10, QMMA, has_tma=True),
+    # gfx942 has e4m3fnuz, another number format.
+    "gfx942": Target(64 << 10, MFMA | {"e4m3": MFMA["f16"]}, has_fp8=False),
+    "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}),
+}
+
+# Rows that begin at any byte are loaded byte by byte; the addresses of those loads alone fill the registers.
+# K0 never runs a step.
+BYTEWISE = ("-odd", "-K0")
+BYTEWISE_STACK = 256
+# ptxas takes 80 registers so that three blocks fit a multiprocessor, and pays with six on the stack.
+STACK = {("sm_120", "per_block_dequant_fp8-f32-e8m0"): 24}
+
+
+def why_not(target: str) -> str | None:
+    backend = "nvidia" if target.startswith("sm_") else "amd"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if importlib.util.find_spec(f"triton.backends.{backend}") is None:
+        return f"this triton has no {backend} backend"
+    if backend == "nvidia" and not (machine_code.bundled("nvdisasm") and machine_code.bundled("cuobjdump")):
+        return "this triton brings no nvdisasm or cuobjdump"
+    return None
+
+
+def compile_all(target: str) -> Variants:
+    env = os.environ | {"TRITON_CACHE_DIR": str(CACHE)}
+    env.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-W", "ignore", HERE / "aot.py", target]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"aot.py {target}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def compilations() -> dict[str, Future[Variants]]:
+    """All targets, two at a time, each in a process of its own."""
+    pool = ThreadPoolExecutor(2)
+    yield {target: pool.submit(compile_all, target) for target in TARGETS if why_not(target) is None}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    reason = why_not(request.param)
+    if reason and "triton" in os.environ.get("MOELA_TEST_REQUIRE", "").split(","):
+        pytest.fail(f"MOELA_TEST_REQUIRE asks for triton, but {reason}", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def compiled(target: str, compilations: dict[str, Future[Variants]]) -> Variants:
+    """The facts of what compiled."""
+    return {variant: f for variant, f in compilations[target].result().items() if "error" not in f}
+
+
+def opcodes(facts: dict[str, Any]) -> dict[str, int]:
+    """Of the machine code."""
+    return facts["sass"] if "sass" in facts else facts["amdgcn"]
+
+
+def of_op(variants: Variants, op: str) -> Variants:
+    found = {variant: facts for variant, facts in variants.items() if variant.split("-")[0] == op}
+    assert found, f"no variant of {op} compiled"
+    return found
+
+
+def dot_type(variant: str) -> str:
+    """fp8_gemm-bf16-pointers -> bf16: the type of `a`."""
+    return variant.split("-")[1]
+
+
+def test_every_variant_of_every_op_compiles(target, compilations):
+    variants = compilations[target].result()
+    assert {v: f["error"] for v, f in variants.items() if "error" in f} == {}
+    assert {v.split("-")[0] for v in variants} == set(SPECS)
+
+
+def test_fp8_gemm_multiplies_with_the_tensor_core_of_its_type(target, compiled):
+    """And with no other: float32 with none at all on NVIDIA, where that would be TF32."""
+    for variant, facts in of_op(compiled, "fp8_gemm").items():
+        found = machine_code.tensor_core_opcodes(opcodes(facts))
+        wanted = TARGETS[target].dots.get(dot_type(variant))
+        if wanted is None:
+            assert found == set(), variant
+            assert opcodes(facts)["FFMA"] > 0, variant
+        else:
+            assert found, variant
+            assert {o for o in found if not re.fullmatch(wanted, o)} == set(), variant
+
+
+def test_float32_is_never_rounded_to_tf32(compiled):
+    for variant, facts in compiled.items():
+        every = [*opcodes(facts), *facts.get("ptx", ())]
+        assert [o for o in every if re.search(r"[tx]f32", o, re.I)] == [], variant
+
+
+def test_fp8_instructions_are_used_exactly_where_the_target_has_them(target, compiled):
+    """Elsewhere e4m3 is decoded and encoded in registers."""
+    for variant, facts in compiled.items():
+        multiplies_fp8 = variant.startswith("fp8_gemm-e4m3")
+        has_any = machine_code.fp8_opcodes(opcodes(facts)) != set()
+        assert has_any == (TARGETS[target].has_fp8 and (multiplies_fp8 or "_quant_" in variant)), variant
+
+
+def test_fp8_gemm_loads_by_tma_where_the_rows_are_aligned(target, compiled):
+    for variant, facts in of_op(compiled, "fp8_gemm").items():
+        aligned = not variant.endswith(("-pointers", *BYTEWISE))
+        has_any = any(o.startswith("UTMALDG") for o in opcodes(facts))
+        assert has_any == (TARGETS[target].has_tma and aligned), variant
+        assert facts["uses_descriptors"] == has_any, variant
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith("sm_")], indirect=True)
+def test_fp8_gemm_by_pointers_loads_while_it_multiplies(target, compiled):
+    """Rows of 8-byte pieces still come by asynchronous copies."""
+    for variant in ("fp8_gemm-e4m3-pointers", "fp8_gemm-bf16-pointers"):
+        assert any(o.startswith("LDGSTS") for o in opcodes(compiled[variant])), variant
+
+
+def test_casts_divide_exactly(compiled):
+    """The definition's bits need the IEEE quotient."""
+    for op in ("per_token_group_quant_fp8", "per_block_quant_fp8"):
+        for variant, facts in of_op(compiled, op).items():
+            if "ptx" in facts:
+                assert {o for o in facts["ptx"] if re.match(r"div\..*f32", o)} == {"div.rn.f32"}, variant
+            else:
+                assert opcodes(facts)["v_div_fixup_f32"] > 0, variant
+
+
+def test_nothing_is_computed_in_float64(compiled):
+    assert {
+        v: found for v, f in compiled.items() if (found := machine_code.float64_opcodes(opcodes(f)))
+    } == {}
+
+
+def test_nothing_is_spilled(target, compiled):
+    """Registers on the stack go to memory at every step."""
+    for variant, facts in compiled.items():
+        limit = BYTEWISE_STACK if variant.endswith(BYTEWISE) else STACK.get((target, variant), 0)
+        assert facts["stack"] <= limit, variant
+
+
+def test_a_block_fits_a_multiprocessor(target, compiled):
+    """Else the launch fails, on a GPU only."""
+    for variant, facts in compiled.items():
+        assert facts["shared"] <= TARGETS[target].shared, variant
+        if target.startswith("sm_"):
+            assert facts["registers"] * facts["num_warps"] * 32 <= 65536, variant
+        else:  # four SIMDs, each with 512 registers per lane for all its waves
+            assert facts["registers"] * -(-facts["num_warps"] // 4) <= 512, variant
