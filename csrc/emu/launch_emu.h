@@ -23,6 +23,11 @@ LaunchStatus launch(const LaunchShape& shape, Stream stream, void (*kernel)(Para
   return stream->report.ok() ? LaunchStatus::kSuccess : LaunchStatus::kFault;
 }
 
+// "" or where to look: the stream has the report.
+inline std::string status_text(LaunchStatus status) {
+  return status == LaunchStatus::kSuccess ? "" : "the emulator found a fault";
+}
+
 using emu::encode_tensor_map;
 
 }  // namespace moela::cuda

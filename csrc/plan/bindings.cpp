@@ -4,10 +4,24 @@
 #include <sstream>
 
 #include "plan/fp8_gemm.h"
+#include "plan/fp8_gemm_sm90.h"
 
 namespace py = pybind11;
 using moela::plan::Fp8GemmPlan;
 using moela::plan::Fp8GemmShape;
+using moela::plan::Fp8GemmSm90Plan;
+using moela::plan::Fp8GemmSm90Tile;
+
+namespace {
+
+template <class T>
+std::string printed(const T& value) {
+  std::ostringstream text;
+  text << "<" << value << ">";
+  return text.str();
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
   py::class_<Fp8GemmPlan>(m, "Fp8GemmPlan")
@@ -15,11 +29,7 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       .def_readonly("rows_per_chunk", &Fp8GemmPlan::rows_per_chunk)
       .def_readonly("num_chunks", &Fp8GemmPlan::num_chunks)
       .def_readonly("num_tasks", &Fp8GemmPlan::num_tasks)
-      .def("__repr__", [](const Fp8GemmPlan& p) {
-        std::ostringstream text;
-        text << "<" << p << ">";
-        return text.str();
-      });
+      .def("__repr__", printed<Fp8GemmPlan>);
   m.def(
       "plan_fp8_gemm",
       [](int64_t M, int64_t N, bool has_large_sf, int cols, int dot_rows) {
@@ -28,4 +38,22 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       },
       py::arg("M"), py::arg("N"), py::kw_only(), py::arg("has_large_sf") = false, py::arg("cols"),
       py::arg("dot_rows"));
+  py::class_<Fp8GemmSm90Tile>(m, "Fp8GemmSm90Tile")
+      .def_readonly("swaps", &Fp8GemmSm90Tile::swaps)
+      .def_property_readonly("block_left", &Fp8GemmSm90Tile::block_left)
+      .def_readonly("block_right", &Fp8GemmSm90Tile::block_right)
+      .def_readonly("cluster", &Fp8GemmSm90Tile::cluster)
+      .def_readonly("stages", &Fp8GemmSm90Tile::stages);
+  py::class_<Fp8GemmSm90Plan>(m, "Fp8GemmSm90Plan")
+      .def_property_readonly("tile",
+                             [](const Fp8GemmSm90Plan& p) { return moela::plan::kFp8GemmSm90Tiles[p.tile]; })
+      .def_readonly("tiles_left", &Fp8GemmSm90Plan::tiles_left)
+      .def_readonly("tiles_right", &Fp8GemmSm90Plan::tiles_right)
+      .def_readonly("grid", &Fp8GemmSm90Plan::grid)
+      .def_readonly("microseconds", &Fp8GemmSm90Plan::microseconds)
+      .def("__repr__", printed<Fp8GemmSm90Plan>);
+  m.def(
+      "plan_fp8_gemm_sm90",
+      [](int64_t M, int64_t N, int64_t K) { return moela::plan::plan_fp8_gemm_sm90(M, N, K); }, py::arg("M"),
+      py::arg("N"), py::arg("K"));
 }

@@ -41,6 +41,11 @@ LaunchStatus launch(const LaunchShape& shape, Stream stream, void (*kernel)(Para
   return error != cudaSuccess ? error : cudaGetLastError();
 }
 
+// "" or what the runtime says.
+inline std::string status_text(LaunchStatus status) {
+  return status == cudaSuccess ? "" : cudaGetErrorString(status);
+}
+
 // "" or why the driver refuses the map. The driver is found at run time: nothing links against it.
 inline std::string encode_tensor_map(CUtensorMap* map, const TensorSpec& spec) {
   using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,

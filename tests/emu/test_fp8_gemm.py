@@ -1,0 +1,122 @@
+"""The CUDA fp8_gemm, run on the host: within its bound on every tile and schedule, without a race."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import native
+import pytest
+import torch
+from moela import testing
+from moela.ops.fp8_gemm import exact, make_inputs
+from moela.ops._spec import rounding
+from torch import Tensor
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e8m0fnu: 3}
+TILES = {0: "128x128", 1: "128x128-cluster2", 2: "128x64", 3: "swapped-16", 4: "swapped-32", 5: "swapped-64"}
+# What the accumulator may lose: the 13 fraction bits that Hopper's is reported to keep, and float32.
+ACCUM = {13: testing.HOPPER_FP8_SUM, 23: testing.FLOAT32_SUM}
+
+
+@dataclass
+class Run:
+    """One launch: tile -1 is the plan's choice."""
+
+    folder: Path
+    tile: int = -1
+    num_sms: int = 2
+    fraction_bits: int = 23
+    schedule: str = "lazy"
+    d_padding: int = 16  # elements between rows of d
+
+    def __call__(self, x: dict) -> tuple[Tensor, str]:
+        """(d, the plan that ran)."""
+        (M, K), N, out = x["a"].shape, x["b"].size(0), x["out_dtype"]
+        ld = -(-K // 16) * 16 + 16
+        ldd = -(-N // 8) * 8 + self.d_padding
+        for name in ("a", "b"):
+            rows = torch.full((x[name].size(0), ld), 0xFF, dtype=torch.uint8)  # NaN between the rows
+            rows[:, :K] = x[name].view(torch.uint8)
+            self.write(name, rows)
+        for name in ("sf_a", "sf_b", "bias"):
+            if x[name] is not None:
+                self.write(name, x[name])
+        bias = -1 if x["bias"] is None else TYPES[x["bias"].dtype]
+        args = (self.tile, M, N, K, ld, ld, ldd, TYPES[x["sf_b"].dtype], bias, TYPES[out], self.num_sms)
+        args = (*args, self.fraction_bits, self.schedule, self.folder)
+        plan, verdict = native.run(native.program("tests/emu/fp8_gemm.cpp"), *map(str, args)).split("\n", 1)
+        assert verdict == "right", verdict
+        d = torch.frombuffer(bytearray((self.folder / "d").read_bytes()), dtype=out).view(M, ldd)
+        assert d[:, N:].isnan().all(), "wrote between the rows of d"
+        return d[:, :N], plan
+
+    def write(self, name: str, t: Tensor) -> None:
+        (self.folder / name).write_bytes(t.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def check(run: Run, x: dict) -> None:
+    d, magnitude = exact(**x)
+    error = rounding(d, x["out_dtype"]) + ACCUM[run.fraction_bits] * magnitude
+    testing.assert_within(run(x)[0], d, error, "fp8_gemm")
+
+
+@pytest.mark.parametrize("schedule", native.SCHEDULES)
+@pytest.mark.parametrize("tile", TILES, ids=TILES.get)
+def test_every_tile_is_right_under_every_schedule(tmp_path, tile, schedule):
+    x = make_inputs(M=150, N=200, K=520, bias=True)
+    check(Run(tmp_path, tile=tile, schedule=schedule), x)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=TILES.get)
+@pytest.mark.parametrize(
+    ("M", "N", "K"), [(1, 128, 128), (1, 1, 1), (3, 576, 200), (64, 40, 129), (129, 65, 1024), (260, 136, 2304)]
+)
+def test_any_extents(tmp_path, tile, M, N, K):
+    check(Run(tmp_path, tile=tile), make_inputs(M=M, N=N, K=K, seed=M))
+
+
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("tile", [1, 4], ids=TILES.get)
+def test_output_bias_and_scale_factors_of_every_type(tmp_path, tile, out_dtype):
+    for sf_dtype in (torch.float32, torch.bfloat16, torch.float8_e8m0fnu):
+        x = make_inputs(M=70, N=136, K=256, bias=True, sf_dtype=sf_dtype, out_dtype=out_dtype)
+        for bias_dtype in (torch.float32, torch.bfloat16, torch.float16):
+            check(Run(tmp_path, tile=tile), x | {"bias": x["bias"].to(bias_dtype)})
+
+
+def test_rows_of_d_that_tma_cannot_store_are_stored_all_the_same(tmp_path):
+    x = make_inputs(M=20, N=131, K=256)
+    for tile in (0, 1, 2):
+        check(Run(tmp_path, tile=tile, d_padding=3), x)
+
+
+def test_is_within_its_bound_with_the_accumulator_that_hopper_is_reported_to_have(tmp_path):
+    check(Run(tmp_path, fraction_bits=13), make_inputs(M=64, N=128, K=2048))
+
+
+def test_the_accumulator_of_13_bits_would_miss_the_bound_of_a_float32_one(tmp_path):
+    """So the two bounds are different claims, and the model does something."""
+    x = make_inputs(M=64, N=128, K=2048, out_dtype=torch.float32)
+    d, magnitude = exact(**x)
+    got, _ = Run(tmp_path, fraction_bits=13)(x)
+    with pytest.raises(AssertionError, match="out of bounds"):
+        testing.assert_within(got, d, rounding(d, torch.float32) + testing.FLOAT32_SUM * magnitude, "fp8_gemm")
+
+
+@pytest.mark.parametrize("tile", TILES, ids=TILES.get)
+def test_a_row_does_not_depend_on_its_batch_within_a_tile_size(tmp_path, tile):
+    x = make_inputs(M=140, N=136, K=640, out_dtype=torch.float32)
+    full, _ = Run(tmp_path, tile=tile)(x)
+    part, _ = Run(tmp_path, tile=tile)(x | {"a": x["a"][5:12], "sf_a": x["sf_a"][5:12]})
+    assert testing.same_bits(part, full[5:12])
+
+
+def test_a_nan_reaches_its_row_or_column_only(tmp_path):
+    x = make_inputs(M=70, N=140, K=256)
+    for name, where in (("a", (3, 200)), ("b", (7, 0))):
+        spoiled = x[name].clone()
+        spoiled.view(torch.uint8)[where] = 0x7F
+        d, _ = Run(tmp_path, tile=1)(x | {name: spoiled})
+        isnan = d.isnan()
+        expected = torch.zeros_like(isnan)
+        expected[where[0] if name == "a" else slice(None), where[0] if name == "b" else slice(None)] = True
+        assert torch.equal(isnan, expected)
