@@ -8,7 +8,7 @@
 namespace moela::emu {
 namespace {
 
-constexpr uint32_t kChunk = 16;  // what a swizzle moves as a whole
+constexpr uint32_t kSwizzledBytes = 16;  // what a swizzle moves as a whole
 
 // Calls f(offset of the row in the box, bytes left of the tensor, global address, bytes inside the tensor)
 // for every row of the box.
@@ -37,7 +37,8 @@ void each_row(const cuda::TensorSpec& s, const Coordinates& at, F f) {
 // The byte of shared memory that holds byte `in_box` of the box at `offset`.
 uint32_t smem_byte(uint32_t offset, uint32_t in_box, cuda::Swizzle swizzle) {
   const uint32_t address = kSmemWindow + offset + in_box;
-  return swizzled(address / kChunk * kChunk, static_cast<uint32_t>(swizzle)) + address % kChunk - kSmemWindow;
+  return swizzled(address / kSwizzledBytes * kSwizzledBytes, static_cast<uint32_t>(swizzle)) +
+         address % kSwizzledBytes - kSmemWindow;
 }
 
 // A swizzled box occupies whole 128-byte rows of chunks, also where its own rows are shorter.

@@ -31,7 +31,10 @@ class Acc {
   mutable emu::AccumulatorState state;
 };
 
-inline void wgmma_fence() { emu::wgmma_fence(); }
+template <int... kN>
+void wgmma_fence(Acc<kN>&...) {
+  emu::wgmma_fence();
+}
 inline void wgmma_commit(Where where = Where::current()) { emu::wgmma_commit(where); }
 
 // Gives back what it waits for; the accumulators among the arguments are those that the caller reads next.

@@ -39,7 +39,7 @@ inline uint32_t redux_add(uint32_t x, Where where = Where::current()) {
   return sum;
 }
 
-inline uint32_t ballot(bool predicate, Where where = Where::current()) {
+inline uint32_t vote_ballot(bool predicate, Where where = Where::current()) {
   const uint32_t word = predicate;
   const auto words = emu::warp_exchange(emu::Collective::kVote, &word, 1, where);
   uint32_t lanes = 0;

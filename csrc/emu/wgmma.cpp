@@ -2,64 +2,12 @@
 // in the accumulators when a wait says that they may be read.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-#include "emu/convert.h"
-#include "emu/layout.h"
-#include "emu/world.h"
+#include "emu/mma.h"
 
 namespace moela::emu {
 
-constexpr int kWarpgroup = 128, kM = 64, kChunk = 16;
-
-struct Operation {
-  MmaOperands operands;
-  Block* block;
-  uint32_t group;
-  int issued = 0;
-  bool is_computed = false;
-  bool starts_from_registers = false;
-  std::vector<float> a_fragment;        // [64, k] where A comes from registers
-  std::vector<float> d;                 // [64, n]
-  std::shared_ptr<Operation> previous;  // whose result this one adds to
-  // Distinct knowledge among the 128 threads, and how many threads have it.
-  struct Knower {
-    Knowledge known;
-    const Self* self;
-    uint32_t fenced_tick;
-    int count;
-  };
-  std::vector<Knower> knowers;
-};
-
 namespace {
-
-int element_size(MmaType type) { return type == MmaType::kE4m3 ? 1 : 2; }
-int k_of(MmaType type) { return 32 / element_size(type); }
-
-float value_of(MmaType type, const uint8_t* at) {
-  if (type == MmaType::kE4m3) return float_of_e4m3(*at);
-  uint16_t bits;
-  std::memcpy(&bits, at, 2);
-  return type == MmaType::kBFloat16 ? float_of_bf16(bits) : float_of_f16(bits);
-}
-
-// Calls f(mn, k, elements along mn, elements along k, address) for each 16-byte chunk of a rows x k operand.
-template <class F>
-void each_chunk(uint64_t descriptor, int rows, MmaType type, bool is_mn_major, F f) {
-  const Descriptor d(descriptor);
-  const int size = element_size(type), per_chunk = kChunk / size;
-  if (!is_mn_major) {
-    for (int mn = 0; mn < rows; ++mn)
-      for (int half = 0; half < 2; ++half)
-        f(mn, half * per_chunk, 1, per_chunk,
-          d.k_major(static_cast<uint32_t>(mn), static_cast<uint32_t>(half * kChunk)));
-  } else {
-    for (int k = 0; k < k_of(type); ++k)
-      for (int mn = 0; mn < rows; mn += per_chunk)
-        f(mn, k, per_chunk, 1, d.mn_major(static_cast<uint32_t>(mn * size), static_cast<uint32_t>(k)));
-  }
-}
 
 // What all 128 threads know: an operand is safe to read only if each of them has waited for it.
 Knowledge common_knowledge(const Operation& op) {
@@ -108,64 +56,9 @@ void check_operand(const Operation& op, uint64_t descriptor, int rows, bool is_m
                        .fenced = &known.fenced_shared,
                        .self = ~0u};
   each_chunk(descriptor, rows, op.operands.type, is_mn_major, [&](int, int, int, int, uint32_t address) {
-    access_shared(resolve_shared(address, kChunk, "wgmma", where), kChunk, false, actor, "wgmma", where);
+    access_shared(resolve_shared(address, kChunkBytes, "wgmma", where), kChunkBytes, false, actor, "wgmma",
+                  where);
   });
-}
-
-// Loads a rows x k operand as element(mn, k).
-template <class Store>
-void load_operand(const Operation& op, uint64_t descriptor, int rows, bool is_mn_major, Store store) {
-  const MmaType type = op.operands.type;
-  each_chunk(descriptor, rows, type, is_mn_major,
-             [&](int mn, int k, int along_mn, int along_k, uint32_t address) {
-               const uint8_t* chunk = &op.block->smem[address - kSmemWindow];
-               for (int i = 0; i < along_mn * along_k; ++i)
-                 store(along_mn == 1 ? mn : mn + i, along_mn == 1 ? k + i : k,
-                       value_of(type, chunk + i * element_size(type)));
-             });
-}
-
-// Hopper's fp8 tensor cores are reported to keep about 13 fraction bits of a sum. Dropping the rest after
-// each instruction is a model of that, to be fitted on hardware (tests/conform, accumulator_probe).
-float truncated(float x, int fraction_bits) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits &= ~0u << (23 - fraction_bits);
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-void compute(Operation& op) {
-  if (op.is_computed) return;
-  op.is_computed = true;
-  if (op.previous) compute(*op.previous);
-  const int n = op.operands.n, k = k_of(op.operands.type);
-  std::vector<float> a(static_cast<size_t>(kM * k)), b(static_cast<size_t>(k * n));
-  if (op.operands.a_registers != nullptr) {
-    a = op.a_fragment;
-  } else {
-    load_operand(op, op.operands.a_descriptor, kM, op.operands.transpose_a,
-                 [&](int m, int kk, float x) { a[static_cast<size_t>(m * k + kk)] = x; });
-  }
-  load_operand(op, op.operands.b_descriptor, n, op.operands.transpose_b,
-               [&](int col, int kk, float x) { b[static_cast<size_t>(kk * n + col)] = x; });
-  if (op.previous) {
-    op.d = op.previous->d;
-  } else if (!op.starts_from_registers) {
-    op.d.assign(static_cast<size_t>(kM * n), 0.f);
-  }
-  for (int m = 0; m < kM; ++m) {
-    float* d = &op.d[static_cast<size_t>(m * n)];
-    for (int kk = 0; kk < k; ++kk) {
-      const float x = a[static_cast<size_t>(m * k + kk)];
-      const float* row = &b[static_cast<size_t>(kk * n)];
-      for (int col = 0; col < n; ++col) d[col] += x * row[col];
-    }
-  }
-  if (op.operands.type == MmaType::kE4m3)
-    for (float& x : op.d) x = truncated(x, EMU_MUTANT(10, world->options.fp8_fraction_bits, 9));
-  op.previous.reset();
-  ++world->report.wgmmas;
 }
 
 bool is_same_call(const Operation& op, const MmaOperands& o, uint32_t group) {
@@ -189,17 +82,6 @@ std::shared_ptr<Operation> start_operation(const MmaOperands& operands, Fiber& m
     op->d.resize(static_cast<size_t>(kM * operands.n));
   }
   return op;
-}
-
-void take_a_fragment(Operation& op, int t, const uint32_t* registers) {
-  const int size = element_size(op.operands.type), per_register = 4 / size, k = k_of(op.operands.type);
-  for (int v = 0; v < 4 * per_register; ++v) {
-    const uint32_t bits = registers[v / per_register] >> (v % per_register * size * 8);
-    uint8_t bytes[4];
-    std::memcpy(bytes, &bits, 4);
-    const RowColumn at = a_register_element(t, v, per_register);
-    op.a_fragment[static_cast<size_t>(at.row * k + at.column)] = value_of(op.operands.type, bytes);
-  }
 }
 
 }  // namespace

@@ -146,7 +146,7 @@ MOELA_DEVICE void multiply_tiles(const PipelineParams& p) {
                           bug == Bug::kWrongSwizzle ? OperandLayout::k64B : OperandLayout::k128B);
       const uint64_t b = make_descriptor(smem + C::kB + s * C::kBBytes, 0, 1024, OperandLayout::k128B);
       Acc<C::kN> acc;
-      if (bug != Bug::kNoWgmmaFence) wgmma_fence();
+      if (bug != Bug::kNoWgmmaFence) wgmma_fence(acc);
       MOELA_UNROLL
       for (uint32_t k = 0; k < 4; ++k) {
         const uint32_t step = bug == Bug::kDivergentOperands && warp() == 2 ? 64 : 32;

@@ -51,7 +51,7 @@ MOELA_DEVICE uint32_t redux_add(uint32_t x) {
 }
 
 // PTX ISA "vote.sync". Bit i: the predicate of lane i.
-MOELA_DEVICE uint32_t ballot(bool predicate) {
+MOELA_DEVICE uint32_t vote_ballot(bool predicate) {
   uint32_t lanes;
   asm volatile(
       "{\n.reg .pred p;\n"

@@ -20,9 +20,6 @@ struct Acc {
   MOELA_DEVICE void set(int i, float x) { d[i] = x; }
 };
 
-// PTX ISA "wgmma.fence".
-MOELA_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-
 // PTX ISA "wgmma.commit_group".
 MOELA_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
@@ -31,6 +28,14 @@ template <int kN>
 MOELA_DEVICE void pin(Acc<kN>& acc) {
   MOELA_UNROLL
   for (int i = 0; i < kN / 2; ++i) asm volatile("" : "+f"(acc.d[i])::"memory");
+}
+
+// PTX ISA "wgmma.fence". Takes the accumulators that keep a value into the next wgmma: their registers are
+// then settled before the fence, not after it.
+template <int... kN>
+MOELA_DEVICE void wgmma_fence(Acc<kN>&... acc) {
+  (pin(acc), ...);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 // PTX ISA "wgmma.wait_group". Until at most kPending groups are under way; takes the accumulators that are

@@ -1,0 +1,53 @@
+"""The emulator with one formula changed is found out by the golden data: the judge has teeth."""
+
+import sys
+from pathlib import Path
+
+import native
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "conform"))
+
+import judge
+
+# Mutant, as numbered in csrc/emu by EMU_MUTANT -> a check that fails, or None where the run itself stops.
+MUTANTS = {
+    "parity has the other sense": (1, "an_mbarrier_counts_phases"),
+    "the 64-byte swizzle permutes like the 128-byte one": (2, "tma_loads_permute_chunks_as_the_layouts_say"),
+    "the swizzle takes its bits one higher": (3, "tma_loads_permute_chunks_as_the_layouts_say"),
+    "leading and stride offset change places": (4, "wgmma_reads_every_layout_through_its_golden_descriptor"),
+    "without swizzle MN-major offsets do not swap": (
+        5,
+        "wgmma_reads_every_layout_through_its_golden_descriptor",
+    ),
+    "accumulator registers 1 and 2 change places": (6, "wgmma_bf16_accumulates_in_the_right_registers"),
+    "halves of K and of rows change places in A registers": (7, "wgmma_bf16_takes_a_from_registers"),
+    "matrices are transposed the wrong way round": (8, "matrices_have_the_golden_fragments"),
+    "outside the tensor is not zero": (9, "tma_loads_give_zeros_outside_the_tensor"),
+    "the accumulator keeps 9 bits": (10, "wgmma_e4m3_accumulates_in_the_right_registers"),
+    "e4m3 saturates to NaN": (11, "floats_convert_to_e4m3_as_the_golden_vectors"),
+    "e4m3 has another bias": (12, "floats_convert_to_e4m3_as_the_golden_vectors"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    judge.prepare(folder)
+    return folder / "in"
+
+
+def failures_of(mutant: int, folder: Path, inputs: Path) -> dict[str, str]:
+    (folder / "in").symlink_to(inputs)
+    native.run_any(native.program("tests/conform/conform.cpp", "-DEMU_MUTATE"), folder, "lazy", str(mutant))
+    return judge.failures(folder)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_golden_data_kill_the_mutant(tmp_path, inputs, name):
+    number, killer = MUTANTS[name]
+    assert killer in failures_of(number, tmp_path, inputs)
+
+
+def test_without_a_mutant_the_same_program_passes(tmp_path, inputs):
+    assert failures_of(0, tmp_path, inputs) == {}
