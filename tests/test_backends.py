@@ -11,12 +11,12 @@ import moela
 import pytest
 import torch
 from moela import backends, testing
-from moela.ops import SPECS
+from moela.ops import SPECS, _spec
 
 # What each op gives in every case of its spec and at the ends of float32. A NaN has no bits to compare.
 HASHES = """
 import hashlib, json, torch
-from moela.ops import SPECS
+from moela.ops import SPECS, _spec
 hashes = {}
 def record(name, result):
     for i, t in enumerate(result if isinstance(result, tuple) else (result,)):
@@ -110,6 +110,51 @@ def test_explain_has_one_line_per_backend_and_one_pick():
         for line in lines:
             reason = backends.why_not(line.split()[3], op, "cpu")
             assert line.endswith(reason) if reason else line.split()[-1] in ("picked", "usable")
+
+
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """As if there were a Hopper GPU and everything were built."""
+    monkeypatch.setattr(backends, "why_not", lambda name, op, device: None)
+    monkeypatch.delenv("MOELA_BACKEND", raising=False)
+
+
+def test_a_cuda_kernel_that_no_gpu_has_run_is_usable_by_name_and_never_picked(on_hopper):
+    for op in backends.UNVERIFIED_CUDA:
+        assert backends.available(op, "cuda:0") == ["triton", "reference", "cuda", "cpu"]
+        assert "cuda      usable by name: no GPU has run it yet" in moela.explain(op, "cuda:0")
+    assert backends.available("another", "cuda:0")[0] == "cuda"
+
+
+def test_what_the_cuda_kernel_does_not_take_goes_to_the_next_backend(on_hopper, monkeypatch):
+    monkeypatch.setattr(backends, "pick", lambda op, device: "cuda")
+    monkeypatch.setattr(backends, "available", lambda op, device: ["cuda", "triton", "reference"])
+    spec = SPECS["fp8_gemm"]
+    good = spec.make_inputs(M=4, N=64, K=256)
+    calls = {
+        "cuda": good,
+        "weight-only": spec.make_inputs(M=4, N=64, K=256, a_dtype=torch.bfloat16),
+        "no K": spec.make_inputs(M=4, N=64, K=0),
+        "odd rows": spec.make_inputs(M=4, N=64, K=200),
+        "odd start": good | {"b": torch.zeros(64 * 256 + 1).to(torch.float8_e4m3fn)[1:].view(64, 256)},
+    }
+    for name, inputs in calls.items():
+        args = tuple(inputs.pop(k) for k in ("a", "sf_a", "b", "sf_b"))
+        assert _spec.pick_for(spec, args, inputs) == ("cuda" if name == "cuda" else "triton"), name
+
+
+def test_what_the_cuda_kernel_does_not_take_is_an_error_where_cuda_was_asked_for(on_hopper):
+    weight_only = SPECS["fp8_gemm"].make_inputs(M=4, N=64, K=256, a_dtype=torch.bfloat16)
+    wanted = (
+        r"^fp8_gemm: backend 'cuda' cannot run these arguments: "
+        r"it multiplies float8_e4m3fn activations, a is bfloat16$"
+    )
+    with moela.use_backend("cuda"), pytest.raises(ValueError, match=wanted):
+        moela.fp8_gemm(**weight_only)
+    d = torch.empty(4, 64, dtype=torch.bfloat16)
+    args = [weight_only[k] for k in ("a", "sf_a", "b", "sf_b")]
+    with moela.use_backend("cuda"), pytest.raises(ValueError, match=wanted):
+        moela.fp8_gemm_out(*args, d=d)
 
 
 def test_why_not_gives_the_reason():

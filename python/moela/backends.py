@@ -23,6 +23,9 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 # What runs when nobody chose. Triton on CPU tensors is its interpreter: right, and slow, so only on request.
 _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
+# CUDA kernels that no GPU has run yet (docs/FACTS.md, "Waiting for hardware"): usable by name, never picked.
+UNVERIFIED_CUDA = frozenset({"fp8_gemm", "per_token_group_quant_fp8"})
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -149,6 +152,8 @@ def _why_not_triton(op: str, device: torch.device) -> str | None:
 def available(op: str, device: torch.device | str) -> list[str]:
     """The backends that can run `op` on `device`, the preferred first."""
     preferred = _PREFERENCE.get(torch.device(device).type, ("reference",))
+    if op in UNVERIFIED_CUDA:
+        preferred = tuple(b for b in preferred if b != "cuda")
     ordered = [*preferred, *(b for b in BACKENDS if b not in preferred)]
     return [b for b in ordered if why_not(b, op, device) is None]
 
@@ -175,6 +180,8 @@ def explain(op: str, device: torch.device | str) -> str:
     for backend in BACKENDS:
         reason = why_not(backend, op, device)
         state = reason or ("picked" if backend == chosen else "usable")
+        if state == "usable" and backend == "cuda" and op in UNVERIFIED_CUDA:
+            state = "usable by name: no GPU has run it yet"
         lines.append(f"{op} on {device}: {backend:<9} {state}")
     return "\n".join(lines)
 

@@ -60,6 +60,7 @@ int main(int, char** argv) {
       .sf_b_stride_k = 1,
       .bias = number(9) < 0 ? nullptr : load(folder + "bias"),
       .bias_dtype = static_cast<cuda::GemmFloat>(number(9)),
+      .bias_stride = 1,
       .d = nullptr,
       .d_dtype = static_cast<cuda::GemmFloat>(number(10)),
       .ldd = number(7),

@@ -7,8 +7,8 @@ import native
 import pytest
 import torch
 from moela import testing
-from moela.ops.fp8_gemm import exact, make_inputs
 from moela.ops._spec import rounding
+from moela.ops.fp8_gemm import exact, make_inputs
 from torch import Tensor
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e8m0fnu: 3}
@@ -68,7 +68,8 @@ def test_every_tile_is_right_under_every_schedule(tmp_path, tile, schedule):
 
 @pytest.mark.parametrize("tile", TILES, ids=TILES.get)
 @pytest.mark.parametrize(
-    ("M", "N", "K"), [(1, 128, 128), (1, 1, 1), (3, 576, 200), (64, 40, 129), (129, 65, 1024), (260, 136, 2304)]
+    ("M", "N", "K"),
+    [(1, 128, 128), (1, 1, 1), (3, 576, 200), (64, 40, 129), (129, 65, 1024), (260, 136, 2304)],
 )
 def test_any_extents(tmp_path, tile, M, N, K):
     check(Run(tmp_path, tile=tile), make_inputs(M=M, N=N, K=K, seed=M))
@@ -99,7 +100,9 @@ def test_the_accumulator_of_13_bits_would_miss_the_bound_of_a_float32_one(tmp_pa
     d, magnitude = exact(**x)
     got, _ = Run(tmp_path, fraction_bits=13)(x)
     with pytest.raises(AssertionError, match="out of bounds"):
-        testing.assert_within(got, d, rounding(d, torch.float32) + testing.FLOAT32_SUM * magnitude, "fp8_gemm")
+        testing.assert_within(
+            got, d, rounding(d, torch.float32) + testing.FLOAT32_SUM * magnitude, "fp8_gemm"
+        )
 
 
 @pytest.mark.parametrize("tile", TILES, ids=TILES.get)

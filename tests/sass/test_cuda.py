@@ -10,8 +10,9 @@ import machine_code
 import pytest
 from moela import backends
 
-# Kernels by op, each compiled for three input types.
-KERNELS = {"per_token_group_quant_fp8": 3}
+# By op: three input types; six tiles, of which the three that are not swapped store by TMA or from registers.
+KERNELS = {"per_token_group_quant_fp8": 3, "fp8_gemm": 9}
+SWAPPED, BY_TMA = "ConfigILb1E", "EEELb1EEE"  # in the mangled names of fp8_gemm_kernel
 
 
 def usage(text: str) -> dict[str, dict[str, int]]:
@@ -63,7 +64,7 @@ def test_the_code_is_for_hopper_only(cuobjdump):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_there_is_a_kernel_for_every_input_type(sass, kernel):
+def test_every_kernel_is_there(sass, kernel):
     assert len([name for name in sass if f"{kernel}_kernel" in name]) == KERNELS[kernel]
 
 
@@ -83,6 +84,46 @@ def test_casts_use_the_saturating_e4m3_instruction(sass):
         if "_quant_fp8_kernel" in name:
             opcodes = machine_code.opcodes_of_sass(listing)
             assert any(o.startswith("F2FP.SATFINITE.E4M3") for o in opcodes), name
+
+
+def gemms(sass: dict[str, str]) -> dict[str, machine_code.Counter]:
+    return {n: machine_code.opcodes_of_sass(s) for n, s in sass.items() if "fp8_gemm_kernel" in n}
+
+
+def count(opcodes: machine_code.Counter, prefix: str) -> int:
+    return sum(n for o, n in opcodes.items() if o.startswith(prefix))
+
+
+def test_fp8_gemm_multiplies_on_the_tensor_core_and_promotes_outside_it(sass):
+    """Copies of a step, in the loop and at its end, have four products each and one multiply-add per sum."""
+    for name, opcodes in gemms(sass).items():
+        products = {o: n for o, n in opcodes.items() if "GMMA" in o}
+        [(product, number)] = products.items()
+        assert product.endswith(".F32.E4M3.E4M3"), name
+        assert number % 4 == 0, name
+        width = int(re.search(r"64x(\d+)x32", product)[1])
+        assert opcodes["FFMA"] % (width // 2) == 0, name
+
+
+def test_fp8_gemm_loads_by_tma_and_shares_weights_by_multicast(sass):
+    for name, opcodes in gemms(sass).items():
+        # Fp8GemmConfig<swaps, warpgroups, rows of the right operand, blocks of a cluster, stages>
+        in_cluster = re.search(r"ConfigILb[01]ELi\d+ELi\d+ELi(\d+)E", name)[1] == "2"
+        assert count(opcodes, "UTMALDG.2D") == 2, name
+        assert count(opcodes, "UTMALDG.2D.MULTICAST") == int(in_cluster), name
+
+
+def test_fp8_gemm_stores_by_tma_where_it_can(sass):
+    for name, opcodes in gemms(sass).items():
+        by_tma = BY_TMA in name
+        assert (count(opcodes, "UTMASTG") > 0) == by_tma, name
+        assert (count(opcodes, "STSM") > 0) == by_tma, name
+        assert not (by_tma and SWAPPED in name), name
+
+
+def test_fp8_gemm_moves_registers_to_the_warpgroups_that_multiply(sass):
+    for name, opcodes in gemms(sass).items():
+        assert count(opcodes, "USETMAXREG") == (0 if SWAPPED in name else 2), name
 
 
 # --- the readers find what they are for ------------------------------------------------------------------

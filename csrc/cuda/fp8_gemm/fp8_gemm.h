@@ -25,6 +25,7 @@ struct Fp8GemmArgs {
   int64_t sf_b_stride_k;
   const void* bias;  // [N] of bias_dtype, may be nullptr
   GemmFloat bias_dtype;
+  int64_t bias_stride;
   void* d;  // [M, N] of d_dtype, rows ldd elements apart
   GemmFloat d_dtype;
   int64_t ldd;

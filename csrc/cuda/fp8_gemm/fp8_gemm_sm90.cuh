@@ -261,7 +261,7 @@ MOELA_DEVICE void add_bias(const Fp8GemmParams& p, int left, int right, float (&
   MOELA_UNROLL
   for (int i = 0; i < C::kRight / 2; ++i) {
     const int n = C::kSwaps ? left + row0() + 8 * (i / 2 % 2) : right + i / 4 * 8 + col0() + i % 2;
-    if (n < g.N) sums[i] += load_float(g.bias, g.bias_dtype, n);
+    if (n < g.N) sums[i] += load_float(g.bias, g.bias_dtype, n * g.bias_stride);
   }
 }
 

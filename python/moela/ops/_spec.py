@@ -39,6 +39,7 @@ class OpSpec:
     cases: tuple[dict[str, Any], ...]  # keyword arguments of make_inputs that the contract tests run
     flops: Callable[..., int]  # (**dims) of the algorithm
     bytes: Callable[..., int]  # (**dims) of the algorithm: every input read once, every output written once
+    cuda_limits: Callable[..., str | None] | None = None  # (*args): what the CUDA kernel does not take
     strided_out: bool = False  # whether the rows of an _out variant's outputs may be strided
     batch_arg: str | None = None  # the argument whose rows are independent of each other: batch invariance
 
@@ -97,6 +98,7 @@ def _out_schema(spec: OpSpec) -> str:
 def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor | Tensors:
     """Check, allocate and compute with a backend that the dispatcher does not know of."""
     spec.check(*args, **kwargs)
+    require_cuda_limits(spec, backend, args, kwargs)
     if backend == "reference":
         return spec.reference(*args, **kwargs)
     out = spec.empty(*args, **kwargs)
@@ -113,12 +115,28 @@ def run_python_out(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Non
     check_out(
         spec, out, spec.empty(*(_meta(a) for a in args), **{k: _meta(v) for k, v in kwargs.items()}), args[0]
     )
+    require_cuda_limits(spec, backend, args, kwargs)
     if backend == "reference":
         result = spec.reference(*args, **kwargs)
         for mine, theirs in zip(out, result if isinstance(result, tuple) else (result,), strict=True):
             mine.copy_(theirs)
     else:
         backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
+
+
+def require_cuda_limits(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> None:
+    reason = spec.cuda_limits(*args, **kwargs) if backend == "cuda" and spec.cuda_limits else None
+    if reason:
+        raise ValueError(f"{spec.name}: backend 'cuda' cannot run these arguments: {reason}")
+
+
+def pick_for(spec: OpSpec, args: tuple, kwargs: dict) -> str:
+    """The backend for one call: what CUDA would be picked for and does not take goes to the next one."""
+    backend = backends.pick(spec.name, args[0].device)
+    limits = spec.cuda_limits
+    if backend == "cuda" and limits and backends.forced() is None and limits(*args, **kwargs):
+        return next(b for b in backends.available(spec.name, args[0].device) if b != "cuda")
+    return backend
 
 
 def _meta(value: Any) -> Any:
@@ -148,10 +166,11 @@ def register(spec: OpSpec) -> None:
     _cuda_lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()")
 
     def functional(*args, **kwargs):
-        return run_python(spec, backends.pick(spec.name, args[0].device), args, kwargs)
+        return run_python(spec, pick_for(spec, args, kwargs), args, kwargs)
 
     def out_variant(*args, **kwargs):
-        run_python_out(spec, backends.pick(spec.name, args[0].device), args, kwargs)
+        inputs = {k: v for k, v in kwargs.items() if k not in spec.outputs}
+        run_python_out(spec, pick_for(spec, args, inputs), args, kwargs)
 
     def fake(*args, **kwargs):
         spec.check(*args, **kwargs)
