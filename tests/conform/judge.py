@@ -307,7 +307,7 @@ def both_transposed() -> list[Mma]:
 
 
 def probes() -> list[Mma]:
-    """256 + 2^-(i+j), the small product in the same instruction or in the next. Recorded, to fit the accumulator."""
+    """256 + 2^-(i+j), the small product in the same instruction or the next: to fit the accumulator."""
 
     def one(name: str, k: int) -> Mma:
         a, b = np.zeros((64, 128), np.float32), np.zeros((64, 128), np.float32)
