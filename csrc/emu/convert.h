@@ -12,15 +12,25 @@ namespace moela::emu {
 
 inline float float_of_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
-inline float float_of_f16(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  float x;
-  if (exponent == 31) {
-    x = fraction ? std::bit_cast<float>(0x7FC00000u) : INFINITY;
-  } else {
-    x = exponent ? std::ldexp(1024.f + static_cast<float>(fraction), exponent - 25)
-                 : std::ldexp(static_cast<float>(fraction), -24);
+// A number of 1 sign, `kExponentBits` and `kFractionBits` bits, which is neither infinite nor NaN.
+template <int kExponentBits, int kFractionBits>
+float float_of_small(uint32_t bits) {
+  constexpr int kBias = (1 << (kExponentBits - 1)) - 1, kFloatBias = 127, kFloatFraction = 23;
+  const uint32_t sign = bits >> (kExponentBits + kFractionBits) << 31;
+  const uint32_t magnitude = bits & ((1u << (kExponentBits + kFractionBits)) - 1);
+  if (magnitude >> kFractionBits == 0) {  // subnormal: a multiple of the smallest one
+    constexpr auto kSmallest =
+        std::bit_cast<float>(static_cast<uint32_t>(kFloatBias + 1 - kBias - kFractionBits) << 23);
+    const float x = static_cast<float>(magnitude) * kSmallest;
+    return sign ? -x : x;
   }
+  constexpr uint32_t kRebias = static_cast<uint32_t>(kFloatBias - kBias) << kFloatFraction;
+  return std::bit_cast<float>(sign | ((magnitude << (kFloatFraction - kFractionBits)) + kRebias));
+}
+
+inline float float_of_f16(uint16_t bits) {
+  if ((bits & 0x7C00) != 0x7C00) return float_of_small<5, 10>(bits);
+  const float x = bits & 0x03FF ? std::bit_cast<float>(0x7FC00000u) : INFINITY;
   return bits & 0x8000 ? -x : x;
 }
 
@@ -58,15 +68,7 @@ inline uint8_t e4m3_of_float(float x) {
 }
 
 inline float float_of_e4m3(uint8_t code) {
-  const int exponent = code >> 3 & 15, fraction = code & 7;
-  float x;
-  if ((code & 0x7F) == 0x7F) {
-    x = std::bit_cast<float>(0x7FC00000u);
-  } else {
-    x = exponent ? std::ldexp(8.f + static_cast<float>(fraction), exponent - 10)
-                 : std::ldexp(static_cast<float>(fraction), -9);
-  }
-  return code & 0x80 ? -x : x;
+  return (code & 0x7F) == 0x7F ? std::bit_cast<float>(0x7FC00000u) : float_of_small<4, 3>(code);
 }
 
 }  // namespace moela::emu

@@ -107,7 +107,8 @@ void read_global(const void* from, uint32_t bytes, Mbarrier& b, const char* what
 }
 
 // A thread's stores are two agents, created with its first store.
-void prepare_stores(Fiber& f) {
+void prepare_stores(Fiber& f, Where where) {
+  f.where = where;
   if (f.store_reads == 0) {
     const std::string of = " a bulk store of thread " + std::to_string(f.thread);
     f.store_reads = f.block->new_agent("the shared-memory side of" + of);
@@ -207,7 +208,7 @@ void tensor_store(const TensorMap* map, int rank, Coordinates at, uint32_t smem,
   check_rank(map, rank, where);
   if (smem % 128) fail("alignment", "a TMA store: the shared address is not a multiple of 128", where);
   Fiber& f = current();
-  prepare_stores(f);
+  prepare_stores(f, where);
   const cuda::TensorSpec spec = map->spec;
   const SharedRange from = resolve_shared(smem, occupied_bytes(spec), what, where);
   read_shared_for_store(f, from, cuda::box_bytes(spec), what, where);
@@ -230,7 +231,7 @@ void bulk_store(void* global, uint32_t smem, uint32_t bytes, Where where) {
   if (bytes == 0 || bytes % 16 || smem % 16 || reinterpret_cast<uintptr_t>(global) % 16)
     fail("alignment", "a bulk copy moves a multiple of 16 bytes at a multiple of 16", where);
   Fiber& f = current();
-  prepare_stores(f);
+  prepare_stores(f, where);
   const SharedRange from = resolve_shared(smem, bytes, what, where);
   read_shared_for_store(f, from, bytes, what, where);
   write_global_for_store(f, global, bytes, what, where);

@@ -66,19 +66,19 @@ inline void mbarrier_expect_tx(SmemAddr barrier, uint32_t bytes, Where where = W
   emu::mbarrier_arrive(barrier, 0, bytes, where);
 }
 inline bool mbarrier_test_wait(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
-  return emu::mbarrier_test(barrier, parity, where);
+  return emu::mbarrier_test(barrier, parity, false, where);
 }
 inline bool mbarrier_try_wait(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
-  return emu::mbarrier_test(barrier, parity, where);
+  return emu::mbarrier_test(barrier, parity, false, where);
 }
 inline bool mbarrier_try_wait_cluster(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
-  return emu::mbarrier_test(barrier, parity, where);
+  return emu::mbarrier_test(barrier, parity, true, where);
 }
 inline void mbarrier_wait(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
-  emu::mbarrier_wait(barrier, parity, where);
+  emu::mbarrier_wait(barrier, parity, false, where);
 }
 inline void mbarrier_wait_cluster(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
-  emu::mbarrier_wait(barrier, parity, where);
+  emu::mbarrier_wait(barrier, parity, true, where);
 }
 
 }  // namespace moela::cuda::sm90

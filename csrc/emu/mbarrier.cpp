@@ -45,7 +45,9 @@ void complete_phase_if_due(Mbarrier& b) {
   ++b.phase;
   b.pending = b.count;
   b.done.join(b.arrived.all);
+  b.done_local.join(b.arrived_local.all);
   b.done.seen.set(b.traffic, b.phase);
+  b.done_local.seen.set(b.traffic, b.phase);
 }
 
 // The phase that a wait with this parity is for: the current one, or the one that has just completed. The
@@ -150,20 +152,21 @@ void mbarrier_arrive(uint32_t address, uint32_t arrivals, int64_t expect_bytes, 
            where);
     b.remote_arrivals[me.self.agent] = me.self.tick;
   }
+  if (b.block == me.block) b.arrived_local.release(me.self);
   b.arrived.release(me.self);
   b.pending -= arrivals;
   complete_phase_if_due(b);
 }
 
-bool mbarrier_test(uint32_t address, uint32_t parity, Where where) {
+bool mbarrier_test(uint32_t address, uint32_t parity, bool is_cluster_wide, Where where) {
   Mbarrier& b = own_mbarrier(address, "mbarrier.test_wait", where);
   if (has_parity(b, parity)) return false;
   note_wait(b, parity, where);
-  current().self.known.join(b.done);
+  current().self.known.join(is_cluster_wide ? b.done : b.done_local);
   return true;
 }
 
-void mbarrier_wait(uint32_t address, uint32_t parity, Where where) {
+void mbarrier_wait(uint32_t address, uint32_t parity, bool is_cluster_wide, Where where) {
   Mbarrier& b = own_mbarrier(address, "mbarrier.try_wait", where);
   if (b.block != current().block) fail("mbarrier", "a wait for a barrier of another block", where);
   note_wait(b, parity, where);
@@ -171,7 +174,7 @@ void mbarrier_wait(uint32_t address, uint32_t parity, Where where) {
   waiting.barrier = &b;
   waiting.parity = parity;
   wait_until(waiting, where);
-  current().self.known.join(b.done);
+  current().self.known.join(is_cluster_wide ? b.done : b.done_local);
 }
 
 void complete_bytes(Mbarrier& b, int64_t bytes) {

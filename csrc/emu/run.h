@@ -22,7 +22,7 @@ struct Options {
   Schedule schedule = Schedule::kLazy;
   uint64_t seed = 1;
   bool races = true;           // false: only values, bounds and deadlocks
-  int max_live_blocks = 64;    // blocks resident at once; a cluster is never split
+  int max_live_blocks = 132;   // of one grid, resident at once: an H100 has 132 SMs
   int fp8_fraction_bits = 13;  // Hopper's fp8 accumulator, as reported; 23: a float32 accumulator
 };
 

@@ -43,8 +43,8 @@ void wait_flag_at_least(const void* flag, uint64_t value, uint32_t bytes, Scope 
 void mbarrier_init(uint32_t barrier, uint32_t count, Where where);
 void mbarrier_invalidate(uint32_t barrier, Where where);
 void mbarrier_arrive(uint32_t barrier, uint32_t arrivals, int64_t expect_bytes, Where where);
-bool mbarrier_test(uint32_t barrier, uint32_t parity, Where where);
-void mbarrier_wait(uint32_t barrier, uint32_t parity, Where where);
+bool mbarrier_test(uint32_t barrier, uint32_t parity, bool is_cluster_wide, Where where);
+void mbarrier_wait(uint32_t barrier, uint32_t parity, bool is_cluster_wide, Where where);
 void fence_mbarrier_init();
 
 // Copies

@@ -92,7 +92,7 @@ void drop_finished() {
   }
 }
 
-std::string describe_deadlock() {
+std::string describe_deadlock(int not_started) {
   std::map<std::string, std::vector<const Fiber*>> waiting;
   for (const Fiber* f : world->live)
     if (!f->is_done)
@@ -104,6 +104,7 @@ std::string describe_deadlock() {
     text += "\n    " + std::to_string(fibers.size()) + " threads (" + std::to_string((*low)->thread) + ".." +
             std::to_string((*high)->thread) + ") of " + what;
   }
+  if (not_started > 0) text += "\n    " + std::to_string(not_started) + " blocks wait for one to end";
   return text;
 }
 
@@ -138,19 +139,20 @@ void run_to_the_end(const std::vector<Grid>& grids) {
   std::vector<int> next(grids.size(), 0);
   for (;;) {
     drop_finished();
-    bool is_more = false;
+    int not_started = 0;
     for (size_t g = 0; g < grids.size(); ++g) {
       const cuda::LaunchShape& shape = grids[g].shape;
       while (next[g] < shape.grid) {
         int live = 0;
-        for (const Block& block : world->blocks) live += !block.is_done();
+        for (const Block& block : world->blocks)
+          live += !block.is_done() && block.rank == static_cast<int>(g);
         if (live > 0 && live + shape.cluster > world->options.max_live_blocks) break;
         start_cluster(grids[g], static_cast<int>(g), next[g]);
         next[g] += shape.cluster;
       }
-      is_more |= next[g] < shape.grid;
+      not_started += shape.grid - next[g];
     }
-    if (world->live.empty() && !is_more && world->pending.empty()) return;
+    if (world->live.empty() && not_started == 0 && world->pending.empty()) return;
     const bool has_run = run_all_once();
     if (world->is_aborted) return;
     const bool is_random = world->options.schedule == Schedule::kRandom;
@@ -159,7 +161,7 @@ void run_to_the_end(const std::vector<Grid>& grids) {
       if (world->is_aborted) return;
     } else if (!has_run && !world->live.empty()) {
       world->report.kind = "deadlock";
-      world->report.text = "deadlock: " + describe_deadlock();
+      world->report.text = "deadlock: " + describe_deadlock(not_started);
       return;
     }
   }

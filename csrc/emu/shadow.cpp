@@ -57,13 +57,15 @@ void Shadow::check_write(const Cell& cell, const Actor& actor, Conflict& found) 
 // Readers that the new reader has seen need not be kept: what is ordered after it is ordered after them. They
 // are dropped in bulk, so that a broadcast to a whole block does not cost the square of its size.
 void Shadow::record_read(Cell& cell, const Actor& actor) {
-  if (!cell.reads.empty() && cell.reads.back().agent == actor.access.agent) {
+  if (!cell.reads.empty() && cell.reads.back().agent == actor.access.agent &&
+      cell.reads.back().proxy == actor.access.proxy) {
     cell.reads.back() = actor.access;
     return;
   }
   if (cell.reads.size() >= cell.prune_at) {
     std::erase_if(cell.reads, [&](const Access& read) {
-      return read.agent == actor.access.agent || (read.proxy != Proxy::kAtomic && is_ordered(read, actor));
+      return read.proxy == actor.access.proxy &&
+             (read.agent == actor.access.agent || (read.proxy != Proxy::kAtomic && is_ordered(read, actor)));
     });
     cell.prune_at = std::max<size_t>(32, cell.reads.size() * 2);
   }

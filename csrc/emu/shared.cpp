@@ -69,15 +69,16 @@ SharedRange resolve_shared(uint32_t address, uint32_t bytes, const char* what, W
     block = block->cluster->blocks[rank];
   }
   const uint32_t in_window = address & ((1u << kRankShift) - 1);
-  if (in_window < kSmemWindow || in_window - kSmemWindow + uint64_t{bytes} > block->grid->shape.smem_bytes)
+  const int64_t offset = int64_t{in_window} - kSmemWindow;
+  if (offset < 0 || offset + bytes > block->grid->shape.smem_bytes)
     fail("bounds",
-         std::string(what) + " touches " + smem_name(*block, in_window - kSmemWindow) + " up to +" +
-             std::to_string(int64_t{in_window} - kSmemWindow + bytes) + "; it has " +
-             std::to_string(block->grid->shape.smem_bytes) + " bytes",
+         std::string(what) + " touches bytes " + std::to_string(offset) + " to " +
+             std::to_string(offset + bytes) + " of the shared memory of " + name_of(*block) + ", which has " +
+             std::to_string(block->grid->shape.smem_bytes),
          where);
   if (block->is_done())
     fail("exit", std::string(what) + " reaches into " + name_of(*block) + ", which has exited", where);
-  return {block, in_window - kSmemWindow};
+  return {block, static_cast<uint32_t>(offset)};
 }
 
 Actor thread_actor(Fiber& fiber, Where where) {

@@ -70,9 +70,10 @@ struct Mbarrier {
   uint32_t count, pending;
   int64_t bytes = 0;  // expected minus arrived
   uint32_t phase = 0;
-  Gather arrived;
-  Knowledge done;  // of the last completed phase
-  Agent traffic;   // copies that complete here
+  Gather arrived;              // of threads of any block
+  Gather arrived_local;        // of threads of the own block: what a wait at the scope of the block acquires
+  Knowledge done, done_local;  // of the last completed phase
+  Agent traffic;               // copies that complete here
   Agent initialiser;
   uint32_t init_tick;
   bool is_fenced = false;

@@ -9,13 +9,14 @@
   X(ProducerPhase)                                                                                           \
   X(ConsumerPhase)                                                                                           \
   X(NoWaitForEmpty)                                                                                          \
-  X(NoWaitForFull) X(NoWaitInLaterRounds) X(OnlyOneWarpWaits) X(CountTooLarge) X(NoFenceAfterInit)           \
-      X(NoClusterSyncAfterInit) X(ExpectTooMuch) X(ExpectTooLittle) X(WrongMulticastMask)                    \
-          X(ExitBeforeRemoteArrivals) X(NoSyncWarp) X(NoRemoteRelease) X(ReleaseTwice) X(StagingReusedEarly) \
-              X(NoProxyFence) X(StagingBarrierCount) X(StoreNotCommitted) X(StoreOntoBarrier) X(WrongStride) \
-                  X(WrongSwizzle) X(NoWgmmaFence) X(DivergentOperands) X(AddsToNothing) X(EarlyRelease)      \
-                      X(NoWgmmaWait) X(ExitBeforeStoreRead)                                                  \
-                          X(TooManyRegisters) /* how the host sets the pipeline up */                        \
+  X(NoWaitForFull)                                                                                           \
+  X(NoWaitInLaterRounds)                                                                                     \
+  X(OnlyOneWarpWaits) X(CountTooLarge) X(NoFenceAfterInit) X(NoClusterSyncAfterInit) X(ExpectTooMuch)        \
+      X(ExpectTooLittle) X(WrongMulticastMask) X(ExitBeforeRemoteArrivals) X(NoSyncWarp) X(NoRemoteRelease)  \
+          X(ReleaseTwice) X(StagingReusedEarly) X(NoProxyFence) X(StagingBarrierCount) X(StoreNotCommitted)  \
+              X(StoreOntoBarrier) X(WrongStride) X(WrongSwizzle) X(NoWgmmaFence) X(DivergentOperands)        \
+                  X(AddsToNothing) X(EarlyRelease) X(NoWgmmaWait) X(ExitBeforeStoreRead) X(TooManyRegisters) \
+                      X(WaitAtBlockScope) /* how the host sets the pipeline up */                            \
       X(BoxTooTall) X(MapOutsideAllocation) X(BoxWiderThanSwizzle) X(TooLittleSharedMemory) /* exchange.h */ \
       X(NoSyncBeforeRemoteRead) X(ExitWhileRead) X(MulticastIntoExited) X(RemoteRankOutside)                 \
           X(TwoWritersOfShared) X(LappedParity) /* flags.h */                                                \

@@ -70,8 +70,12 @@ MOELA_DEVICE void load_tiles(const PipelineParams& p) {
   for (int n0 = 0; n0 < p.N; n0 += C::kN) {
     for (int k0 = 0; k0 < p.K; k0 += C::kK, at.advance()) {
       const auto s = static_cast<uint32_t>(at.stage);
-      if (bug != Bug::kNoWaitForEmpty)
-        mbarrier_wait_cluster(empty(at.stage), bug == Bug::kProducerPhase ? at.parity : at.parity ^ 1);
+      const uint32_t parity = bug == Bug::kProducerPhase ? at.parity : at.parity ^ 1;
+      if (bug == Bug::kWaitAtBlockScope) {
+        mbarrier_wait(empty(at.stage), parity);
+      } else if (bug != Bug::kNoWaitForEmpty) {
+        mbarrier_wait_cluster(empty(at.stage), parity);
+      }
       uint32_t bytes = C::kABytes + C::kBBytes + C::kSfBytes;
       if (bug == Bug::kExpectTooMuch) bytes += 16;
       if (bug == Bug::kExpectTooLittle) bytes -= 256;

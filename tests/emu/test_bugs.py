@@ -38,6 +38,7 @@ BUGS = {
         "NoWgmmaWait": "accumulator",
         "ExitBeforeStoreRead": "exit",
         "TooManyRegisters": "deadlock",
+        "WaitAtBlockScope": "race",
         "BoxTooTall": "bounds",
         "MapOutsideAllocation": "refused",
         "BoxWiderThanSwizzle": "refused",
