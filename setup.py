@@ -82,10 +82,18 @@ def cuda_environment(mode: str) -> dict[str, str]:
     return env
 
 
+def ninja_program() -> str | Path:
+    """That of the ninja package, which the build requires; without isolation, one on PATH does."""
+    try:
+        import ninja
+    except ModuleNotFoundError:
+        return shutil.which("ninja") or sys.exit("moela: ninja is not installed; pip install ninja")
+    return Path(ninja.BIN_DIR) / "ninja"
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         env, torch, cmake = cuda_environment(cuda_mode()), find_torch(), find_cmake()
-        import ninja
         import pybind11
 
         out = (
@@ -102,7 +110,7 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "Python_EXECUTABLE": sys.executable,
             "CMAKE_BUILD_TYPE": "Release",
-            "CMAKE_MAKE_PROGRAM": Path(ninja.BIN_DIR) / "ninja",
+            "CMAKE_MAKE_PROGRAM": ninja_program(),
         }
         defines = [f"-D{key}={value}" for key, value in options.items()]
         subprocess.check_call([cmake, "-G", "Ninja", "-S", str(HERE), "-B", str(build), *defines], env=env)
