@@ -131,7 +131,10 @@ MOELA_KERNEL(kCopyThreads) st_async_kernel(uint32_t* out) {
   const SmemAddr slot = smem_base() + static_cast<uint32_t>(tid()) * 4, barrier = smem_base() + kCopyBarrier;
   init_copy_barrier();
   cluster_sync();
-  if (tid() == 0) mbarrier_arrive_expect_tx(barrier, kCopyThreads * 4);
+  if (tid() == 0) {  // the two halves of mbarrier_arrive_expect_tx
+    mbarrier_expect_tx(barrier, kCopyThreads * 4);
+    mbarrier_arrive(barrier);
+  }
   st_async(mapa(slot, next), static_cast<uint32_t>(1000 * cluster_rank() + tid()), mapa(barrier, next));
   mbarrier_wait_cluster(barrier, 0);
   stg(out + block() * kCopyThreads + tid(), lds<uint32_t>(slot));

@@ -167,6 +167,17 @@ MOELA_KERNEL(32) flags_kernel(uint32_t* narrow, uint64_t* wide, uint32_t* data) 
   griddep_launch();
 }
 
+// make_descriptor for a tile at 1024 times the case, then the same 4096 bytes further on.
+MOELA_KERNEL(32) descriptor_kernel(const uint32_t* in, int count, uint64_t* out) {
+  for (int i = tid(); i < count; i += 32) {
+    const auto layout = static_cast<OperandLayout>(ldg(in + 3 * i + 2));
+    const uint64_t made =
+        make_descriptor(static_cast<SmemAddr>(1024 * i), ldg(in + 3 * i), ldg(in + 3 * i + 1), layout);
+    stg(out + 2 * i, made);
+    stg(out + 2 * i + 1, advance_descriptor(made, 4096));
+  }
+}
+
 template <int kCount, bool kTranspose>
 void run_matrix(const Device& device) {
   auto* out = static_cast<uint32_t*>(device.allocate(256 * 4));
@@ -199,6 +210,13 @@ inline void run_threads(const Device& device) {
   device.launch({.grid = 1, .block = 128}, &convert_kernel, static_cast<const float*>(device.upload(values)),
                 count, out);
   device.dump("convert", out, values.size() * 12);
+
+  const std::vector<uint32_t> layouts = device.input<uint32_t>("descriptors");
+  const auto num_layouts = static_cast<int>(layouts.size() / 3);
+  auto* descriptors = static_cast<uint64_t*>(device.allocate(layouts.size() * 8));
+  device.launch({.grid = 1, .block = 32}, &descriptor_kernel,
+                static_cast<const uint32_t*>(device.upload(layouts)), num_layouts, descriptors);
+  device.dump("descriptors", descriptors, static_cast<size_t>(num_layouts) * 16);
 
   const uint8_t* bytes = device.upload(device.input<uint8_t>("widths"));
   auto* copy = static_cast<uint8_t*>(device.allocate(992));
