@@ -200,7 +200,7 @@ MOELA_DEVICE void begin_step(const Fp8GemmParams& p, int left, int right, int in
   const uint64_t x = make_descriptor(rows, 0, 1024, OperandLayout::k128B);
   const uint64_t y =
       make_descriptor(smem_base() + C::kSmemRight + s * C::kRightBytes, 0, 1024, OperandLayout::k128B);
-  wgmma_fence();
+  wgmma_fence(step.acc);
   MOELA_UNROLL
   for (uint32_t k = 0; k < C::kStep / 32; ++k)
     wgmma_e4m3(step.acc, advance_descriptor(x, k * 32), advance_descriptor(y, k * 32), k > 0);
