@@ -1,4 +1,4 @@
-"""The README: its snippets run as they stand, its tables are those of the code and of the committed results."""
+"""The README: its snippets run, its tables are those of the code and of the committed results."""
 
 import importlib.util
 import json

@@ -20,8 +20,9 @@ struct PerTokenGroupQuantFp8Params {
   int64_t K;
   int64_t group_size;
   bool ue8m0;
+  bool takes_four = false;  // rows of x and q let a lane move four elements at once; launch finds out
 };
 
-LaunchStatus launch_per_token_group_quant_fp8(const PerTokenGroupQuantFp8Params& params, Stream stream);
+LaunchStatus launch_per_token_group_quant_fp8(PerTokenGroupQuantFp8Params params, Stream stream);
 
 }  // namespace moela::cuda
