@@ -51,7 +51,8 @@ STEPS = (
     Step(
         "memcheck",
         f"compute-sanitizer --tool memcheck --error-exitcode 1 {PYTEST} tests/ops/test_fp8_gemm.py "
-        "tests/ops/test_per_token_group_quant_fp8.py -k 'cuda-cuda and any'",
+        "tests/ops/test_per_token_group_quant_fp8.py tests/ops/test_silu_and_mul_quant_fp8.py "
+        "-k 'cuda-cuda and any'",
         60,
     ),
     Step(
@@ -60,11 +61,13 @@ STEPS = (
         "--backends cuda,triton --json {out}/fp8_gemm.json",
         180,
     ),
-    Step(
-        "bench-casts",
-        "moela bench per_token_group_quant_fp8 --model deepseek-v3 --backends cuda,triton "
-        "--json {out}/per_token_group_quant_fp8.json",
-        90,
+    *(
+        Step(
+            f"bench-{op}",
+            f"moela bench {op} --model deepseek-v3 --backends cuda,triton --json {{out}}/{op}.json",
+            60,
+        )
+        for op in ("per_token_group_quant_fp8", "silu_and_mul_quant_fp8")
     ),
 )
 

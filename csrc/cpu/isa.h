@@ -6,6 +6,8 @@
 #include "cpu/per_block_quant_fp8.h"
 #include "cpu/per_token_group_quant_fp8.h"
 #include "cpu/probe.h"
+#include "cpu/silu_and_mul.h"
+#include "cpu/silu_and_mul_quant_fp8.h"
 
 namespace moela::cpu {
 
@@ -15,6 +17,8 @@ struct Kernels {
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
   PerTokenGroupQuantFp8 per_token_group_quant_fp8;
+  SiluAndMul silu_and_mul;
+  SiluAndMulQuantFp8 silu_and_mul_quant_fp8;
   Probe probe;
 };
 

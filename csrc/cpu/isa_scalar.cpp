@@ -6,6 +6,8 @@
 #include "cpu/per_block_quant_fp8_kernel.h"
 #include "cpu/per_token_group_quant_fp8_kernel.h"
 #include "cpu/probe_kernel.h"
+#include "cpu/silu_and_mul_kernel.h"
+#include "cpu/silu_and_mul_quant_fp8_kernel.h"
 
 const moela::cpu::Kernels moela::cpu::kScalar = {
     .isa = "scalar",
@@ -13,5 +15,7 @@ const moela::cpu::Kernels moela::cpu::kScalar = {
     .per_block_dequant_fp8 = per_block_dequant_fp8,
     .per_block_quant_fp8 = per_block_quant_fp8,
     .per_token_group_quant_fp8 = per_token_group_quant_fp8,
+    .silu_and_mul = silu_and_mul,
+    .silu_and_mul_quant_fp8 = silu_and_mul_quant_fp8,
     .probe = kProbe,
 };

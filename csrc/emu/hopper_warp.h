@@ -96,5 +96,6 @@ inline uint32_t cvt_f16x2(float low, float high) {
 inline float cvt_f32_of_f16(uint16_t half) { return emu::float_of_f16(half); }
 inline float cvt_f32_of_bf16(uint16_t bits) { return emu::float_of_bf16(bits); }
 inline float div_rn(float x, float y) { return x / y; }
+inline float ex2_approx(float x) { return std::exp2(x); }  // the device may be 2^-22 off
 
 }  // namespace moela::cuda::sm90

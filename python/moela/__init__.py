@@ -10,6 +10,10 @@ from moela.ops import (
     per_block_quant_fp8_out,
     per_token_group_quant_fp8,
     per_token_group_quant_fp8_out,
+    silu_and_mul,
+    silu_and_mul_out,
+    silu_and_mul_quant_fp8,
+    silu_and_mul_quant_fp8_out,
 )
 
 __version__ = "0.1.0"
@@ -24,5 +28,9 @@ __all__ = [
     "per_block_quant_fp8_out",
     "per_token_group_quant_fp8",
     "per_token_group_quant_fp8_out",
+    "silu_and_mul",
+    "silu_and_mul_out",
+    "silu_and_mul_quant_fp8",
+    "silu_and_mul_quant_fp8_out",
     "use_backend",
 ]

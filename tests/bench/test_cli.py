@@ -202,7 +202,14 @@ def test_a_run_shows_a_table_and_writes_json_and_a_picture(moela, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cast", ["per_token_group_quant_fp8", "per_block_quant_fp8", "per_block_dequant_fp8"]
+    "cast",
+    [
+        "per_token_group_quant_fp8",
+        "per_block_quant_fp8",
+        "per_block_dequant_fp8",
+        "silu_and_mul",
+        "silu_and_mul_quant_fp8",
+    ],
 )
 def test_every_cast_runs(moela, cast):
     code, out, _ = moela("bench", cast, *TINY, "--baselines", "torch", "--device", "cpu")

@@ -159,6 +159,37 @@ void casts(const Kernels& kernels, Dtype dtype, int64_t N, int64_t K, bool ue8m0
   print(kernels, "per_block_dequant_fp8-" + name, w);
 }
 
+void activations(const Kernels& kernels, Dtype dtype, moela::cpu::Swiglu activation) {
+  constexpr int64_t kM = 7, kK = 700;
+  const std::vector<uint8_t> x = elements(dtype, kM * 2 * kK, 8);
+  std::vector<uint8_t> y(kM * kK * element_size(dtype)), q(kM * kK);
+  std::vector<float> sf(kM * ((kK + 599) / 600));
+  const std::string name =
+      std::to_string(static_cast<int>(dtype)) + "-" + std::to_string(static_cast<int>(activation.shift));
+  kernels.silu_and_mul({.x = x.data(),
+                        .dtype = dtype,
+                        .ldx = 2 * kK,
+                        .y = y.data(),
+                        .M = kM,
+                        .K = kK,
+                        .activation = activation},
+                       0, kM);
+  print(kernels, "silu_and_mul-" + name, y);
+  kernels.silu_and_mul_quant_fp8({.x = x.data(),
+                                  .x_dtype = dtype,
+                                  .ldx = 2 * kK,
+                                  .q = q.data(),
+                                  .sf = sf.data(),
+                                  .M = kM,
+                                  .K = kK,
+                                  .activation = activation,
+                                  .group_size = 600,
+                                  .ue8m0 = false},
+                                 0, kM);
+  print(kernels, "silu_and_mul_quant_fp8-q-" + name, q);
+  print(kernels, "silu_and_mul_quant_fp8-sf-" + name, sf);
+}
+
 void all(const Kernels& kernels) {
   const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
   for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
@@ -169,6 +200,10 @@ void all(const Kernels& kernels) {
   }
   for (const Dtype dtype : wide)
     for (const bool ue8m0 : {false, true}) casts(kernels, dtype, 131, 200, ue8m0);
+  for (const Dtype dtype : wide) {
+    activations(kernels, dtype, {.limit = __builtin_inff(), .alpha = 1.f, .shift = 0.f});
+    activations(kernels, dtype, {.limit = 7.f, .alpha = 1.702f, .shift = 1.f});
+  }
 }
 
 }  // namespace

@@ -59,10 +59,47 @@ GOOD: dict[str, Args] = {
     "fp8_gemm": {"M": 3, "N": 130, "K": 200, "bias": True},
     "per_token_group_quant_fp8": {"M": 3, "K": 200},
     "per_block_quant_fp8": {"N": 130, "K": 200},
+    "silu_and_mul": {"M": 3, "K": 200, "limit": 7.0, "alpha": 1.702},
+    "silu_and_mul_quant_fp8": {"M": 3, "K": 200, "limit": 7.0, "alpha": 1.702},
     "per_block_dequant_fp8": {"N": 130, "K": 200},
 }
 
+# What both kinds of the gated activation refuse.
+BAD_SWIGLU = [
+    Bad("x is 0-D", put(x=lambda x: x[0, 0]), "x: expected a tensor of at least 1 dimension, got 0-D"),
+    Bad("x is float64", put(x=as_dtype(torch.float64)), f"x: expected {FLOATS}, got float64"),
+    Bad("x is e4m3", put(x=as_dtype(E4M3)), f"x: expected {FLOATS}, got float8_e4m3fn"),
+    Bad("columns of x are strided", put(x=col_major), "x: " + LAST_DIM.format(3)),
+    Bad("x is odd", put(x=lambda x: x[:, :399]), "x: expected an even last dimension, got 399"),
+    Bad("limit is 0", put(limit=0.0), "limit: expected a positive number, got 0"),
+    Bad("limit is negative", put(limit=-2.5), "limit: expected a positive number, got -2.5"),
+    Bad("limit is NaN", put(limit=float("nan")), "limit: expected a positive number, got nan"),
+    Bad("no limit", put(limit=None), "alpha: expected None because limit is None, got 1.702"),
+    Bad("alpha is 0", put(alpha=0.0), "alpha: expected a positive number, got 0"),
+    Bad("alpha is negative", put(alpha=-1e30), "alpha: expected a positive number, got -1e+30"),
+    Bad(
+        "alpha without limit", put(limit=None), "alpha: expected None because limit is None, got 1.702", True
+    ),
+]
+
 BAD: dict[str, list[Bad]] = {
+    "silu_and_mul": [
+        *BAD_SWIGLU,
+        Bad("y is float32", put(y=as_dtype(torch.float32)), "y: expected bfloat16, got float32", is_out=True),
+        Bad("y is too wide", put(y=one_wider), "y: expected shape [3, 200], got [3, 201]", is_out=True),
+        Bad("y is strided", put(y=row_strided), "y: " + DENSE, is_out=True),
+    ],
+    "silu_and_mul_quant_fp8": [
+        *BAD_SWIGLU,
+        Bad("group_size is 0", put(group_size=0), "group_size: expected a positive number, got 0"),
+        Bad("group_size is -1", put(group_size=-1), "group_size: expected a positive number, got -1", True),
+        Bad("q is uint8", put(q=lambda q: q.view(torch.uint8)), "q: expected float8_e4m3fn, got uint8", True),
+        Bad("q is too wide", put(q=one_wider), "q: expected shape [3, 200], got [3, 201]", is_out=True),
+        Bad("q is strided", put(q=row_strided), "q: " + DENSE, is_out=True),
+        Bad("sf is bfloat16", put(sf=as_dtype(torch.bfloat16)), "sf: expected float32, got bfloat16", True),
+        Bad("sf is short", put(sf=lambda s: s[:, :1]), "sf: expected shape [3, 2], got [3, 1]", is_out=True),
+        Bad("sf is transposed", put(sf=col_major), "sf: " + DENSE, is_out=True),
+    ],
     "fp8_gemm": [
         Bad("a is 1-D", put(a=lambda a: a[0]), "a: expected a 2-D tensor, got 1-D"),
         Bad("a is 3-D", put(a=lambda a: a[None]), "a: expected a 2-D tensor, got 3-D"),

@@ -18,12 +18,16 @@ POISON = 0xFF  # every float type reads NaN where all bytes are 0xFF
 LARGE: dict[str, dict[str, Any]] = {
     "fp8_gemm": {"M": 70, "N": 520, "K": 1100, "out_dtype": torch.float32},
     "per_token_group_quant_fp8": {"M": 700, "K": 1100},
+    "silu_and_mul": {"M": 700, "K": 1100, "limit": 7.0},
+    "silu_and_mul_quant_fp8": {"M": 700, "K": 1100, "limit": 7.0, "alpha": 1.702},
     "per_block_quant_fp8": {"N": 700, "K": 1100},
     "per_block_dequant_fp8": {"N": 700, "K": 1100},
 }
 SMALL: dict[str, dict[str, Any]] = {
     "fp8_gemm": {"M": 19, "N": 40, "K": 200, "out_dtype": torch.float32},
     "per_token_group_quant_fp8": {"M": 19, "K": 200},
+    "silu_and_mul": {"M": 19, "K": 200, "limit": 7.0},
+    "silu_and_mul_quant_fp8": {"M": 19, "K": 200, "limit": 7.0, "alpha": 1.702},
     "per_block_quant_fp8": {"N": 130, "K": 200},
     "per_block_dequant_fp8": {"N": 130, "K": 200},
 }

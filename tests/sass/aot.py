@@ -26,6 +26,8 @@ from moela.kernels import (
     per_block_dequant_fp8,
     per_block_quant_fp8,
     per_token_group_quant_fp8,
+    silu_and_mul,
+    silu_and_mul_quant_fp8,
 )
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -69,6 +71,20 @@ def block_dequant(dtype: torch.dtype, sf: torch.dtype) -> Launch:
     return per_block_dequant_fp8.launch, args, {"out": (torch.empty(512, 2048, dtype=dtype),)}
 
 
+def activation(dtype: torch.dtype, limit=None, alpha=None) -> Launch:
+    out = (torch.empty(100, 2048, dtype=dtype),)
+    return silu_and_mul.launch, (torch.empty(100, 4096, dtype=dtype), limit, alpha), {"out": out}
+
+
+def activation_quant(dtype: torch.dtype, ue8m0: bool, group_size=128, K=2048) -> Launch:
+    out = (torch.empty(100, K).to(FP8), torch.empty(100, -(-K // group_size)))
+    return (
+        silu_and_mul_quant_fp8.launch,
+        (torch.empty(100, 2 * K, dtype=dtype), 7.0, 1.702, group_size, ue8m0),
+        {"out": out},
+    )
+
+
 VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-e4m3": lambda: gemm(FP8),
     "fp8_gemm-e4m3-pointers": lambda: gemm(FP8, row_pad=8),
@@ -85,6 +101,12 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-f32": lambda: gemm(F32, out_dtype=F32),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
+    "silu_and_mul-bf16": lambda: activation(BF16),
+    "silu_and_mul-f16-gpt_oss": lambda: activation(F16, 7.0, 1.702),
+    "silu_and_mul-f32": lambda: activation(F32),
+    "silu_and_mul_quant_fp8-bf16": lambda: activation_quant(BF16, ue8m0=False),
+    "silu_and_mul_quant_fp8-f32-ue8m0": lambda: activation_quant(F32, ue8m0=True),
+    "silu_and_mul_quant_fp8-bf16-long": lambda: activation_quant(BF16, ue8m0=False, group_size=2048),
     "per_block_quant_fp8-bf16": lambda: block_quant(BF16, ue8m0=False),
     "per_block_quant_fp8-f32-ue8m0": lambda: block_quant(F32, ue8m0=True),
     "per_block_dequant_fp8-bf16": lambda: block_dequant(BF16, F32),

@@ -133,7 +133,7 @@ MOELA_KERNEL(32) all_warp(const float* in, uint32_t* out) {
   every_matrix<4, true>(smem);
   const float x = ldg(in + lane());
   const uint32_t lanes = vote_ballot(x > 0.f) + redux_max(bits_of(x)) + redux_add(bits_of(x));
-  const uint32_t shuffled = bits_of(shfl(x, 3) + shfl_xor(x, 1) + div_rn(x, 3.f));
+  const uint32_t shuffled = bits_of(shfl(x, 3) + shfl_xor(x, 1) + div_rn(x, 3.f) + ex2_approx(x));
   const uint32_t converted = cvt_f16x2_of_e4m3x2(cvt_e4m3x2(x, x)) + cvt_bf16x2(x, x) + cvt_f16x2(x, x);
   const float widened = cvt_f32_of_f16(static_cast<uint16_t>(converted)) + cvt_f32_of_bf16(7);
   const int where = block() + num_blocks() + cluster() + cluster_rank() + cluster_size() + warp();

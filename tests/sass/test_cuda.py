@@ -10,8 +10,9 @@ import machine_code
 import pytest
 from moela import backends
 
-# By op: three input types; six tiles, of which the three that are not swapped store by TMA or from registers.
-KERNELS = {"per_token_group_quant_fp8": 3, "fp8_gemm": 9}
+# By op: three input types; those with a kernel for aligned rows; six tiles, of which the three that are not
+# swapped store by TMA or from registers.
+KERNELS = {"per_token_group_quant_fp8": 3, "silu_and_mul_quant_fp8": 6, "fp8_gemm": 9}
 SWAPPED, BY_TMA = "ConfigILb1E", "EEELb1EEE"  # in the mangled names of fp8_gemm_kernel
 
 

@@ -43,6 +43,7 @@ OPCODES = {
     "ldg": ["LDG.E", "LDG.E.128", "LDG.E.U8", "LDG.E.128.CONSTANT", "STG.E.128"],
     "lds": ["LDS.128", "STS.128", "LDS.U8"],
     "lds_cluster": ["LD.E.128", "ST.E.128"],
+    "ex2": ["MUFU.EX2"],
     "redux": ["REDUX.MAX", "REDUX.SUM"],
     "cvt": ["F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C", "F2FP.F16.E4M3.UNPACK_B", "F2FP.BF16.F32.PACK_AB"],
     "wgmma_fence": ["WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR.LE"],

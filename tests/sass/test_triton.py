@@ -175,7 +175,7 @@ def test_fp8_gemm_by_pointers_loads_while_it_multiplies(target, compiled):
 
 def test_casts_divide_exactly(compiled):
     """The definition's bits need the IEEE quotient."""
-    for op in ("per_token_group_quant_fp8", "per_block_quant_fp8"):
+    for op in ("per_token_group_quant_fp8", "per_block_quant_fp8", "silu_and_mul_quant_fp8"):
         for variant, facts in of_op(compiled, op).items():
             if "ptx" in facts:
                 assert {o for o in facts["ptx"] if re.match(r"div\..*f32", o)} == {"div.rn.f32"}, variant

@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
+#include "cuda/block/quant_input.h"
 #include "cuda/hopper/launch.h"
 
 namespace moela::cuda {
-
-enum class QuantInput { kFloat32, kBFloat16, kFloat16 };
 
 struct PerTokenGroupQuantFp8Params {
   const void* x;  // [M, K], rows ldx elements apart

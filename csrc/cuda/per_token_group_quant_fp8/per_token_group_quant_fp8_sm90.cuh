@@ -1,6 +1,7 @@
 // per_token_group_quant_fp8 on Hopper.
 #pragma once
 
+#include "cuda/block/quant.cuh"
 #include "cuda/hopper/hopper.h"
 #include "cuda/per_token_group_quant_fp8/per_token_group_quant_fp8.h"
 
@@ -9,26 +10,6 @@ namespace moela::cuda::sm90 {
 struct PerTokenGroupQuantFp8Config {
   static constexpr int kWarpSize = 32, kWarpsPerBlock = 8, kThreads = kWarpsPerBlock * kWarpSize;
 };
-
-template <QuantInput kInput>
-MOELA_DEVICE float load_element(const void* x, int64_t index) {
-  if constexpr (kInput == QuantInput::kFloat32) {
-    return ldg(static_cast<const float*>(x) + index);
-  } else if constexpr (kInput == QuantInput::kBFloat16) {
-    return cvt_f32_of_bf16(ldg(static_cast<const uint16_t*>(x) + index));
-  } else {
-    return cvt_f32_of_f16(ldg(static_cast<const uint16_t*>(x) + index));
-  }
-}
-
-// max(amax / 448, 2^-126); with ue8m0 rounded up to a power of two. NaN and Inf stay.
-MOELA_DEVICE float scale_factor(uint32_t amax, bool ue8m0) {
-  const float exact = div_rn(float_of(amax), 448.f);
-  const float sf = exact < 0x1p-126f ? 0x1p-126f : exact;
-  const uint32_t u = bits_of(sf);
-  if (!ue8m0 || u >= 0x7F800000) return sf;
-  return float_of((u + 0x7FFFFF) & 0x7F800000);
-}
 
 // Four neighbouring elements by one instruction: x + index is a multiple of four elements.
 template <QuantInput kInput>
@@ -46,17 +27,14 @@ MOELA_DEVICE void load_four(const void* x, int64_t index, float (&out)[4]) {
   }
 }
 
-MOELA_DEVICE uint32_t magnitude(float x) { return bits_of(x) & 0x7FFFFFFF; }
-MOELA_DEVICE uint32_t larger(uint32_t x, uint32_t y) { return x > y ? x : y; }
-
 // A group of 128 columns whose rows are aligned: read once, four columns a lane, kept in registers.
 template <QuantInput kInput>
 MOELA_DEVICE void quantize_128(const PerTokenGroupQuantFp8Params& p, int64_t group, int64_t m,
                                int64_t start) {
   float x[4];
   load_four<kInput>(p.x, m * p.ldx + start + 4 * lane(), x);
-  const uint32_t amax =
-      redux_max(larger(larger(magnitude(x[0]), magnitude(x[1])), larger(magnitude(x[2]), magnitude(x[3]))));
+  const uint32_t amax = redux_max(larger(larger(magnitude_bits(x[0]), magnitude_bits(x[1])),
+                                         larger(magnitude_bits(x[2]), magnitude_bits(x[3]))));
   const float sf = scale_factor(amax, p.ue8m0);
   if (lane() == 0) stg(p.sf + group, sf);
   const uint32_t low = cvt_e4m3x2(div_rn(x[0], sf), div_rn(x[1], sf));
@@ -84,7 +62,7 @@ per_token_group_quant_fp8_kernel(MOELA_PARAM PerTokenGroupQuantFp8Params p) {
 
   uint32_t amax = 0;
   for (int64_t k = start + lane(); k < stop; k += C::kWarpSize) {
-    amax = larger(amax, magnitude(load_element<kInput>(p.x, m * p.ldx + k)));
+    amax = larger(amax, magnitude_bits(load_element<kInput>(p.x, m * p.ldx + k)));
   }
   const float sf = scale_factor(redux_max(amax), p.ue8m0);
   if (lane() == 0) stg(p.sf + group, sf);

@@ -5,6 +5,8 @@ from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
 from moela.ops.per_block_dequant_fp8 import per_block_dequant_fp8, per_block_dequant_fp8_out
 from moela.ops.per_block_quant_fp8 import per_block_quant_fp8, per_block_quant_fp8_out
 from moela.ops.per_token_group_quant_fp8 import per_token_group_quant_fp8, per_token_group_quant_fp8_out
+from moela.ops.silu_and_mul import silu_and_mul, silu_and_mul_out
+from moela.ops.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8, silu_and_mul_quant_fp8_out
 
 __all__ = [
     "SPECS",
@@ -17,4 +19,8 @@ __all__ = [
     "per_block_quant_fp8_out",
     "per_token_group_quant_fp8",
     "per_token_group_quant_fp8_out",
+    "silu_and_mul",
+    "silu_and_mul_out",
+    "silu_and_mul_quant_fp8",
+    "silu_and_mul_quant_fp8_out",
 ]

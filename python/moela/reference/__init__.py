@@ -4,5 +4,14 @@ from moela.reference.fp8_gemm import fp8_gemm
 from moela.reference.per_block_dequant_fp8 import per_block_dequant_fp8
 from moela.reference.per_block_quant_fp8 import per_block_quant_fp8
 from moela.reference.per_token_group_quant_fp8 import per_token_group_quant_fp8
+from moela.reference.silu_and_mul import silu_and_mul
+from moela.reference.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8
 
-__all__ = ["fp8_gemm", "per_block_dequant_fp8", "per_block_quant_fp8", "per_token_group_quant_fp8"]
+__all__ = [
+    "fp8_gemm",
+    "per_block_dequant_fp8",
+    "per_block_quant_fp8",
+    "per_token_group_quant_fp8",
+    "silu_and_mul",
+    "silu_and_mul_quant_fp8",
+]

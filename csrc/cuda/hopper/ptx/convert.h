@@ -51,4 +51,11 @@ MOELA_DEVICE float div_rn(float x, float y) {
   return quotient;
 }
 
+// PTX ISA "ex2.approx.ftz.f32": 2^x with a relative error of at most 2^-22; NaN gives NaN.
+MOELA_DEVICE float ex2_approx(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 }  // namespace moela::cuda::sm90
