@@ -97,21 +97,6 @@ struct CodeTile {
   int64_t ld;
 };
 
-// Prefetches the rows of b that come next into L2, a line at a time and in the order of their addresses: DRAM
-// sees one steady stream although the kernel reads several rows side by side. Into L1 it would be slower: the
-// line fill buffers there are too few for the latency (9 against 19 GB/s, Zen 4). A prefetch cannot fault, so
-// the end of b needs no check. Between the rows of a strided b it fetches the gaps too.
-class Prefetcher {
- public:
-  explicit Prefetcher(const uint8_t* codes) : line_(codes) {}
-  MOELA_INLINE void step(int num_lines) {
-    for (int i = 0; i < num_lines; ++i, line_ += 64) prefetch_l2(line_);
-  }
-
- private:
-  const uint8_t* line_;
-};
-
 // Row m of a slab as float32, times its scale factors, zero beyond K.
 inline void load_row(const Fp8GemmParams& p, const Slab& slab, int64_t m, float* out) {
   load_floats(p.a, p.a_dtype, m * p.lda + slab.k0, slab.cols, out);

@@ -27,8 +27,9 @@ struct Fp8GemmPlan {
 // threads can change a bit of the result. `has_large_sf`: some scale factor of b is 2^8 or more, which only
 // the panel takes.
 inline Fp8GemmPlan plan_fp8_gemm(int64_t M, int64_t N, bool has_large_sf, const Fp8GemmShape& shape) {
-  // 252 rows of float32 for 32 columns are 32 KB beside the panel (128 KB): L2 on every machine. Decoding a
-  // weight costs about as much as seven multiply-adds, so chunks of 252 rows lose 3 % to it.
+  // 252 rows of sums for 32 columns, and four levels of partial sums, are 160 KB beside the panel (32 KB):
+  // L2. Transposing and decoding a weight costs as much as five rows' multiply-adds (docs/FACTS.md): 2 % of
+  // 252.
   constexpr int64_t kMaxRows = 252;
   const int64_t num_chunks = (M + kMaxRows - 1) / kMaxRows;
   return {
