@@ -137,6 +137,8 @@ class Scratch {
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
 
+inline Scratch<float> allocate_floats(int64_t count) { return Scratch<float>(count); }
+
 // Runs f(begin, end) over [0, count) on torch's own threads. `cost` is the time of one item in nanoseconds,
 // roughly: work below 50 microseconds is not worth a second thread.
 //

@@ -1,4 +1,6 @@
 // Torch side of the CPU fp8_gemm: check, plan, launch. Definition: python/moela/reference/fp8_gemm.py.
+#include "cpu/fp8_gemm.h"
+
 #include "common/check.h"
 #include "common/tensor.h"
 #include "cpu/isa.h"
@@ -47,15 +49,19 @@ void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b,
             const std::optional<Tensor>& bias, Tensor& d) {
   const Float32View sf_b_values(sf_b);
   const std::optional<Float32View> bias_values = bias ? std::optional<Float32View>(*bias) : std::nullopt;
-  const cpu::Fp8GemmParams p = {
+  const cpu::GemmProblem problem = {
       .a = a.const_data_ptr(),
       .a_dtype = cpu_dtype(a.scalar_type()),
       .lda = a.stride(0),
+      .a_rows = nullptr,
       .sf_a = sf_a ? static_cast<const float*>(sf_a->const_data_ptr()) : nullptr,
       .sf_a_stride_m = sf_a ? sf_a->stride(0) : 0,
       .sf_a_stride_k = sf_a ? sf_a->stride(1) : 0,
-      .b = static_cast<const uint8_t*>(b.const_data_ptr()),
-      .ldb = b.stride(0),
+      .a_cast = cpu::ActivationCast::kNone,
+      .b = b.const_data_ptr(),
+      .b_dtype = cpu::Dtype::kE4m3,
+      .stride_bn = b.stride(0),
+      .stride_bk = 1,
       .sf_b = sf_b_values.data(),
       .has_large_sf = cpu::has_large_sf(sf_b_values.data(), sf_b.numel()),
       .bias = bias_values ? bias_values->data() : nullptr,
@@ -66,11 +72,7 @@ void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b,
       .N = b.size(0),
       .K = a.size(1),
   };
-  if (p.M == 0 || p.N == 0) return;
-  const cpu::Fp8GemmKernels& kernel = cpu::kernels().fp8_gemm;
-  const plan::Fp8GemmPlan plan = plan::plan_fp8_gemm(p.M, p.N, p.has_large_sf, kernel.shape);
-  const Scratch<float> packed(plan.rows_per_chunk * cpu::fp8_gemm_padded_k(p));
-  cpu::fp8_gemm(kernel, plan, p, packed.get(), [](auto... args) { parallel(args...); });
+  cpu::fp8_gemm(cpu::kernels().gemm, problem, allocate_floats, [](auto... args) { parallel(args...); });
 }
 
 Tensor fp8_gemm(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
