@@ -57,6 +57,13 @@ struct GemmKernels {
 
 constexpr int64_t kGemmSlab = 1024;
 
-inline int64_t padded_k(int64_t K) { return (K + 63) / 64 * 64; }
+inline int64_t padded_k(int64_t K) { return (K + 127) / 128 * 128; }
+
+// Whether bfloat16 holds every element of a and b exactly, and b is laid out as checkpoints have it.
+inline bool is_bf16(const GemmProblem& p) {
+  const bool is_a =
+      p.a_dtype == Dtype::kBFloat16 || p.a_dtype == Dtype::kE4m3 || p.a_cast != ActivationCast::kNone;
+  return is_a && (p.b_dtype == Dtype::kE4m3 || p.b_dtype == Dtype::kBFloat16) && p.stride_bk == 1;
+}
 
 }  // namespace moela::cpu

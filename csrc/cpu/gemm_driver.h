@@ -11,7 +11,9 @@ namespace moela::cpu {
 inline plan::GroupedGemmPlan plan_of(const GemmKernels& kernel, const std::vector<GemmProblem>& problems) {
   std::vector<plan::GemmRows> rows;
   for (const GemmProblem& p : problems)
-    rows.push_back({.count = p.M, .needs_panel = p.has_large_sf || p.stride_bk != 1});
+    rows.push_back({.count = p.M,
+                    .needs_panel = p.has_large_sf || p.stride_bk != 1,
+                    .is_bf16 = is_bf16(p)});
   const auto bytes_per_row = static_cast<int64_t>(padded_k(problems[0].K) * sizeof(float));
   return plan::plan_grouped_gemm(rows, problems[0].N, bytes_per_row, kernel.shape);
 }

@@ -104,7 +104,7 @@ def _isas() -> list[str]:
     if not isas:
         return ["none: the CPU library is not loaded, so ops run on the reference"]
     unverified = "; unverified: the test-suite has not run on it yet"
-    return [f"{name:<8} {_ISA_STATES[state]}{'' if ok else unverified}" for name, state, ok in isas]
+    return [f"{name:<11} {_ISA_STATES[state]}{'' if ok else unverified}" for name, state, ok in isas]
 
 
 def _environment() -> list[str]:
