@@ -4,6 +4,8 @@ from moela.backends import explain, use_backend
 from moela.ops import (
     fp8_gemm,
     fp8_gemm_out,
+    fused_experts,
+    fused_experts_out,
     per_block_dequant_fp8,
     per_block_dequant_fp8_out,
     per_block_quant_fp8,
@@ -22,6 +24,8 @@ __all__ = [
     "explain",
     "fp8_gemm",
     "fp8_gemm_out",
+    "fused_experts",
+    "fused_experts_out",
     "per_block_dequant_fp8",
     "per_block_dequant_fp8_out",
     "per_block_quant_fp8",

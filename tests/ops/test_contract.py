@@ -18,6 +18,7 @@ POISON = 0xFF  # every float type reads NaN where all bytes are 0xFF
 # Sizes with work for three threads of a compiled kernel, and sizes that Triton's interpreter can end with.
 LARGE: dict[str, dict[str, Any]] = {
     "fp8_gemm": {"M": 70, "N": 520, "K": 1100, "out_dtype": torch.float32},
+    "fused_experts": {"T": 70, "H": 520, "I": 200, "E": 6, "topk": 3, "w_dtype": torch.float8_e4m3fn},
     "per_token_group_quant_fp8": {"M": 700, "K": 1100},
     "silu_and_mul": {"M": 700, "K": 1100, "limit": 7.0},
     "silu_and_mul_quant_fp8": {"M": 700, "K": 1100, "limit": 7.0, "alpha": 1.702},
@@ -26,6 +27,7 @@ LARGE: dict[str, dict[str, Any]] = {
 }
 SMALL: dict[str, dict[str, Any]] = {
     "fp8_gemm": {"M": 19, "N": 40, "K": 200, "out_dtype": torch.float32},
+    "fused_experts": {"T": 19, "H": 130, "I": 40, "E": 3, "topk": 2, "w_dtype": torch.float8_e4m3fn},
     "per_token_group_quant_fp8": {"M": 19, "K": 200},
     "silu_and_mul": {"M": 19, "K": 200, "limit": 7.0},
     "silu_and_mul_quant_fp8": {"M": 19, "K": 200, "limit": 7.0, "alpha": 1.702},
@@ -97,6 +99,11 @@ def batch_inputs(run: Any) -> list[dict[str, Any]]:
         # float32 out: a rounding to bfloat16 would hide another order of the sum.
         dims = {"M": M, "N": 40, "K": 700, "seed": 1, "out_dtype": torch.float32}
         return [run.inputs(**dims, a_dtype=d) for d in (torch.float8_e4m3fn, torch.bfloat16, torch.float32)]
+    if run.spec.name == "fused_experts":
+        # float32, as above. Biases, so that they belong to the right rows.
+        dims = {"T": M, "H": 130, "I": 40, "E": 3, "x_dtype": torch.float32, "bias": True, "seed": 1}
+        fp8 = {"w_dtype": torch.float8_e4m3fn}
+        return [run.inputs(**dims, **kind) for kind in (fp8, {}, fp8 | {"quantize_activations": "fp8"})]
     return [run.inputs(M=M, K=200, x_dtype=d, seed=1) for d in (torch.bfloat16, torch.float32)]
 
 

@@ -2,6 +2,7 @@
 
 from moela.ops._spec import SPECS, OpSpec
 from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
+from moela.ops.fused_experts import fused_experts, fused_experts_out
 from moela.ops.per_block_dequant_fp8 import per_block_dequant_fp8, per_block_dequant_fp8_out
 from moela.ops.per_block_quant_fp8 import per_block_quant_fp8, per_block_quant_fp8_out
 from moela.ops.per_token_group_quant_fp8 import per_token_group_quant_fp8, per_token_group_quant_fp8_out
@@ -13,6 +14,8 @@ __all__ = [
     "OpSpec",
     "fp8_gemm",
     "fp8_gemm_out",
+    "fused_experts",
+    "fused_experts_out",
     "per_block_dequant_fp8",
     "per_block_dequant_fp8_out",
     "per_block_quant_fp8",

@@ -1,6 +1,7 @@
 """The definitions in plain torch: the oracle of every test, and the fallback on every device."""
 
 from moela.reference.fp8_gemm import fp8_gemm
+from moela.reference.fused_experts import fused_experts
 from moela.reference.per_block_dequant_fp8 import per_block_dequant_fp8
 from moela.reference.per_block_quant_fp8 import per_block_quant_fp8
 from moela.reference.per_token_group_quant_fp8 import per_token_group_quant_fp8
@@ -9,6 +10,7 @@ from moela.reference.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8
 
 __all__ = [
     "fp8_gemm",
+    "fused_experts",
     "per_block_dequant_fp8",
     "per_block_quant_fp8",
     "per_token_group_quant_fp8",
