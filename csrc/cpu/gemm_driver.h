@@ -8,11 +8,18 @@
 
 namespace moela::cpu {
 
-inline plan::GroupedGemmPlan plan_of(const GemmKernels& kernel, const std::vector<GemmProblem>& problems) {
+inline const void* at_element(const void* p, Dtype dtype, int64_t i) {
+  return static_cast<const char*>(p) + i * size_of(dtype);
+}
+inline void* at_element(void* p, Dtype dtype, int64_t i) {
+  return static_cast<char*>(p) + i * size_of(dtype);
+}
+
+inline plan::GroupedGemmPlan plan_of(const GemmKernels& kernel, const std::vector<GemmProblem>& problems,
+                                     int64_t bytes_per_row) {
   std::vector<plan::GemmRows> rows;
   for (const GemmProblem& p : problems)
     rows.push_back({.count = p.M, .needs_panel = p.has_large_sf || p.stride_bk != 1});
-  const auto bytes_per_row = static_cast<int64_t>(padded_k(problems[0].K) * sizeof(float));
   return plan::plan_grouped_gemm(rows, problems[0].N, bytes_per_row, kernel.shape);
 }
 
@@ -73,8 +80,9 @@ template <class Allocate, class Parallel>
 void run_gemms(const GemmKernels& kernel, const std::vector<GemmProblem>& problems, const Allocate& allocate,
                const Parallel& parallel) {
   if (problems.empty()) return;
-  const plan::GroupedGemmPlan plan = plan_of(kernel, problems);
-  const auto packed = allocate(plan.rows_per_wave * padded_k(problems[0].K));
+  const int64_t row = padded_k(problems[0].K);
+  const auto plan = plan_of(kernel, problems, row * static_cast<int64_t>(sizeof(float)));
+  const auto packed = allocate(plan.rows_per_wave * row);
   for (int64_t wave = 0; wave < plan.num_waves(); ++wave) {
     const std::vector<GemmChunk> chunks = chunks_of(plan, wave, problems, packed.get());
     pack_chunks(kernel, chunks, parallel);

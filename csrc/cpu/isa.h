@@ -1,6 +1,7 @@
 // One set of kernels per instruction set, and which of them this process runs.
 #pragma once
 
+#include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
 #include "cpu/per_block_dequant_fp8.h"
 #include "cpu/per_block_quant_fp8.h"
@@ -14,6 +15,7 @@ namespace moela::cpu {
 struct Kernels {
   const char* isa;
   GemmKernels gemm;
+  FusedExpertsKernels fused_experts;
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
   PerTokenGroupQuantFp8 per_token_group_quant_fp8;

@@ -3,6 +3,8 @@
 A `spoil` changes a good dict of arguments by name; those of an _out variant have its outputs among them.
 """
 
+from collections.abc import Callable
+
 import bad_grouped
 import torch
 from bad_call import (
