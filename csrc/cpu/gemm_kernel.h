@@ -4,8 +4,8 @@
 // Bound: the DRAM rate of b for few rows of a, the multiply-add rate from about eight rows on.
 //
 // One task is kCols columns of d for all rows of the chunk. Few rows take dot products along K (gemm_dot.h),
-// more rows a panel of transposed weights (gemm_panel.h). How elements of b become weights is a codec
-// (gemm_codec.h).
+// more rows a panel of transposed weights (gemm_panel.h); a b stored [K, N] needs no transposing
+// (gemm_rows.h). How elements of b become weights is a codec (gemm_codec.h).
 //
 // Numerics, the same on both ways and on every instruction set, for one element of d:
 //   w = code * sf_b and, for e4m3 activations, a * sf_a are rounded to float32.
@@ -171,6 +171,7 @@ inline void add_bias(const GemmProblem& p, const Columns& columns, int64_t num_r
 
 #include "cpu/gemm_dot.h"
 #include "cpu/gemm_panel.h"
+#include "cpu/gemm_rows.h"
 
 namespace {
 
@@ -178,6 +179,8 @@ namespace {
 void sum_columns(const GemmChunk& chunk, const Columns& columns, float* sums) {
   with_codec(chunk.problem->b_dtype, [&](auto codec) {
     using Codec = decltype(codec);
+    if constexpr (!Codec::kHasSf)
+      if (chunk.problem->stride_bk != 1) return rows_sums<Codec>(chunk, columns, sums);
     switch (chunk.path) {
       case GemmPath::kDot: return dot_sums<Codec>(chunk, columns, sums);
       case GemmPath::kPanel: return panel_sums<Codec>(chunk, columns, sums);
