@@ -110,7 +110,7 @@ template <class Parallel>
 void run_gate_up(const GemmKernels& gemm, const FusedExpertsKernels& kernel, const FusedExpertsParams& p,
                  const plan::GroupedGemmPlan& plan, int64_t wave, const std::vector<GemmProblem>& problems,
                  const FusedExpertsScratch& scratch, const Parallel& parallel) {
-  const std::vector<GemmChunk> chunks = chunks_of(plan, wave, problems, scratch.packed);
+  const std::vector<GemmChunk> chunks = chunks_of(plan, wave, problems, padded_k(p.H), scratch.packed);
   pack_chunks(gemm, chunks, parallel);
   for_each_item(static_cast<int64_t>(chunks.size()), plan.num_tasks, 2 * task_cost(chunks, gemm.shape.cols),
                 parallel, [&](int64_t i, int64_t begin, int64_t end) {

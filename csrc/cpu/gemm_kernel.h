@@ -167,6 +167,12 @@ inline void add_bias(const GemmProblem& p, const Columns& columns, int64_t num_r
     for (int64_t n = 0; n < columns.count; ++n) sums[m * kCols + n] += p.bias[columns.n0 + n];
 }
 
+inline void store_sums(const GemmChunk& chunk, const Columns& columns, const float* sums) {
+  const GemmProblem& p = *chunk.problem;
+  for (int64_t m = 0; m < chunk.num_rows; ++m)
+    store_floats(sums + m * kCols, columns.count, p.d_dtype, p.d, (chunk.m0 + m) * p.ldd + columns.n0);
+}
+
 }  // namespace
 
 #include "cpu/gemm_dot.h"
@@ -207,12 +213,10 @@ void pack(const GemmChunk& chunk, int64_t begin, int64_t end) {
 void run(const GemmChunk& chunk, int64_t begin, int64_t end) {
   [[maybe_unused]] const ExactSubnormals guard;
   alignas(64) float sums[kSumsSize];
-  const GemmProblem& p = *chunk.problem;
   for (int64_t task = begin; task < end; ++task) {
-    const Columns columns = columns_of(p, task);
+    const Columns columns = columns_of(*chunk.problem, task);
     sum_columns(chunk, columns, sums);
-    for (int64_t m = 0; m < chunk.num_rows; ++m)
-      store_floats(sums + m * kCols, columns.count, p.d_dtype, p.d, (chunk.m0 + m) * p.ldd + columns.n0);
+    store_sums(chunk, columns, sums);
   }
 }
 

@@ -15,6 +15,7 @@ namespace moela::cpu {
 struct Kernels {
   const char* isa;
   GemmKernels gemm;
+  GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
