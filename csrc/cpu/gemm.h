@@ -10,8 +10,8 @@
 namespace moela::cpu {
 
 // To what rows of a are rounded before they are multiplied: e4m3 with a scale factor per 128 columns, as
-// per_token_group_quant_fp8 does it.
-enum class ActivationCast { kNone, kFp8, kFp8Ue8m0 };
+// per_token_group_quant_fp8 does it, or bfloat16, which only products of pairs of it ask for.
+enum class ActivationCast { kNone, kFp8, kFp8Ue8m0, kBFloat16 };
 
 // d = (a * sf_a) @ (b * sf_b).T + bias.
 struct GemmProblem {
@@ -44,12 +44,12 @@ struct GemmChunk {
   plan::GemmPath path;
   int64_t m0;
   int64_t num_rows;
-  float* a;  // [num_rows, padded_k(K)] in the order of `path`: see gemm_kernel.h
+  float* a;  // [num_rows, padded_k(K)] in the order of `path`: see the kernels
 };
 
 struct GemmKernels {
   plan::GemmShape shape;
-  // Packs slabs [begin, end) of kGemmSlab columns of K.
+  // Packs slabs [begin, end) of kGemmSlab columns of K, as far as there are.
   void (*pack)(const GemmChunk&, int64_t begin, int64_t end);
   // Computes tasks [begin, end) of shape.cols columns of d.
   void (*run)(const GemmChunk&, int64_t begin, int64_t end);

@@ -17,11 +17,11 @@
 
 namespace {
 
-constexpr int kBf16Cols = 16;  // of d in a register tile
+constexpr int kBf16Cols = 16;                // of d in a register tile
 constexpr int kTileVectors = kBf16Cols / 4;  // of b
-constexpr int kBf16Slab = 512;   // columns of K whose weights, 16 KB, stay in L1
-constexpr int kBf16Step = 8;     // columns of K in a vector
-constexpr int kBf16Rows = 2;     // of a in a register tile; three are no faster (docs/FACTS.md)
+constexpr int kBf16Slab = 512;               // columns of K whose weights, 16 KB, stay in L1
+constexpr int kBf16Step = 8;                 // columns of K in a vector
+constexpr int kBf16Rows = 2;                 // of a in a register tile; three are no faster (docs/FACTS.md)
 constexpr int kBlocksPerSlab = kSlab / kBlock;
 
 // The bfloat16 of e4m3 codes times 2^-8: sums of a block then overflow no sooner than scaled weights would.
@@ -53,7 +53,8 @@ inline uint16_t bf16_of_code(uint8_t code) {
 }
 
 // vdpbf16ps takes subnormal numbers for zero, and a block's sum may overflow although scale factors would
-// bring it back. So where a row has only tiny elements, or huge ones, its slab is multiplied by a power of two.
+// bring it back. So where a row has only tiny elements, or huge ones, its slab is multiplied by a power of
+// two.
 inline float range_factor(const uint16_t* row, int64_t cols) {
   uint16_t amax = 0;
   for (int64_t k = 0; k < cols; ++k) {
@@ -73,7 +74,7 @@ inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_
   const int64_t blocks = ceil_div(cols, kBlock);
   const float unscale_b = p.b_dtype == Dtype::kE4m3 ? kUnscale : 1.f;
   std::memset(row + cols, 0, (blocks * kBlock - cols) * sizeof(uint16_t));
-  if (p.a_cast != ActivationCast::kNone) {
+  if (p.a_cast == ActivationCast::kFp8 || p.a_cast == ActivationCast::kFp8Ue8m0) {
     float values[kBlock];
     uint8_t codes[kBlock];
     for (int64_t b = 0; b < blocks; ++b) {
@@ -90,7 +91,12 @@ inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_
     const float* sf = p.sf_a + from * p.sf_a_stride_m + k0 / kBlock * p.sf_a_stride_k;
     for (int64_t b = 0; b < blocks; ++b) factors[b] = sf[b * p.sf_a_stride_k] * (kUnscale * unscale_b);
   } else {
-    std::memcpy(row, static_cast<const uint16_t*>(p.a) + from * p.lda + k0, cols * sizeof(uint16_t));
+    if (p.a_dtype == Dtype::kBFloat16) {
+      std::memcpy(row, static_cast<const uint16_t*>(p.a) + from * p.lda + k0, cols * sizeof(uint16_t));
+    } else {
+      const float* values = static_cast<const float*>(p.a) + from * p.lda + k0;
+      for (int64_t k = 0; k < cols; ++k) row[k] = to_bfloat16(values[k]);
+    }
     const float factor = range_factor(row, cols);
     if (factor != 1.f)
       for (int64_t k = 0; k < cols; ++k) row[k] = to_bfloat16(from_bfloat16(row[k]) * factor);
@@ -170,8 +176,8 @@ struct Bf16Reader<BFloat16Codec> {
   MOELA_INLINE void line(const uint8_t* p, int64_t ld, I out[kVectors]) const { transpose_lanes(p, ld, out); }
 };
 
-// Up to kBf16Cols rows of b and the columns [k0, k0 + cols) where they are whole blocks and sixteen rows, else
-// a copy in `staging` with zeros around it.
+// Up to kBf16Cols rows of b and the columns [k0, k0 + cols) where they are whole blocks and sixteen rows,
+// else a copy in `staging` with zeros around it.
 template <class Codec>
 struct Bf16Tile {
   static constexpr int64_t kElement = sizeof(typename Codec::Element);
@@ -224,8 +230,8 @@ struct Bf16Slab {
   int64_t blocks;
 };
 
-// totals[row][vector] += kRows rows of a times vectors [v0, v0 + kVectors) of the tile. add_block(b, a, acc) adds
-// the products of block b to acc.
+// totals[row][vector] += kRows rows of a times vectors [v0, v0 + kVectors) of the tile. add_block(b, a, acc)
+// adds the products of block b to acc.
 template <int kRows, int kVectors, class AddBlock>
 MOELA_INLINE void multiply_blocks(const Bf16Slab& slab, int v0, F* totals, const AddBlock& add_block) {
   F total[kRows][kVectors];
@@ -271,7 +277,8 @@ __attribute__((noinline)) void multiply_directly(const Bf16Slab& slab, const Bf1
 #pragma GCC unroll 2
             for (int g = 0; g < kGroups; ++g) {
               const uint8_t* p = codes + g * 4 * tile.ld + line * kLine;
-              for (int r = 0; r < 4; ++r) prefetch_l1(p + r * tile.ld + 512);  // from L2, where `ahead` put it
+              for (int r = 0; r < 4; ++r)
+                prefetch_l1(p + r * tile.ld + 512);  // from L2, where `ahead` put it
               ahead.step(4);
               I w[kVectors];
               reader.line(p, tile.ld, w);
@@ -309,26 +316,27 @@ struct Bf16Panel {
 
 template <int kRows>
 __attribute__((noinline)) void multiply_panel(const Bf16Slab& slab, const Bf16Panel& panel, F* totals) {
-  multiply_blocks<kRows, kTileVectors>(
-      slab, 0, totals, [&](int64_t b, const uint16_t* a, F(&acc)[kRows][kTileVectors]) {
-        constexpr int kSteps = kBlock / kBf16Step;
-        const I(*weights)[kTileVectors] = panel.w + b * kSteps;
+  multiply_blocks<kRows, kTileVectors>(slab, 0, totals,
+                                       [&](int64_t b, const uint16_t* a, F(&acc)[kRows][kTileVectors]) {
+                                         constexpr int kSteps = kBlock / kBf16Step;
+                                         const I(*weights)[kTileVectors] = panel.w + b * kSteps;
 #pragma GCC unroll 4
-        for (int step = 0; step < kSteps; ++step) {
-          I w[kTileVectors];
+                                         for (int step = 0; step < kSteps; ++step) {
+                                           I w[kTileVectors];
 #pragma GCC unroll 4
-          for (int v = 0; v < kTileVectors; ++v) {
-            w[v] = weights[step][v];
-            asm("" : "+v"(w[v]));
-          }
+                                           for (int v = 0; v < kTileVectors; ++v) {
+                                             w[v] = weights[step][v];
+                                             asm("" : "+v"(w[v]));
+                                           }
 #pragma GCC unroll 2
-          for (int m = 0; m < kRows; ++m) {
-            const I x = broadcast_step(a + (step * kRows + m) * kBf16Step);
+                                           for (int m = 0; m < kRows; ++m) {
+                                             const I x = broadcast_step(a + (step * kRows + m) * kBf16Step);
 #pragma GCC unroll 4
-            for (int v = 0; v < kTileVectors; ++v) acc[m][v] = multiply_pairs(acc[m][v], x, w[v]);
-          }
-        }
-      });
+                                             for (int v = 0; v < kTileVectors; ++v)
+                                               acc[m][v] = multiply_pairs(acc[m][v], x, w[v]);
+                                           }
+                                         }
+                                       });
 }
 
 // sums[0 .. 3] of a vector of totals: (0 + 2) + (1 + 3) of each quarter.
@@ -350,7 +358,8 @@ void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
     const int64_t n0 = columns.n0 + n, rows = min_of(kBf16Cols, columns.count - n);
     // The tile that comes next, while this one is read.
     const uint8_t* after = row_of_b(p, n0 + rows);
-    Prefetcher next(after, row_of_b(p, columns.n0 + columns.count), static_cast<const uint8_t*>(columns.next));
+    Prefetcher next(after, row_of_b(p, columns.n0 + columns.count),
+                    static_cast<const uint8_t*>(columns.next));
     std::memset(totals, 0, chunk.num_rows * kTileVectors * sizeof(F));
     for (int64_t k0 = 0; k0 < p.K; k0 += kBf16Slab) {
       const PackedSlab packed(chunk, k0 / kSlab);

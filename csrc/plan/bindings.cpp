@@ -39,10 +39,11 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       .def("__repr__", printed<GroupedGemmPlan>);
   m.def(
       "plan_grouped_gemm",
-      [](const std::vector<int64_t>& num_rows, int64_t N, int64_t bytes_per_row, bool needs_panel, bool is_bf16,
-         int cols, int dot_rows, bool has_bf16) {
+      [](const std::vector<int64_t>& num_rows, int64_t N, int64_t bytes_per_row, bool needs_panel,
+         bool is_bf16, int cols, int dot_rows, bool has_bf16) {
         std::vector<moela::plan::GemmRows> problems;
-        for (int64_t count : num_rows) problems.push_back({.count = count, .needs_panel = needs_panel, .is_bf16 = is_bf16});
+        for (int64_t count : num_rows)
+          problems.push_back({.count = count, .needs_panel = needs_panel, .is_bf16 = is_bf16});
         return moela::plan::plan_grouped_gemm(problems, N, bytes_per_row,
                                               {.cols = cols, .dot_rows = dot_rows, .has_bf16 = has_bf16});
       },

@@ -10,8 +10,8 @@ namespace moela::plan {
 
 // What the kernels of one instruction set work in; each set says its own in csrc/cpu/gemm_kernel.h.
 struct GemmShape {
-  int cols;      // columns of d in one task
-  int dot_rows;  // up to this many rows of a, rows of b go straight into dot products
+  int cols;               // columns of d in one task
+  int dot_rows;           // up to this many rows of a, rows of b go straight into dot products
   bool has_bf16 = false;  // whether it multiplies pairs of bfloat16
 };
 
@@ -26,6 +26,11 @@ struct GemmRows {
   bool needs_panel;
   bool is_bf16 = false;
 };
+
+inline GemmPath path_of(const GemmRows& rows, const GemmShape& shape) {
+  if (shape.has_bf16 && rows.is_bf16) return GemmPath::kBf16;
+  return rows.count <= shape.dot_rows && !rows.needs_panel ? GemmPath::kDot : GemmPath::kPanel;
+}
 
 // Rows [m0, m0 + num_rows) of a problem, for which its weights are decoded once.
 struct GemmRowChunk {
@@ -61,10 +66,8 @@ inline GroupedGemmPlan plan_grouped_gemm(const std::vector<GemmRows>& problems, 
       .chunks = {}, .waves = {0}, .rows_per_wave = 0, .num_tasks = (N + shape.cols - 1) / shape.cols};
   int64_t wave_rows = 0;
   for (size_t i = 0; i < problems.size(); ++i) {
-    const auto [M, needs_panel, is_bf16] = problems[i];
-    const GemmPath path = shape.has_bf16 && is_bf16              ? GemmPath::kBf16
-                          : M <= shape.dot_rows && !needs_panel ? GemmPath::kDot
-                                                                : GemmPath::kPanel;
+    const int64_t M = problems[i].count;
+    const GemmPath path = path_of(problems[i], shape);
     const int64_t num_chunks = (M + kMaxChunkRows - 1) / kMaxChunkRows;
     for (int64_t c = 0; c < num_chunks; ++c) {
       const int64_t m0 = M * c / num_chunks, num_rows = M * (c + 1) / num_chunks - m0;

@@ -100,6 +100,4 @@ def test_no_rows_and_no_columns_are_no_work():
 
 
 def test_prints_what_will_run():
-    assert repr(plan([300, 1], **AVX512)) == (
-        "<301 rows, 1 dot, 2 panel chunks in 2 waves, 128 tasks each>"
-    )
+    assert repr(plan([300, 1], **AVX512)) == ("<301 rows, 1 dot, 2 panel chunks in 2 waves, 128 tasks each>")

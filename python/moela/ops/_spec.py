@@ -20,6 +20,14 @@ _cuda_lib = torch.library.Library("moela_cuda", "DEF")
 
 
 @dataclass(frozen=True)
+class Autograd:
+    """The derivative of an op, as torch.library.register_autograd takes it; made of ops, so it compiles."""
+
+    setup_context: Callable[..., None]  # (ctx, inputs, output); keyword_only_inputs too if it has some
+    backward: Callable[..., Any]  # (ctx, *grads) -> one gradient or None per input
+
+
+@dataclass(frozen=True)
 class OpSpec:
     """One op. `args` below are the op's own arguments, in its own order and with its own names."""
 
@@ -41,7 +49,16 @@ class OpSpec:
     bytes: Callable[..., int]  # (**dims) of the algorithm: every input read once, every output written once
     cuda_limits: Callable[..., str | None] | None = None  # (*args): what the CUDA kernel does not take
     strided_out: bool = False  # whether the rows of an _out variant's outputs may be strided
-    batch_arg: str | None = None  # the argument whose rows are independent of each other: batch invariance
+    # Batch invariance: the arguments whose first dimension is the batch, values first. Row i of the outputs
+    # depends on row i of these only.
+    batch_args: tuple[str, ...] = ()
+    # (*args) -> per output which elements the op computes, as a bool tensor that broadcasts; None: all. The
+    # others are zero in a returned tensor, and an _out variant leaves them as they are.
+    written: Callable[..., Tensors] | None = None
+    autograd: "Autograd | None" = None
+    # Of an op without a derivative that someone may train through: what to do instead. torch would warn, and
+    # leave out the gradient.
+    to_train: str | None = None
 
     @property
     def op(self) -> torch._ops.OpOverload:
@@ -103,6 +120,9 @@ def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor 
         return spec.reference(*args, **kwargs)
     out = spec.empty(*args, **kwargs)
     backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
+    if spec.written:
+        for t, mask in zip(out, spec.written(*args, **kwargs), strict=True):
+            t.masked_fill_(~mask, 0)
     return _returns(out)
 
 
@@ -118,8 +138,12 @@ def run_python_out(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Non
     require_cuda_limits(spec, backend, args, kwargs)
     if backend == "reference":
         result = spec.reference(*args, **kwargs)
-        for mine, theirs in zip(out, result if isinstance(result, tuple) else (result,), strict=True):
-            mine.copy_(theirs)
+        theirs = result if isinstance(result, tuple) else (result,)
+        if spec.written:
+            masks = spec.written(*args, **kwargs)
+            theirs = tuple(torch.where(w, t, o) for w, t, o in zip(masks, theirs, out, strict=True))
+        for o, t in zip(out, theirs, strict=True):
+            o.copy_(t)
     else:
         backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
 
@@ -193,4 +217,37 @@ def register(spec: OpSpec) -> None:
             _lib.impl(spec.name + "_out", out_variant, "CPU", allow_override=True)
     torch.library.register_fake(f"moela::{spec.name}", fake, lib=_lib)
     torch.library.register_fake(f"moela::{spec.name}_out", fake_out, lib=_lib)
+    if spec.autograd:
+        torch.library.register_autograd(
+            f"moela::{spec.name}", spec.autograd.backward, setup_context=spec.autograd.setup_context, lib=_lib
+        )
+    if spec.to_train:
+        _lib.impl(spec.name, _without_derivative(spec), "Autograd")
     SPECS[spec.name] = spec
+
+
+class _NoDerivative(torch.autograd.Function):
+    """The result of an op, which cannot be differentiated: backward says so."""
+
+    @staticmethod
+    def forward(ctx, message: str, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.message = message
+        return result.detach()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        raise NotImplementedError(ctx.message)
+
+
+def _without_derivative(spec: OpSpec) -> Callable[..., Tensor]:
+    """The kernel for autograd of an op with one output and without a derivative."""
+
+    def call(*args, **kwargs):
+        with torch._C._AutoDispatchBelowAutograd():
+            result = spec.op(*args, **kwargs)
+        tracked = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
+        if not tracked or not torch.is_grad_enabled():
+            return result
+        return _NoDerivative.apply(f"{spec.name}: has no derivative; {spec.to_train}", result, *tracked)
+
+    return call
