@@ -90,9 +90,9 @@ ExpertProblems problems_of(const FusedExpertsParams& p, const plan::GemmShape& s
     down.a_dtype = Dtype::kFloat32;
     down.lda = p.I;
     gate.a_cast = down.a_cast = p.cast;
-    // Where pairs of bfloat16 are multiplied, h has the precision of x, as on a GPU.
+    // Where pairs of bfloat16 are multiplied, h is the sum of two: 16 bits.
     GemmProblem rounded = down;
-    rounded.a_cast = ActivationCast::kBFloat16;
+    rounded.a_cast = ActivationCast::kTwoBFloat16;
     if (shape.has_bf16 && p.dtype == Dtype::kBFloat16 && p.cast == ActivationCast::kNone && is_bf16(rounded))
       down = rounded;
     problems.gate.push_back(gate);

@@ -2,7 +2,8 @@
 // compiled where the instruction set has vdpbf16ps (docs/adr/0010).
 //
 // Takes b of e4m3 codes or bfloat16, and rows of a that bfloat16 holds exactly: bfloat16, or e4m3 codes and
-// their scale factors. Bound: the DRAM rate of b for few rows, the tensor rate of vdpbf16ps beyond.
+// their scale factors. Rows of float32 become two rows of bfloat16, 16 bits in all, whose sums are added.
+// Bound: the DRAM rate of b for few rows, the tensor rate of vdpbf16ps beyond.
 //
 // A vector holds eight columns of K of four rows of b, so that a 4 x 4 transpose of 128-bit lanes is all that
 // a line of b needs, and eight elements of a are broadcast as they stand in memory.
@@ -53,84 +54,122 @@ inline uint16_t bf16_of_code(uint8_t code) {
 }
 
 // vdpbf16ps takes subnormal numbers for zero, and a block's sum may overflow although scale factors would
-// bring it back. So where a row has only tiny elements, or huge ones, its slab is multiplied by a power of
-// two.
-inline float range_factor(const uint16_t* row, int64_t cols) {
-  uint16_t amax = 0;
-  for (int64_t k = 0; k < cols; ++k) {
-    const uint16_t magnitude = row[k] & 0x7FFF;
-    const uint16_t finite = magnitude < 0x7F80 ? magnitude : 0;
-    amax = finite > amax ? finite : amax;
-  }
-  constexpr uint16_t kTiny = (127 - 60) << 7, kHuge = (127 + 60) << 7;
-  return amax == 0 ? 1.f : amax < kTiny ? 0x1p60f : amax > kHuge ? 0x1p-60f : 1.f;
+// bring it back. So where a row has only tiny elements, or huge ones, its slab is multiplied by this power of
+// two. `amax`: the bits of the largest finite magnitude.
+inline float range_factor(uint32_t amax) {
+  return amax == 0 ? 1.f : float_of(amax) < 0x1p-60f ? 0x1p60f : float_of(amax) > 0x1p60f ? 0x1p-60f : 1.f;
+}
+inline uint32_t finite_magnitude(uint32_t bits) {
+  const uint32_t magnitude = bits & 0x7FFFFFFF;
+  return magnitude < 0x7F800000 ? magnitude : 0;
 }
 
-// Row m of a slab as bfloat16, zero beyond K up to a whole block, and what each block of products is to be
-// multiplied with.
-inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_t m, uint16_t* row,
-                          float* factors) {
-  const int64_t from = p.a_rows ? p.a_rows[m] : m;
-  const int64_t blocks = ceil_div(cols, kBlock);
-  const float unscale_b = p.b_dtype == Dtype::kE4m3 ? kUnscale : 1.f;
-  std::memset(row + cols, 0, (blocks * kBlock - cols) * sizeof(uint16_t));
-  if (p.a_cast == ActivationCast::kFp8 || p.a_cast == ActivationCast::kFp8Ue8m0) {
+// One row of a slab that is being packed: its columns as bfloat16, in one or two terms, and what each block
+// of products is to be multiplied with.
+struct Bf16Row {
+  uint16_t terms[2][kSlab];
+  float factors[kBlocksPerSlab];
+
+  void set_codes(const uint8_t* codes, int64_t k, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) terms[0][k + i] = bf16_of_code(codes[i]);
+  }
+  void set_bf16(const uint16_t* values, int64_t count) {
+    uint32_t amax = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const uint32_t magnitude = finite_magnitude(static_cast<uint32_t>(values[k]) << 16);
+      amax = magnitude > amax ? magnitude : amax;
+      terms[0][k] = values[k];
+    }
+    const float factor = range_factor(amax);
+    if (factor != 1.f)
+      for (int64_t k = 0; k < count; ++k) terms[0][k] = to_bfloat16(from_bfloat16(values[k]) * factor);
+    for (float& f : factors) f = 1.f / factor;
+  }
+  // value = terms[0] + terms[1] to 16 bits; what is no number stays in the first.
+  void set_two_terms(const float* values, int64_t count) {
+    uint32_t amax = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const uint32_t magnitude = finite_magnitude(bits_of(values[k]));
+      amax = magnitude > amax ? magnitude : amax;
+    }
+    const float factor = range_factor(amax);
+    for (int64_t k = 0; k < count; ++k) {
+      const float value = values[k] * factor;
+      terms[0][k] = to_bfloat16(value);
+      const bool is_number = (terms[0][k] & 0x7FFF) < 0x7F80;
+      terms[1][k] = is_number ? to_bfloat16(value - from_bfloat16(terms[0][k])) : 0;
+    }
+    for (float& f : factors) f = 1.f / factor;
+  }
+};
+
+constexpr int num_terms(const GemmProblem& p) { return p.a_cast == ActivationCast::kTwoBFloat16 ? 2 : 1; }
+
+// Columns [k0, k0 + cols) of row m, zero beyond K up to a whole block.
+inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_t m, Bf16Row& row) {
+  const int64_t from = p.a_rows ? p.a_rows[m] : m, first = from * p.lda + k0;
+  if (p.a_cast == ActivationCast::kTwoBFloat16) {
+    row.set_two_terms(static_cast<const float*>(p.a) + first, cols);
+  } else if (p.a_cast != ActivationCast::kNone) {
     float values[kBlock];
     uint8_t codes[kBlock];
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t k = b * kBlock, n = min_of(kBlock, cols - k);
-      load_floats(p.a, p.a_dtype, from * p.lda + k0 + k, n, values);
-      const float sf = scale_factor(amax_bits(values, n, 0), p.a_cast == ActivationCast::kFp8Ue8m0);
-      quantize(values, n, sf, codes);
-      for (int64_t i = 0; i < n; ++i) row[k + i] = bf16_of_code(codes[i]);
-      factors[b] = sf * (kUnscale * unscale_b);
+    for (int64_t k = 0; k < cols; k += kBlock) {
+      const int64_t count = min_of(kBlock, cols - k);
+      load_floats(p.a, p.a_dtype, first + k, count, values);
+      const float sf = scale_factor(amax_bits(values, count, 0), p.a_cast == ActivationCast::kFp8Ue8m0);
+      quantize(values, count, sf, codes);
+      row.set_codes(codes, k, count);
+      row.factors[k / kBlock] = sf * kUnscale;
     }
   } else if (p.a_dtype == Dtype::kE4m3) {
-    const uint8_t* codes = static_cast<const uint8_t*>(p.a) + from * p.lda + k0;
-    for (int64_t k = 0; k < cols; ++k) row[k] = bf16_of_code(codes[k]);
+    row.set_codes(static_cast<const uint8_t*>(p.a) + first, 0, cols);
     const float* sf = p.sf_a + from * p.sf_a_stride_m + k0 / kBlock * p.sf_a_stride_k;
-    for (int64_t b = 0; b < blocks; ++b) factors[b] = sf[b * p.sf_a_stride_k] * (kUnscale * unscale_b);
+    for (int64_t k = 0; k < cols; k += kBlock, sf += p.sf_a_stride_k)
+      row.factors[k / kBlock] = *sf * kUnscale;
   } else {
-    if (p.a_dtype == Dtype::kBFloat16) {
-      std::memcpy(row, static_cast<const uint16_t*>(p.a) + from * p.lda + k0, cols * sizeof(uint16_t));
-    } else {
-      const float* values = static_cast<const float*>(p.a) + from * p.lda + k0;
-      for (int64_t k = 0; k < cols; ++k) row[k] = to_bfloat16(values[k]);
-    }
-    const float factor = range_factor(row, cols);
-    if (factor != 1.f)
-      for (int64_t k = 0; k < cols; ++k) row[k] = to_bfloat16(from_bfloat16(row[k]) * factor);
-    for (int64_t b = 0; b < blocks; ++b) factors[b] = unscale_b / factor;
+    row.set_bf16(static_cast<const uint16_t*>(p.a) + first, cols);
   }
+  if (p.b_dtype == Dtype::kE4m3)
+    for (float& f : row.factors) f *= kUnscale;
+  const int64_t padding = ceil_div(cols, kBlock) * kBlock - cols;
+  for (uint16_t* term : {row.terms[0], row.terms[1]}) std::memset(term + cols, 0, padding * sizeof(uint16_t));
 }
 
-// A packed slab: [row tile][k / 8][row of the tile][8] of bfloat16, then factors [row][kBlocksPerSlab].
+// A packed slab. Each term of a row is a row of its own: [row tile][k / 8][row of the tile][8] of bfloat16,
+// then factors [row][kBlocksPerSlab].
 struct PackedSlab {
   PackedSlab(const GemmChunk& chunk, int64_t slab)
       : k0(slab * kSlab),
         cols(min_of(kSlab, chunk.problem->K - k0)),
         padded(ceil_div(cols, kBlock) * kBlock),
-        a(reinterpret_cast<uint16_t*>(chunk.a + k0 * chunk.num_rows)),
-        factors(reinterpret_cast<float*>(a + padded * chunk.num_rows)) {}
+        num_rows(chunk.num_rows * num_terms(*chunk.problem)),
+        a(reinterpret_cast<uint16_t*>(chunk.a +
+                                      slab * (kSlab + moela::cpu::kGemmSlabNotes) * chunk.num_rows)),
+        factors(reinterpret_cast<float*>(a + padded * num_rows)) {}
   int64_t k0;
   int64_t cols;    // that exist
   int64_t padded;  // to whole blocks
+  int64_t num_rows;
   uint16_t* a;
   float* factors;
 };
+static_assert(2 * kBlocksPerSlab <= moela::cpu::kGemmSlabNotes, "the factors of two terms would not fit");
 
 void pack_for_bf16(const GemmChunk& chunk, int64_t index) {
   const PackedSlab slab(chunk, index);
-  const RowTiles tiles(chunk.num_rows, kBf16Rows);
-  uint16_t row[kSlab];
+  const RowTiles tiles(slab.num_rows, kBf16Rows);
+  const int terms = num_terms(*chunk.problem);
+  Bf16Row row;
   for (int64_t t = 0; t < tiles.count; ++t) {
     const int64_t rows = tiles.rows(t);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t m = tiles.begin(t) + r;
-      load_row_bf16(*chunk.problem, slab.k0, slab.cols, chunk.m0 + m, row, slab.factors + m * kBlocksPerSlab);
+      if (m % terms == 0) load_row_bf16(*chunk.problem, slab.k0, slab.cols, chunk.m0 + m / terms, row);
+      std::memcpy(slab.factors + m * kBlocksPerSlab, row.factors, sizeof row.factors);
+      const uint16_t* from = row.terms[m % terms];
       uint16_t* to = slab.a + tiles.begin(t) * slab.padded + r * kBf16Step;
       for (int64_t k = 0; k < slab.padded; k += kBf16Step, to += rows * kBf16Step)
-        std::memcpy(to, row + k, kBf16Step * sizeof(uint16_t));
+        std::memcpy(to, from + k, kBf16Step * sizeof(uint16_t));
     }
   }
 }
@@ -349,10 +388,12 @@ MOELA_INLINE void add_quarters(F x, float* sums) {
 template <class Codec>
 void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
   static thread_local Bf16Panel panel;
-  static thread_local F totals[kMaxRows * kTileVectors];
+  static thread_local F totals[2 * kMaxRows * kTileVectors];
   alignas(64) static thread_local uint8_t staging[kBf16Cols * kBf16Slab * sizeof(typename Codec::Element)];
   const GemmProblem& p = *chunk.problem;
-  const RowTiles tiles(chunk.num_rows, kBf16Rows);
+  const int terms = num_terms(p);
+  const int64_t num_rows = chunk.num_rows * terms;
+  const RowTiles tiles(num_rows, kBf16Rows);
   Bf16Scales scales;
   for (int64_t n = 0; n < columns.count; n += kBf16Cols) {
     const int64_t n0 = columns.n0 + n, rows = min_of(kBf16Cols, columns.count - n);
@@ -360,20 +401,20 @@ void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
     const uint8_t* after = row_of_b(p, n0 + rows);
     Prefetcher next(after, row_of_b(p, columns.n0 + columns.count),
                     static_cast<const uint8_t*>(columns.next));
-    std::memset(totals, 0, chunk.num_rows * kTileVectors * sizeof(F));
+    std::memset(totals, 0, num_rows * kTileVectors * sizeof(F));
     for (int64_t k0 = 0; k0 < p.K; k0 += kBf16Slab) {
       const PackedSlab packed(chunk, k0 / kSlab);
       const int64_t first = k0 - packed.k0, cols = min_of(kBf16Slab, p.K - k0);
       const Bf16Tile<Codec> tile(p, n0, rows, k0, cols, staging);
       Bf16Slab slab = {.a = nullptr, .factors = nullptr, .sf = scales.sf, .blocks = ceil_div(cols, kBlock)};
       scales.fill<Codec>(p, n0, rows, k0, slab.blocks);
-      if (chunk.num_rows > kBf16Rows) panel.fill(tile, slab.blocks, next);
+      if (num_rows > kBf16Rows) panel.fill(tile, slab.blocks, next);
       for (int64_t t = 0; t < tiles.count; ++t) {
         const int64_t m = tiles.begin(t), rows_of_tile = tiles.rows(t);
         slab.a = packed.a + m * packed.padded + first * rows_of_tile;
         slab.factors = packed.factors + m * kBlocksPerSlab + first / kBlock;
         F* to = totals + m * kTileVectors;
-        if (chunk.num_rows > kBf16Rows) {
+        if (num_rows > kBf16Rows) {
           rows_of_tile == 1 ? multiply_panel<1>(slab, panel, to) : multiply_panel<2>(slab, panel, to);
         } else {
           rows_of_tile == 1 ? multiply_directly<Codec, 1>(slab, tile, next, to)
@@ -382,8 +423,11 @@ void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
       }
     }
     for (int64_t m = 0; m < chunk.num_rows; ++m)
-      for (int v = 0; v < kTileVectors; ++v)
-        add_quarters(totals[m * kTileVectors + v], sums + m * kCols + n + v * 4);
+      for (int v = 0; v < kTileVectors; ++v) {
+        const F* total = totals + m * terms * kTileVectors + v;
+        const F sum = terms == 1 ? *total : add(total[0], total[kTileVectors]);
+        add_quarters(sum, sums + m * kCols + n + v * 4);
+      }
   }
 }
 
