@@ -1,7 +1,8 @@
 // One set of kernels per instruction set, and which of them this process runs.
 #pragma once
 
-#include "cpu/fp8_gemm.h"
+#include "cpu/fused_experts.h"
+#include "cpu/gemm.h"
 #include "cpu/per_block_dequant_fp8.h"
 #include "cpu/per_block_quant_fp8.h"
 #include "cpu/per_token_group_quant_fp8.h"
@@ -13,7 +14,9 @@ namespace moela::cpu {
 
 struct Kernels {
   const char* isa;
-  Fp8GemmKernels fp8_gemm;
+  GemmKernels gemm;
+  GemmKernels grouped_gemm_wgrad;
+  FusedExpertsKernels fused_experts;
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
   PerTokenGroupQuantFp8 per_token_group_quant_fp8;

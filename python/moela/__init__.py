@@ -4,6 +4,8 @@ from moela.backends import explain, use_backend
 from moela.ops import (
     fp8_gemm,
     fp8_gemm_out,
+    fused_experts,
+    fused_experts_out,
     grouped_fp8_gemm,
     grouped_fp8_gemm_masked,
     grouped_fp8_gemm_masked_out,
@@ -30,6 +32,8 @@ __all__ = [
     "explain",
     "fp8_gemm",
     "fp8_gemm_out",
+    "fused_experts",
+    "fused_experts_out",
     "grouped_fp8_gemm",
     "grouped_fp8_gemm_masked",
     "grouped_fp8_gemm_masked_out",

@@ -22,6 +22,7 @@ LARGE: dict[str, dict[str, Any]] = {
     "grouped_fp8_gemm_masked": {"M": 70, "N": 300, "K": 700, "out_dtype": torch.float32},
     "grouped_gemm": {"M": 130, "N": 300, "K": 700, "a_dtype": torch.float32},
     "grouped_gemm_wgrad": {"M": 130, "N": 300, "K": 300, "a_dtype": torch.float32},
+    "fused_experts": {"T": 70, "H": 520, "I": 200, "E": 6, "topk": 3, "w_dtype": torch.float8_e4m3fn},
     "per_token_group_quant_fp8": {"M": 700, "K": 1100},
     "silu_and_mul": {"M": 700, "K": 1100, "limit": 7.0},
     "silu_and_mul_quant_fp8": {"M": 700, "K": 1100, "limit": 7.0, "alpha": 1.702},
@@ -34,6 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "grouped_fp8_gemm_masked": {"M": 19, "N": 40, "K": 200, "out_dtype": torch.float32},
     "grouped_gemm": {"M": 19, "N": 40, "K": 200, "a_dtype": torch.float32},
     "grouped_gemm_wgrad": {"M": 19, "N": 40, "K": 72, "a_dtype": torch.float32},
+    "fused_experts": {"T": 19, "H": 130, "I": 40, "E": 3, "topk": 2, "w_dtype": torch.float8_e4m3fn},
     "per_token_group_quant_fp8": {"M": 19, "K": 200},
     "silu_and_mul": {"M": 19, "K": 200, "limit": 7.0},
     "silu_and_mul_quant_fp8": {"M": 19, "K": 200, "limit": 7.0, "alpha": 1.702},
@@ -131,6 +133,11 @@ def batch_inputs(run: Any) -> list[dict[str, Any]]:
     if run.spec.name == "grouped_gemm":
         dims = {"M": M, "N": 40, "K": K, "seed": 1}
         return [run.inputs(**dims, a_dtype=d) for d in (torch.bfloat16, torch.float32)]
+    if run.spec.name == "fused_experts":
+        # float32, as above. Biases, so that they belong to the right rows.
+        dims = {"T": M, "H": 130, "I": 40, "E": 3, "x_dtype": torch.float32, "bias": True, "seed": 1}
+        fp8 = {"w_dtype": torch.float8_e4m3fn}
+        return [run.inputs(**dims, **kind) for kind in (fp8, {}, fp8 | {"quantize_activations": "fp8"})]
     return [run.inputs(M=M, K=200, x_dtype=d, seed=1) for d in (torch.bfloat16, torch.float32)]
 
 

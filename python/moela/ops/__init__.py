@@ -2,6 +2,7 @@
 
 from moela.ops._spec import SPECS, OpSpec
 from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
+from moela.ops.fused_experts import fused_experts, fused_experts_out
 from moela.ops.grouped_fp8_gemm import grouped_fp8_gemm, grouped_fp8_gemm_out
 from moela.ops.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked, grouped_fp8_gemm_masked_out
 from moela.ops.grouped_gemm import grouped_gemm, grouped_gemm_out
@@ -17,6 +18,8 @@ __all__ = [
     "OpSpec",
     "fp8_gemm",
     "fp8_gemm_out",
+    "fused_experts",
+    "fused_experts_out",
     "grouped_fp8_gemm",
     "grouped_fp8_gemm_masked",
     "grouped_fp8_gemm_masked_out",

@@ -56,6 +56,9 @@ class OpSpec:
     # others are zero in a returned tensor, and an _out variant leaves them as they are.
     written: Callable[..., Tensors] | None = None
     autograd: "Autograd | None" = None
+    # Of an op without a derivative that someone may train through: what to do instead. torch would warn, and
+    # leave out the gradient.
+    to_train: str | None = None
 
     @property
     def op(self) -> torch._ops.OpOverload:
@@ -218,4 +221,33 @@ def register(spec: OpSpec) -> None:
         torch.library.register_autograd(
             f"moela::{spec.name}", spec.autograd.backward, setup_context=spec.autograd.setup_context, lib=_lib
         )
+    if spec.to_train:
+        _lib.impl(spec.name, _without_derivative(spec), "Autograd")
     SPECS[spec.name] = spec
+
+
+class _NoDerivative(torch.autograd.Function):
+    """The result of an op, which cannot be differentiated: backward says so."""
+
+    @staticmethod
+    def forward(ctx, message: str, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.message = message
+        return result.detach()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        raise NotImplementedError(ctx.message)
+
+
+def _without_derivative(spec: OpSpec) -> Callable[..., Tensor]:
+    """The kernel for autograd of an op with one output and without a derivative."""
+
+    def call(*args, **kwargs):
+        with torch._C._AutoDispatchBelowAutograd():
+            result = spec.op(*args, **kwargs)
+        tracked = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
+        if not tracked or not torch.is_grad_enabled():
+            return result
+        return _NoDerivative.apply(f"{spec.name}: has no derivative; {spec.to_train}", result, *tracked)
+
+    return call

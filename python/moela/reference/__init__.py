@@ -1,6 +1,7 @@
 """The definitions in plain torch: the oracle of every test, and the fallback on every device."""
 
 from moela.reference.fp8_gemm import fp8_gemm
+from moela.reference.fused_experts import fused_experts
 from moela.reference.grouped_fp8_gemm import grouped_fp8_gemm
 from moela.reference.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked
 from moela.reference.grouped_gemm import grouped_gemm
@@ -13,6 +14,7 @@ from moela.reference.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8
 
 __all__ = [
     "fp8_gemm",
+    "fused_experts",
     "grouped_fp8_gemm",
     "grouped_fp8_gemm_masked",
     "grouped_gemm",
