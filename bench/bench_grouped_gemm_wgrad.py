@@ -37,7 +37,7 @@ def torch_grouped(inputs: Inputs) -> Callable[[], Tensor]:
 
 def torch_loop(inputs: Inputs) -> Callable[[], Tensor]:
     grad, a = inputs["grad"], inputs["a"]
-    rows_of = list(groups(inputs["expert_offsets"]))
+    rows_of = groups(inputs["expert_offsets"])
     num_experts = len(inputs["expert_offsets"]) - 1
 
     def call() -> Tensor:

@@ -66,7 +66,7 @@ def torch_loop(operands: Callable[[Inputs], Operands]) -> Callable[[Inputs], Cal
 
     def prepare(inputs: Inputs) -> Callable[[], Tensor]:
         a, b = operands(inputs)
-        rows_of = list(groups(inputs["expert_offsets"]))
+        rows_of = groups(inputs["expert_offsets"])
 
         def call() -> Tensor:
             d = a.new_empty(a.size(0), b.size(1))
