@@ -151,6 +151,6 @@ register(
         bytes=_bytes,
         strided_out=True,
         batch_args=("a", "sf_a"),
-        written=lambda a, sf_a, b, sf_b, expert_offsets, **_: (rows_in_groups(a.size(0), expert_offsets),),
+        written=lambda a, sf_a, b, sf_b, expert_offsets, **_: rows_in_groups(expert_offsets),
     )
 )
