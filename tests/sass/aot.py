@@ -22,7 +22,12 @@ import torch
 import triton
 from moela.kernels import (
     _fp8,
+    _rest,
     fp8_gemm,
+    grouped_fp8_gemm,
+    grouped_fp8_gemm_masked,
+    grouped_gemm,
+    grouped_gemm_wgrad,
     per_block_dequant_fp8,
     per_block_quant_fp8,
     per_token_group_quant_fp8,
@@ -53,6 +58,51 @@ def gemm(a: torch.dtype, sf_b=F32, bias=None, out_dtype=BF16, M=100, N=7168, K=2
     )
     kwargs = {"bias": torch.empty(N, dtype=bias) if bias else None, "out_dtype": out_dtype}
     return fp8_gemm.launch, args, kwargs | {"out": (torch.empty(M, N, dtype=out_dtype),)}
+
+
+def experts(a: torch.dtype, out_dtype=BF16, masked=False, K=2048, row_pad=0) -> Launch:
+    """Arguments of grouped_fp8_gemm.launch or of its masked form; row_pad as in gemm()."""
+    E, M, N, blocks = 5, 100, 7168, -(-K // 128)
+    batch = (E, M) if masked else (M,)
+    args = (
+        torch.empty(*batch, K + row_pad).to(a)[..., :K],
+        torch.empty(*batch, blocks) if a == FP8 else None,
+        torch.empty(E, N, K).to(FP8),
+        torch.empty(E, -(-N // 128), blocks),
+        torch.empty(E + (not masked), dtype=torch.int32),
+    )
+    launch = grouped_fp8_gemm_masked.launch if masked else grouped_fp8_gemm.launch
+    out = (torch.empty(*batch, N, dtype=out_dtype),)
+    return launch, args, {"out_dtype": out_dtype, "out": out}
+
+
+def plain_experts(dtype: torch.dtype, n_contiguous=False, K=2048, row_pad=0) -> Launch:
+    E, M, N = 5, 100, 2880
+    b = torch.empty(E, K, N, dtype=dtype).mT if n_contiguous else torch.empty(E, N, K, dtype=dtype)
+    a = torch.empty(M, K + row_pad, dtype=dtype)[:, :K]
+    args = (a, b, torch.empty(E + 1, dtype=torch.int32))
+    return grouped_gemm.launch, args, {"out": (torch.empty(M, N, dtype=dtype),)}
+
+
+def weight_gradient(dtype: torch.dtype, K=2048) -> Launch:
+    E, M, N = 5, 100, 2880
+    args = (
+        torch.empty(M, N, dtype=dtype),
+        torch.empty(M, K, dtype=dtype),
+        torch.empty(E + 1, dtype=torch.int32),
+    )
+    return grouped_gemm_wgrad.launch, args, {"out": (torch.empty(E, N, K, dtype=dtype),)}
+
+
+def rest(dtype: torch.dtype, has_begin: bool) -> Launch:
+    """Of the rows that a grouped product leaves alone."""
+    matrices = 1 if has_begin else 5
+    bound = torch.empty(matrices, dtype=torch.int32)
+    return (
+        _rest.clear_rest,
+        (torch.empty(matrices, 100, 7168, dtype=dtype), bound if has_begin else None, bound),
+        {},
+    )
 
 
 def token_quant(dtype: torch.dtype, ue8m0: bool, group_size=128) -> Launch:
@@ -99,6 +149,23 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-bf16-narrow": lambda: gemm(BF16, N=64),
     "fp8_gemm-f32-odd": lambda: gemm(F32, out_dtype=F32, K=2047),
     "fp8_gemm-f32": lambda: gemm(F32, out_dtype=F32),
+    "grouped_fp8_gemm-e4m3": lambda: experts(FP8),
+    "grouped_fp8_gemm-e4m3-pointers": lambda: experts(FP8, row_pad=8),
+    "grouped_fp8_gemm-e4m3-odd": lambda: experts(FP8, K=2047),
+    "grouped_fp8_gemm-bf16": lambda: experts(BF16),
+    "grouped_fp8_gemm-f32": lambda: experts(F32, out_dtype=F32),
+    "grouped_fp8_gemm_masked-e4m3": lambda: experts(FP8, masked=True),
+    "grouped_fp8_gemm_masked-bf16": lambda: experts(BF16, masked=True),
+    "grouped_gemm-bf16": lambda: plain_experts(BF16),
+    "grouped_gemm-bf16-pointers": lambda: plain_experts(BF16, row_pad=4),
+    "grouped_gemm-bf16-odd": lambda: plain_experts(BF16, K=2047),
+    "grouped_gemm-bf16-transposed": lambda: plain_experts(BF16, n_contiguous=True),
+    "grouped_gemm-f32": lambda: plain_experts(F32),
+    "grouped_gemm_wgrad-bf16": lambda: weight_gradient(BF16),
+    "grouped_gemm_wgrad-bf16-odd": lambda: weight_gradient(BF16, K=2047),
+    "grouped_gemm_wgrad-f32": lambda: weight_gradient(F32),
+    "clear_rest-bf16": lambda: rest(BF16, has_begin=True),
+    "clear_rest-f32": lambda: rest(F32, has_begin=False),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
     "silu_and_mul-bf16": lambda: activation(BF16),
@@ -119,7 +186,7 @@ def gpu_target(name: str) -> GPUTarget:
 
 
 def moela_target(name: str) -> _fp8.Target:
-    return _fp8.cuda_target(int(name[3:])) if name.startswith("sm_") else _fp8.hip_target(name)
+    return _fp8.cuda_target(int(name[3:]), 100) if name.startswith("sm_") else _fp8.hip_target(name, 100)
 
 
 class NoDevice:
