@@ -1,7 +1,7 @@
 // One set of kernels per instruction set, and which of them this process runs.
 #pragma once
 
-#include "cpu/fp8_gemm.h"
+#include "cpu/gemm.h"
 #include "cpu/per_block_dequant_fp8.h"
 #include "cpu/per_block_quant_fp8.h"
 #include "cpu/per_token_group_quant_fp8.h"
@@ -13,7 +13,7 @@ namespace moela::cpu {
 
 struct Kernels {
   const char* isa;
-  Fp8GemmKernels fp8_gemm;
+  GemmKernels gemm;
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
   PerTokenGroupQuantFp8 per_token_group_quant_fp8;

@@ -1,6 +1,6 @@
 // The kernels for one instruction set. CMakeLists.txt has the compiler options that belong to it.
 #define MOELA_SIMD_NEON
-#include "cpu/fp8_gemm_kernel.h"
+#include "cpu/gemm_kernel.h"
 #include "cpu/isa.h"
 #include "cpu/per_block_dequant_fp8_kernel.h"
 #include "cpu/per_block_quant_fp8_kernel.h"
@@ -11,7 +11,7 @@
 
 const moela::cpu::Kernels moela::cpu::kNeon = {
     .isa = "neon",
-    .fp8_gemm = kFp8GemmKernels,
+    .gemm = kGemmKernels,
     .per_block_dequant_fp8 = per_block_dequant_fp8,
     .per_block_quant_fp8 = per_block_quant_fp8,
     .per_token_group_quant_fp8 = per_token_group_quant_fp8,

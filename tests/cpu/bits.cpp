@@ -3,9 +3,11 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "cpu/fp8_gemm.h"
 #include "cpu/isa.h"
 
 namespace {
@@ -74,6 +76,8 @@ const auto run_here = [](int64_t count, double, const auto& f) {
   if (count > 0) f(0, count);
 };
 
+const auto allocate = [](int64_t count) { return std::make_unique<float[]>(count); };
+
 void fp8_gemm(const Kernels& kernels, Dtype a_dtype, int64_t M, int64_t N, int64_t K, bool large_sf) {
   const int64_t blocks_n = (N + 127) / 128, blocks_k = (K + 127) / 128;
   const std::vector<uint8_t> a = elements(a_dtype, M * K, M + 1);
@@ -84,15 +88,19 @@ void fp8_gemm(const Kernels& kernels, Dtype a_dtype, int64_t M, int64_t N, int64
   std::vector<float> sf_b = floats(blocks_n * blocks_k, 5);
   if (large_sf) sf_b.back() = 0x1.8p30f;
   std::vector<float> d(M * N);
-  const moela::cpu::Fp8GemmParams p = {
+  const moela::cpu::GemmProblem problem = {
       .a = a.data(),
       .a_dtype = a_dtype,
       .lda = K,
+      .a_rows = nullptr,
       .sf_a = a_dtype == Dtype::kE4m3 ? sf_a.data() : nullptr,
       .sf_a_stride_m = blocks_k,
       .sf_a_stride_k = 1,
+      .a_cast = moela::cpu::ActivationCast::kNone,
       .b = b.data(),
-      .ldb = K,
+      .b_dtype = Dtype::kE4m3,
+      .stride_bn = K,
+      .stride_bk = 1,
       .sf_b = sf_b.data(),
       .has_large_sf = moela::cpu::has_large_sf(sf_b.data(), static_cast<int64_t>(sf_b.size())),
       .bias = bias.data(),
@@ -103,9 +111,7 @@ void fp8_gemm(const Kernels& kernels, Dtype a_dtype, int64_t M, int64_t N, int64
       .N = N,
       .K = K,
   };
-  const auto plan = moela::plan::plan_fp8_gemm(M, N, p.has_large_sf, kernels.fp8_gemm.shape);
-  std::vector<float> packed(plan.rows_per_chunk * moela::cpu::fp8_gemm_padded_k(p));
-  moela::cpu::fp8_gemm(kernels.fp8_gemm, plan, p, packed.data(), run_here);
+  moela::cpu::fp8_gemm(kernels.gemm, problem, allocate, run_here);
   for (float& x : d)  // which NaN it is may differ between machines
     if (x != x) x = __builtin_nanf("");
   print(kernels,

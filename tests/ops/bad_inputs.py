@@ -3,59 +3,25 @@
 A `spoil` changes a good dict of arguments by name; those of an _out variant have its outputs among them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
+import bad_grouped
 import torch
-from torch import Tensor
-
-Args = dict[str, Any]
-FLOATS = "bfloat16, float16 or float32"
-E4M3 = torch.float8_e4m3fn
-
-
-@dataclass(frozen=True)
-class Bad:
-    """One wrong call: what is wrong, how to make it of a good one, and the message, without the op's name."""
-
-    what: str
-    spoil: Callable[[Args], Args]
-    message: str
-    is_out: bool = False
-
-    @property
-    def id(self) -> str:
-        return self.what.replace(" ", "_") + "_out" * self.is_out
-
-
-def put(**values: Any) -> Callable[[Args], Args]:
-    """Replace arguments; a callable gets the old value."""
-    return lambda args: args | {k: v(args[k]) if callable(v) else v for k, v in values.items()}
-
-
-def as_dtype(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda t: t.to(dtype)
-
-
-def col_major(t: Tensor) -> Tensor:
-    """The same values, with a first dimension of stride 1."""
-    return t.mT.contiguous().mT
-
-
-def one_wider(t: Tensor) -> Tensor:
-    return torch.cat([t, t[..., :1]], -1)
-
-
-def row_strided(t: Tensor) -> Tensor:
-    return torch.empty((*t.shape[:-1], t.size(-1) + 8), dtype=t.dtype, device=t.device)[..., : t.size(-1)]
-
-
-LAST_DIM = "expected a contiguous last dimension (stride 1), got stride {}; call .contiguous()"
-DENSE = "expected a contiguous tensor, got a strided one; allocate it with torch.empty"
+from bad_call import (
+    DENSE,
+    E4M3,
+    FLOATS,
+    LAST_DIM,
+    Args,
+    Bad,
+    as_dtype,
+    col_major,
+    one_wider,
+    put,
+    row_strided,
+)
 
 # Good arguments that the spoiled ones start from.
 GOOD: dict[str, Args] = {
+    **bad_grouped.GOOD,
     "fp8_gemm": {"M": 3, "N": 130, "K": 200, "bias": True},
     "per_token_group_quant_fp8": {"M": 3, "K": 200},
     "per_block_quant_fp8": {"N": 130, "K": 200},
@@ -186,6 +152,7 @@ BAD_FUSED_EXPERTS = [
 ]
 
 BAD: dict[str, list[Bad]] = {
+    **bad_grouped.BAD,
     "fused_experts": BAD_FUSED_EXPERTS,
     "silu_and_mul": [
         *BAD_SWIGLU,

@@ -23,7 +23,7 @@ _cuda_lib = torch.library.Library("moela_cuda", "DEF")
 class Autograd:
     """The derivative of an op, as torch.library.register_autograd takes it; made of ops, so it compiles."""
 
-    setup_context: Callable[..., None]  # (ctx, inputs, keyword_only_inputs, output)
+    setup_context: Callable[..., None]  # (ctx, inputs, output); keyword_only_inputs too if it has some
     backward: Callable[..., Any]  # (ctx, *grads) -> one gradient or None per input
 
 

@@ -2,6 +2,10 @@
 
 from moela.reference.fp8_gemm import fp8_gemm
 from moela.reference.fused_experts import fused_experts
+from moela.reference.grouped_fp8_gemm import grouped_fp8_gemm
+from moela.reference.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked
+from moela.reference.grouped_gemm import grouped_gemm
+from moela.reference.grouped_gemm_wgrad import grouped_gemm_wgrad
 from moela.reference.per_block_dequant_fp8 import per_block_dequant_fp8
 from moela.reference.per_block_quant_fp8 import per_block_quant_fp8
 from moela.reference.per_token_group_quant_fp8 import per_token_group_quant_fp8
@@ -11,6 +15,10 @@ from moela.reference.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8
 __all__ = [
     "fp8_gemm",
     "fused_experts",
+    "grouped_fp8_gemm",
+    "grouped_fp8_gemm_masked",
+    "grouped_gemm",
+    "grouped_gemm_wgrad",
     "per_block_dequant_fp8",
     "per_block_quant_fp8",
     "per_token_group_quant_fp8",
