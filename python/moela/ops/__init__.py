@@ -2,6 +2,9 @@
 
 from moela.ops._spec import SPECS, OpSpec
 from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
+from moela.ops.moe_permute import moe_permute, moe_permute_out
+from moela.ops.moe_topk import moe_topk, moe_topk_out
+from moela.ops.moe_unpermute import moe_unpermute, moe_unpermute_out
 from moela.ops.per_block_dequant_fp8 import per_block_dequant_fp8, per_block_dequant_fp8_out
 from moela.ops.per_block_quant_fp8 import per_block_quant_fp8, per_block_quant_fp8_out
 from moela.ops.per_token_group_quant_fp8 import per_token_group_quant_fp8, per_token_group_quant_fp8_out
@@ -13,6 +16,12 @@ __all__ = [
     "OpSpec",
     "fp8_gemm",
     "fp8_gemm_out",
+    "moe_permute",
+    "moe_permute_out",
+    "moe_topk",
+    "moe_topk_out",
+    "moe_unpermute",
+    "moe_unpermute_out",
     "per_block_dequant_fp8",
     "per_block_dequant_fp8_out",
     "per_block_quant_fp8",
