@@ -43,9 +43,9 @@ def exp(t: Tensor) -> Tensor:
 
 
 def log1p(e: Tensor) -> Tensor:
-    """ln(1 + e) of 0 <= e <= 1: 2 artanh(r), r = e / (2 + e) <= 1/3, of which r^17 / 17 is left out."""
-    r = e / (e + 2)
-    return (r + r) * horner(_ATANH_TERMS, r * r)
+    """ln(1 + e) of 0 <= e <= 1: 2 artanh(q / 2), q = 2e / (2 + e) <= 2/3, less (q/2)^17 / 17 and beyond."""
+    q = (e + e) / (e + 2)
+    return q * horner(_ATANH_TERMS, q * q * 0.25)
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -61,7 +61,12 @@ def sigmoid(x: Tensor) -> Tensor:
 
 
 def sqrtsoftplus(x: Tensor) -> Tensor:
-    return (x.clamp(min=0) + log1p(exp(-x.abs()))).sqrt()
+    """The root is taken in float64: torch's of float32 is not always the nearest one on the CPU.
+
+    Rounded again it is. The root of a float32 is 2^-51 of itself or more away from the middle between two
+    float32, as the square of such a middle ends in a 1 at its 50th bit.
+    """
+    return (x.clamp(min=0) + log1p(exp(-x.abs()))).double().sqrt().float()
 
 
 SCORINGS = {"softmax": softmax, "sigmoid": sigmoid, "sqrtsoftplus": sqrtsoftplus}
