@@ -2,6 +2,9 @@
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/moe_permute.h"
+#include "cpu/moe_topk.h"
+#include "cpu/moe_unpermute.h"
 #include "cpu/per_block_dequant_fp8.h"
 #include "cpu/per_block_quant_fp8.h"
 #include "cpu/per_token_group_quant_fp8.h"
@@ -14,6 +17,9 @@ namespace moela::cpu {
 struct Kernels {
   const char* isa;
   GemmKernels gemm;
+  MoePermute moe_permute;
+  MoeTopk moe_topk;
+  MoeUnpermute moe_unpermute;
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
   PerTokenGroupQuantFp8 per_token_group_quant_fp8;

@@ -2,6 +2,9 @@
 #define MOELA_SIMD_SCALAR
 #include "cpu/gemm_kernel.h"
 #include "cpu/isa.h"
+#include "cpu/moe_permute_kernel.h"
+#include "cpu/moe_topk_kernel.h"
+#include "cpu/moe_unpermute_kernel.h"
 #include "cpu/per_block_dequant_fp8_kernel.h"
 #include "cpu/per_block_quant_fp8_kernel.h"
 #include "cpu/per_token_group_quant_fp8_kernel.h"
@@ -12,6 +15,9 @@
 const moela::cpu::Kernels moela::cpu::kScalar = {
     .isa = "scalar",
     .gemm = kGemmKernels,
+    .moe_permute = moe_permute,
+    .moe_topk = moe_topk,
+    .moe_unpermute = moe_unpermute,
     .per_block_dequant_fp8 = per_block_dequant_fp8,
     .per_block_quant_fp8 = per_block_quant_fp8,
     .per_token_group_quant_fp8 = per_token_group_quant_fp8,
