@@ -18,16 +18,12 @@ class Plan:
     BLOCK: int  # pairs of one program of the sort
     STEP: int  # earlier pairs of the block that its pairs are compared with at a time
     BLOCK_B: int  # blocks of pairs that the scan takes at a time
-    BLOCK_H: int  # elements of a row that one program copies
     num_warps: int
 
 
-def plan(bins: int, row_elements: int, interpreted: bool) -> Plan:
+def plan(bins: int, interpreted: bool) -> Plan:
     """All pairs of a block are compared with each other; 256 by 256 at a time would fill the registers."""
-    block_h = min(triton.next_power_of_2(row_elements), 8192 if interpreted else 2048)
-    return Plan(
-        BLOCK=256, STEP=256 if interpreted else 32, BLOCK_B=max(1, 8192 // bins), BLOCK_H=block_h, num_warps=8
-    )
+    return Plan(BLOCK=256, STEP=256 if interpreted else 32, BLOCK_B=max(1, 8192 // bins), num_warps=8)
 
 
 @triton.jit
@@ -143,17 +139,28 @@ def as_integers(x: Tensor, x_sorted: Tensor) -> tuple[Tensor, Tensor]:
     return x.view(dtype), x_sorted.view(dtype)
 
 
+def copy_rows(x: Tensor, inverse: Tensor, expert_offsets: Tensor, x_sorted: Tensor) -> None:
+    """What `launch` makes of x, for any rows of the same tokens, such as their scale factors. H is not 0."""
+    T, topk = inverse.shape
+    x, x_sorted = as_integers(x, x_sorted)
+    row_elements = x.size(1)
+    block_h = min(
+        triton.next_power_of_2(row_elements), 8192 if _fp8.target_of(x.device).interpreted else 2048
+    )
+    _copy_kernel[(T, triton.cdiv(row_elements, block_h))](
+        x, x_sorted, inverse, expert_offsets[-1:], row_elements, topk, x.stride(0),
+        BLOCK_H=block_h, num_warps=4,
+    )  # fmt: skip
+
+
 def launch(x: Tensor, topk_ids: Tensor, num_experts: int, *, out: tuple[Tensor, Tensor, Tensor]) -> None:
     x_sorted, expert_offsets, inverse = out
-    (T, topk), H = topk_ids.shape, x.size(1)
-    num_pairs = T * topk
+    num_pairs = topk_ids.numel()
     if num_pairs == 0:
         expert_offsets.zero_()
         return
     bins = triton.next_power_of_2(num_experts + 1)
-    if H:
-        x, x_sorted = as_integers(x, x_sorted)
-    p = plan(bins, x.size(1), _fp8.target_of(x.device).interpreted)
+    p = plan(bins, _fp8.target_of(x.device).interpreted)
     num_blocks = triton.cdiv(num_pairs, p.BLOCK)
     counts = torch.empty(num_blocks, bins, dtype=torch.int32, device=x.device)
     ids = topk_ids.contiguous()
@@ -163,8 +170,5 @@ def launch(x: Tensor, topk_ids: Tensor, num_experts: int, *, out: tuple[Tensor, 
     _place_kernel[(num_blocks,)](
         ids, counts, inverse, num_pairs, num_experts, BLOCK=p.BLOCK, STEP=p.STEP, **sort
     )
-    if H:
-        _copy_kernel[(T, triton.cdiv(x.size(1), p.BLOCK_H))](
-            x, x_sorted, inverse, expert_offsets[num_experts:], x.size(1), topk, x.stride(0),
-            BLOCK_H=p.BLOCK_H, num_warps=4,
-        )  # fmt: skip
+    if x.size(1):
+        copy_rows(x, inverse, expert_offsets, x_sorted)
