@@ -2,26 +2,6 @@
 // avx512, and what multiplies pairs of bfloat16 (docs/adr/0010).
 #define MOELA_SIMD_AVX512
 #define MOELA_SIMD_BF16
-#include "cpu/fused_experts_kernel.h"
-#include "cpu/gemm_kernel.h"
-#include "cpu/grouped_gemm_wgrad_kernel.h"
-#include "cpu/isa.h"
-#include "cpu/per_block_dequant_fp8_kernel.h"
-#include "cpu/per_block_quant_fp8_kernel.h"
-#include "cpu/per_token_group_quant_fp8_kernel.h"
-#include "cpu/probe_kernel.h"
-#include "cpu/silu_and_mul_kernel.h"
-#include "cpu/silu_and_mul_quant_fp8_kernel.h"
+#include "cpu/isa_kernels.h"
 
-const moela::cpu::Kernels moela::cpu::kAvx512Bf16 = {
-    .isa = "avx512_bf16",
-    .gemm = kGemmKernels,
-    .grouped_gemm_wgrad = kGroupedGemmWgradKernels,
-    .fused_experts = kFusedExpertsKernels,
-    .per_block_dequant_fp8 = per_block_dequant_fp8,
-    .per_block_quant_fp8 = per_block_quant_fp8,
-    .per_token_group_quant_fp8 = per_token_group_quant_fp8,
-    .silu_and_mul = silu_and_mul,
-    .silu_and_mul_quant_fp8 = silu_and_mul_quant_fp8,
-    .probe = kProbe,
-};
+constinit const moela::cpu::Kernels moela::cpu::kAvx512Bf16 = kernels_of("avx512_bf16");
