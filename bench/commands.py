@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from moela.bench import report, tables
 from moela.bench.report import Case, Report, Result, Wrong
 from moela.bench.roofline import Probes, probes_for
-from moela.bench.selection import Lineup, bench_of, lineups, select_cases
+from moela.bench.selection import Lineup, Wanted, bench_of, lineups, select_cases
 from moela.bench.suite import measure
 from moela.bench.timer import Clock, clock_for
 from moela.ops import SPECS
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     benches = [bench_of(op) for op in (SPECS if args.op == "all" else [args.op])]
     takes_part = {x.bench.op: x for x in lineups(benches, device, args.backends, args.baselines)}
-    cases = select_cases(benches, args.model, args.layers, args.tokens, args.activations)
+    cases = select_cases(benches, Wanted(**{f.name: getattr(args, f.name) for f in fields(Wanted)}))
     plot = importlib.import_module("moela.bench.plot").plot if args.plot else None
 
     where = report.machine(device) | {"load_before": report.load_average()}

@@ -29,18 +29,27 @@ class Case:
     op: str
     model: str
     layer: str
-    dtype: str  # of the activations; of what is cast for casts
+    dtype: str  # of the activations, or of the weights; of what is cast for casts
     tokens: int  # rows; 0 where the op has no tokens
     flops: int
     bytes: int
+    # Of ops with experts, see moela.bench.routing. Files of before there were any have neither.
+    routing: str = ""
+    num_experts: int = 0  # held in memory
 
     @property
-    def key(self) -> tuple[str, str, str, str, int]:
-        return self.op, self.model, self.layer, self.dtype, self.tokens
+    def layer_key(self) -> tuple[str, str, str, str, str, int]:
+        """All but the number of tokens."""
+        return self.op, self.model, self.layer, self.dtype, self.routing, self.num_experts
+
+    @property
+    def key(self) -> tuple[tuple[str, str, str, str, str, int], int]:
+        return self.layer_key, self.tokens
 
     def __str__(self) -> str:
+        routing = f" {self.routing} E={self.num_experts}" if self.routing else ""
         tokens = f" M={self.tokens}" if self.tokens else ""
-        return f"{self.op} {self.model}.{self.layer} {self.dtype}{tokens}"
+        return f"{self.op} {self.model}.{self.layer} {self.dtype}{routing}{tokens}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from moela import backends
 from moela.bench.report import Case, Ratio, Report, Result, Wrong
+from moela.bench.selection import bench_of
 from moela.bench.suite import Bench, why_not_timed
 from moela.shapes import MODELS, ModelShape
 from rich.box import SIMPLE
@@ -26,14 +27,13 @@ def result_tables(results: Sequence[Result], wrong: Sequence[Wrong]) -> list[Tab
     """One table per layer, a section per number of tokens, in it moela's backends first."""
     layers: dict[tuple, list[Case]] = {}
     for case in {r.case: None for r in [*results, *wrong]}:
-        layers.setdefault(case.key[:4], []).append(case)
+        layers.setdefault(case.layer_key, []).append(case)
     return [_layer_table(cases, results, wrong) for cases in layers.values()]
 
 
 def _layer_table(cases: Sequence[Case], results: Sequence[Result], wrong: Sequence[Wrong]) -> Table:
     first = cases[0]
-    shape = MODELS[first.model].linear_layers()[first.layer]
-    title = f"{first.op}  {first.model}.{first.layer}  {shape.N} x {shape.K}  {first.dtype}"
+    title = _title(first)
     mine = [r for r in results if r.case in cases]
     own = list(dict.fromkeys(r.contestant for r in mine if not r.is_baseline))
     table = Table(title=title, **LOOK)
@@ -54,6 +54,15 @@ def _layer_table(cases: Sequence[Case], results: Sequence[Result], wrong: Sequen
             table.add_row(*label, w.contestant, Text("wrong", style="red"))
             label = [""] * len(label)
     return table
+
+
+def _title(case: Case) -> str:
+    model = MODELS[case.model]
+    shape = bench_of(case.op).layers(model)[case.layer]
+    title = f"{case.op}  {case.model}.{case.layer}  {shape}  {case.dtype}"
+    if case.routing:
+        title += f"  {case.num_experts} of {model.num_experts} experts, top {model.topk}, {case.routing}"
+    return title
 
 
 def _over(name: str, baseline: Result, rows: Sequence[Result]) -> str:

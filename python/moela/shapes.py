@@ -14,6 +14,20 @@ class LinearShape:
     N: int
     K: int
 
+    def __str__(self) -> str:
+        return f"{self.N} x {self.K}"
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """A routed expert: gate and up [2 * intermediate, hidden], down [hidden, intermediate]."""
+
+    hidden: int
+    intermediate: int
+
+    def __str__(self) -> str:
+        return f"hidden {self.hidden}, intermediate {self.intermediate}"
+
 
 @dataclass(frozen=True)
 class MlaShape:

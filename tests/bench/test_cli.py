@@ -76,6 +76,10 @@ REFUSED = {
         ["bench", "per_block_quant_fp8", "--activations", "e4m3"],
         "expected one of bf16",
     ),
+    "a routing": (
+        ["bench", "all", "--routing", "zipf,on"],
+        "--routing: expected one of balanced, zipf, one, got 'on'",
+    ),
     "tokens that are no number": (
         ["bench", "all", "--tokens", "1,x"],
         "--tokens: expected a number from 1 to",
