@@ -74,6 +74,8 @@ def _check_args(x, topk_ids, num_experts) -> None:
     _check.expect_dtype(OP, "topk_ids", topk_ids.dtype, ID_DTYPES)
     _check.expect(topk_ids.size(0) == x.size(0), OP, "topk_ids", f"T={x.size(0)}", f"T={topk_ids.size(0)}")
     _check.expect_last_dim_contiguous(OP, "topk_ids", topk_ids)
+    num_pairs = topk_ids.size(0) * topk_ids.size(1)
+    _check.expect(num_pairs < 2**31, OP, "topk_ids", "less than 2^31 elements", num_pairs)
     _check.expect_device(OP, "topk_ids", topk_ids, x.device, "x")
     _check.expect(num_experts > 0, OP, "num_experts", "a positive number", num_experts)
 
