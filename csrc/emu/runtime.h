@@ -84,14 +84,22 @@ enum class MmaType { kE4m3, kBFloat16, kFloat16 };
 struct AccumulatorState {
   AccumulatorState();
   bool is_in_flight = false, is_initialised = false;
-  uint32_t touched_at;  // how many wgmma.fence the thread had executed at the last register access
+  uint32_t touched_at;     // how many wgmma.fence the thread had executed at the last register access
+  uint32_t issued_at = 0;  // and at the last wgmma
   std::shared_ptr<Operation> last;
+};
+struct FragmentState {
+  FragmentState();
+  uint32_t words_set = 0;   // a bit per register
+  uint32_t touched_at;      // as for an accumulator
+  uint32_t read_until = 0;  // how many wgmma groups must retire before the registers may be touched
 };
 struct MmaOperands {
   MmaType type;
   int n;
   bool transpose_a, transpose_b;
   const uint32_t* a_registers;  // or null: a_descriptor
+  FragmentState* a_state;       // of a_registers
   uint64_t a_descriptor, b_descriptor;
   bool accumulate;
 };
@@ -101,5 +109,7 @@ void wgmma_commit(Where where);
 void wgmma_wait(int max_pending, Where where);
 void touch_accumulator(AccumulatorState& state, bool is_write, Where where);
 void drop_accumulator(const AccumulatorState& state);
+void touch_fragment(FragmentState& state, int word, bool is_write, Where where);
+void drop_fragment(const FragmentState& state);
 
 }  // namespace moela::emu

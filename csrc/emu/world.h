@@ -44,6 +44,7 @@ struct Fiber {
   Self self;
 
   uint32_t wgmma_fences = 1, wgmma_group = 0;
+  uint32_t wgmma_retired = 0;  // groups that this thread has waited for
   size_t wgmma_count = 0;
   std::vector<InFlight> in_flight;
 

@@ -75,6 +75,41 @@ void fill_operands() {
   sync_block();
 }
 
+enum class Fault {
+  kChangedInFlight,
+  kChangedToTheSame,
+  kReadInFlight,
+  kEndsInFlight,
+  kSetAfterFence,
+  kNotSet
+};
+
+// A product with A in registers, two groups of which the first has retired.
+void multiply_fragment(Fault fault) {
+  fill_operands();
+  Acc<8> acc;
+  {
+    AFragment retired, a;
+    for (int i = 0; i < 4; ++i) {
+      retired.set(i, 0);
+      if (fault != Fault::kNotSet || i < 3) a.set(i, 0);
+    }
+    wgmma_fence(acc, retired, a);
+    wgmma_e4m3_rs(acc, retired, tile_descriptor(), false);
+    wgmma_commit();
+    if (fault == Fault::kSetAfterFence) a.set(0, 1);
+    wgmma_e4m3_rs(acc, a, tile_descriptor(), true);
+    wgmma_commit();
+    wgmma_wait<1>(retired);
+    retired.set(0, retired.get(0) + 1);
+    if (fault == Fault::kChangedInFlight) a.set(0, 1);
+    if (fault == Fault::kChangedToTheSame) a.set(0, 0);
+    if (fault == Fault::kReadInFlight) a.get(0);
+    if (fault != Fault::kEndsInFlight) wgmma_wait<0>(acc);
+  }
+  wgmma_wait<0>(acc);
+}
+
 const cuda::LaunchShape kWarp = {.grid = 1, .block = 32, .smem_bytes = 8192},
                         kPair = {.grid = 2, .block = 32, .cluster = 2, .smem_bytes = 8192},
                         kWarpgroup = {.grid = 1, .block = 128, .smem_bytes = 32768};
@@ -199,6 +234,23 @@ const std::map<std::string, Misuse> kMisuses = {
       [] {
         Acc<8> acc;
         acc.get(0);
+      }}},
+    {"fragment changed in flight", {kWarpgroup, [] { multiply_fragment(Fault::kChangedInFlight); }}},
+    {"fragment changed to what it was", {kWarpgroup, [] { multiply_fragment(Fault::kChangedToTheSame); }}},
+    {"fragment read in flight", {kWarpgroup, [] { multiply_fragment(Fault::kReadInFlight); }}},
+    {"fragment ends in flight", {kWarpgroup, [] { multiply_fragment(Fault::kEndsInFlight); }}},
+    {"fragment set after the fence", {kWarpgroup, [] { multiply_fragment(Fault::kSetAfterFence); }}},
+    {"fragment without a value", {kWarpgroup, [] { multiply_fragment(Fault::kNotSet); }}},
+    {"products of two shapes in one accumulator",
+     {kWarpgroup,
+      [] {
+        fill_operands();
+        Acc<8> acc;
+        wgmma_fence(acc);
+        wgmma_e4m3(acc, tile_descriptor(), tile_descriptor(), false);
+        wgmma_bf16<false, false>(acc, tile_descriptor(), tile_descriptor(), true);
+        wgmma_commit();
+        wgmma_wait<0>(acc);
       }}},
     {"store not committed",
      {kWarp,

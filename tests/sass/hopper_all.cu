@@ -11,8 +11,10 @@ all_wgmma(uint64_t a, uint64_t b, const uint32_t* registers, float* out) {
   Acc<kN> acc;
   MOELA_UNROLL
   for (int i = 0; i < kN / 2; ++i) acc.set(i, 0.f);
-  const uint32_t r[4] = {ldg(registers), ldg(registers + 1), ldg(registers + 2), ldg(registers + 3)};
-  wgmma_fence(acc);
+  AFragment r;
+  MOELA_UNROLL
+  for (int i = 0; i < 4; ++i) r.set(i, ldg(registers + i));
+  wgmma_fence(acc, r);
   wgmma_e4m3(acc, a, b, true);
   wgmma_e4m3_rs(acc, r, b, true);
   wgmma_bf16<false, false>(acc, a, b, true);
@@ -24,7 +26,7 @@ all_wgmma(uint64_t a, uint64_t b, const uint32_t* registers, float* out) {
   wgmma_f16_rs<true>(acc, r, b, true);
   wgmma_f16_rs<false>(acc, r, b, true);
   wgmma_commit();
-  wgmma_wait<0>(acc);
+  wgmma_wait<0>(acc, r);
   MOELA_UNROLL
   for (int i = 0; i < kN / 2; ++i) stg(out + i * 128 + tid(), acc.get(i));
 }
