@@ -120,15 +120,23 @@ GlobalRange resolve_global(const void* address, size_t bytes, const char* what, 
   return {found, static_cast<size_t>(static_cast<const uint8_t*>(address) - found->base)};
 }
 
+void check_has_value(GlobalRange range, size_t bytes, const Actor& actor, const char* what, Where where) {
+  if (!world->options.races || range.allocation->shadow.is_initialised(range.offset, bytes)) return;
+  Conflict found;
+  found.kind = Conflict::kUninitialised;
+  fail_with(found, true, actor, what, global_name(range, range.offset), where);
+}
+
 void access_global(GlobalRange range, size_t bytes, bool is_write, const Actor& actor, const char* what,
                    Where where) {
   const Fiber& me = current();
   if (me.block->grid->shape.overlaps_previous && !range.allocation->is_constant &&
-      !me.has_waited_for_previous)
+      me.self.known.seen.get(world->previous_kernels.at(me.block->rank)) == 0)
     fail("race",
          std::string(what) + " touches " + global_name(range, range.offset) +
              " before griddepcontrol.wait: the previous kernel may still be writing it",
          where);
+  if (is_write) ++world->effects;
   if (!world->options.races) return;
   Shadow& shadow = range.allocation->shadow;
   const Conflict found =
@@ -145,6 +153,7 @@ void load_global(const void* from, void* value, uint32_t bytes, Path path, Where
   actor.is_read_only_path = path == Path::kReadOnly;
   access_global(range, bytes, false, actor, what, where);
   std::memcpy(value, from, bytes);
+  note_look(from, where);
 }
 
 void store_global(void* to, const void* value, uint32_t bytes, Where where) {
@@ -160,6 +169,7 @@ void load_atomic(const void* from, void* value, uint32_t bytes, bool is_acquire,
   atomic_access(from, bytes, false, "a flag load", where);
   std::memcpy(value, from, bytes);
   if (is_acquire) observe(from, scope);
+  note_look(from, where);
 }
 
 void store_atomic(void* to, const void* value, uint32_t bytes, bool is_release, Scope scope, Where where) {
@@ -175,6 +185,8 @@ void store_atomic(void* to, const void* value, uint32_t bytes, bool is_release, 
 
 uint64_t add_atomic(void* to, uint64_t value, uint32_t bytes, bool is_acquire, bool is_release, Scope scope,
                     Where where) {
+  const GlobalRange range = resolve_global(to, bytes, "a flag update", where);
+  check_has_value(range, bytes, thread_actor(current(), where), "a flag update", where);
   atomic_access(to, bytes, true, "a flag update", where);
   const uint64_t old = value_at(to, bytes), sum = old + value;
   std::memcpy(to, &sum, bytes);
