@@ -57,6 +57,11 @@ void read_global(const void* from, uint32_t bytes, Mbarrier& b, const char* what
 
 }  // namespace
 
+void check_cache_policy(uint64_t policy, Where where) {
+  if (policy != kEvictFirst && policy != kEvictLast)
+    fail("policy", "a cache policy that createpolicy has not made", where);
+}
+
 void tensor_load(uint32_t smem, const TensorMap* map, int rank, Coordinates at, uint32_t barrier,
                  uint32_t mask, Where where) {
   const char* what = "a TMA load";

@@ -56,11 +56,25 @@ void publish(const void* at, Scope scope, bool is_update) {
   }
 }
 
-void observe(const void* at, Scope scope) {
+// What the releases that a load at this scope may take its value from have published.
+Knowledge published_at(const void* at, Scope scope) {
+  Knowledge found;
+  if (const Flag* flag = find_flag(at, current().block->rank)) found.join(flag->known);
+  if (scope != Scope::kSys) return found;
+  if (const Flag* flag = find_flag(at, -1)) found.join(flag->known);
+  return found;
+}
+
+void observe(const void* at, Scope scope) { current().self.known.join(published_at(at, scope)); }
+
+// A relaxed store carries what the thread's last fence has published, at the narrower of the two scopes.
+void publish_fenced(const void* at, Scope scope) {
   Fiber& me = current();
-  if (const Flag* flag = find_flag(at, me.block->rank)) me.self.known.join(flag->known);
-  if (scope != Scope::kSys) return;
-  if (const Flag* flag = find_flag(at, -1)) me.self.known.join(flag->known);
+  for (const Scope fence : {Scope::kGpu, Scope::kSys}) {
+    const Knowledge& known = me.fenced_for_flags[static_cast<size_t>(fence)];
+    world->flags[{at, me.block->rank}].known.join(known);
+    if (fence == Scope::kSys && scope == Scope::kSys) world->flags[{at, -1}].known.join(known);
+  }
 }
 
 GlobalRange atomic_access(const void* at, uint32_t bytes, bool is_write, const char* what, Where where) {
@@ -168,7 +182,11 @@ void store_global(void* to, const void* value, uint32_t bytes, Where where) {
 void load_atomic(const void* from, void* value, uint32_t bytes, bool is_acquire, Scope scope, Where where) {
   atomic_access(from, bytes, false, "a flag load", where);
   std::memcpy(value, from, bytes);
-  if (is_acquire) observe(from, scope);
+  if (is_acquire) {
+    observe(from, scope);
+  } else {
+    current().found_in_flags[static_cast<size_t>(scope)].join(published_at(from, scope));
+  }
   note_look(from, where);
 }
 
@@ -180,7 +198,17 @@ void store_atomic(void* to, const void* value, uint32_t bytes, bool is_release, 
   } else {
     world->flags.erase({to, current().block->rank});
     world->flags.erase({to, -1});
+    publish_fenced(to, scope);
   }
+}
+
+void fence_acq_rel(Scope scope) {
+  Fiber& me = current();
+  me.self.known.join(me.found_in_flags[static_cast<size_t>(Scope::kGpu)]);
+  if (scope == Scope::kSys) me.self.known.join(me.found_in_flags[static_cast<size_t>(Scope::kSys)]);
+  Gather gather;
+  gather.release(me.self);
+  me.fenced_for_flags[static_cast<size_t>(scope)] = gather.all;
 }
 
 uint64_t add_atomic(void* to, uint64_t value, uint32_t bytes, bool is_acquire, bool is_release, Scope scope,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/hopper/types.h"
+#include "emu/hopper_cache.h"
 #include "emu/hopper_copy.h"
 #include "emu/hopper_memory.h"
 #include "emu/hopper_mma.h"

@@ -115,6 +115,11 @@ void st_relaxed(T* to, T value, Where where = Where::current()) {
   emu::store_atomic(to, &value, sizeof(T), false, emulated(kScope), where);
 }
 
+template <Scope kScope>
+void fence_acq_rel() {
+  emu::fence_acq_rel(emulated(kScope));
+}
+
 template <Scope kScope, class T>
 void red_add_release(T* to, T value, Where where = Where::current()) {
   static_assert(kIsFlag<T>, "a flag has 4 or 8 bytes");

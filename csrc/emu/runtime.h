@@ -32,6 +32,7 @@ void fence_proxy_async(bool shared, bool global);
 // Global memory.
 enum class Path { kCoherent, kReadOnly };
 enum class Scope { kGpu, kSys };
+void fence_acq_rel(Scope scope);
 void load_global(const void* from, void* value, uint32_t bytes, Path path, Where where);
 void store_global(void* to, const void* value, uint32_t bytes, Where where);
 void load_atomic(const void* from, void* value, uint32_t bytes, bool is_acquire, Scope scope, Where where);
@@ -61,6 +62,9 @@ void bulk_load(uint32_t smem, const void* global, uint32_t bytes, uint32_t barri
 void bulk_store(void* global, uint32_t smem, uint32_t bytes, Where where);
 void bulk_reduce_add(void* global, uint32_t smem, uint32_t bytes, cuda::ElementType type, Where where);
 void bulk_copy_cluster(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barrier, Where where);
+// Cache policies are opaque; these two come from createpolicy.
+constexpr uint64_t kEvictFirst = 0x6D6F656C61'01, kEvictLast = 0x6D6F656C61'02;
+void check_cache_policy(uint64_t policy, Where where);
 void bulk_commit();
 void bulk_wait(int max_pending, bool is_read, Where where);
 

@@ -35,7 +35,7 @@ void set_field(cuda::TensorSpec& spec, MapField field, int dim, uint64_t value, 
          where);
   if (field == MapField::kAddress) spec.base = reinterpret_cast<void*>(value);
   if (field == MapField::kSize) spec.dims[dim] = value;
-  if (field == MapField::kStride) spec.stride_bytes[dim - 1] = value;
+  if (field == MapField::kStride) spec.stride_bytes[EMU_MUTANT(16, dim - 1, dim)] = value;
   if (const std::string fault = geometry_fault(spec); !fault.empty())
     fail("map", "tensormap.replace: " + fault, where);
 }

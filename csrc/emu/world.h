@@ -63,6 +63,8 @@ struct Fiber {
   uint32_t cluster_arrivals = 0, has_cluster_waited_for = 0;
   int registers = 0;
   uint32_t register_changes = 0;
+  // fence.acq_rel, by scope: what it published for later relaxed stores, and what relaxed loads have found.
+  std::array<Knowledge, 2> fenced_for_flags, found_in_flags;
   std::map<const void*, Clock> acquired_maps;  // what the last fence.proxy.tensormap acquire has published
 
   std::array<Look, 4> looks;  // the last places that the thread has loaded from

@@ -12,6 +12,7 @@
 #else
 #include "cuda/hopper/ptx/barrier.h"
 #include "cuda/hopper/ptx/bulk.h"
+#include "cuda/hopper/ptx/cache.h"
 #include "cuda/hopper/ptx/convert.h"
 #include "cuda/hopper/ptx/global.h"
 #include "cuda/hopper/ptx/ids.h"
