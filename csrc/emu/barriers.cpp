@@ -22,7 +22,7 @@ struct GenerationWait final : Waiting {
 // count it there. Two groups of threads that share an id by mistake are found so.
 void check_turn(NamedBarrier& b, int id, Where where) {
   Fiber& me = current();
-  if (b.completion == 0) b.completion = me.block->new_agent("barrier " + std::to_string(id));
+  if (b.completion == 0) b.completion = me.block->new_agent("barrier " + std::to_string(id), "");
   if (b.has_arrived[static_cast<size_t>(me.thread)])
     fail("barrier",
          "a second arrival at barrier " + std::to_string(id) + " of " + name_of(*me.block) +

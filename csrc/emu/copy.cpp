@@ -40,8 +40,7 @@ std::vector<Target> open_targets(uint32_t smem, uint32_t barrier, uint32_t bytes
     Mbarrier& b = find_mbarrier(resolve_shared((barrier & low) | rank, 8, what, where), what, where);
     check_published(b, what, where);
     const SharedRange data = resolve_shared((smem & low) | rank, bytes, what, where);
-    access_shared(data, bytes, true,
-                  async_actor(b.traffic, b.phase + 1, &current().self.known.fenced_shared, where), what,
+    access_shared(data, bytes, true, async_actor(b.traffic, b.phase + 1, AsyncSide::kShared, where), what,
                   where);
     if (world->options.schedule != Schedule::kEager) std::memset(data.data(), 0xFF, bytes);
     ++b.copies_in_phase;
@@ -52,7 +51,7 @@ std::vector<Target> open_targets(uint32_t smem, uint32_t barrier, uint32_t bytes
 
 void read_global(const void* from, uint32_t bytes, Mbarrier& b, const char* what, Where where) {
   access_global(resolve_global(from, bytes, what, where), bytes, false,
-                async_actor(b.traffic, b.phase + 1, &current().self.known.fenced_global, where), what, where);
+                async_actor(b.traffic, b.phase + 1, AsyncSide::kGlobal, where), what, where);
 }
 
 }  // namespace
@@ -113,8 +112,7 @@ void bulk_copy_cluster(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barr
   const auto all = open_targets(to, barrier, bytes, mask, 16, what, where);
   const Target target = all[0];
   access_shared(source, bytes, false,
-                async_actor(target.barrier->traffic, target.barrier->phase + 1,
-                            &current().self.known.fenced_shared, where),
+                async_actor(target.barrier->traffic, target.barrier->phase + 1, AsyncSide::kShared, where),
                 what, where);
   start_copy({.land = [=] {
     std::memcpy(target.data.data(), source.data(), bytes);

@@ -30,8 +30,9 @@ struct Knowledge {
 // A thread's knowledge. Its own tick is kept apart, so that threads can share the rest by pointer.
 struct Self {
   Agent agent = 0;
-  uint32_t tick = 1;         // of its next access; rises with every release
-  uint32_t fenced_tick = 0;  // its own writes up to here are fenced
+  uint32_t tick = 1;                // of its next access; rises with every release
+  uint32_t fenced_shared_tick = 0;  // its own writes up to here are fenced
+  uint32_t fenced_global_tick = 0;
   uint32_t released_maps_tick = 0;
   Knowledge known;
 };
@@ -46,10 +47,8 @@ class Gather {
       last_ = self.known;
     }
     all.seen.set(self.agent, self.tick);
-    if (self.fenced_tick > 0) {
-      all.fenced_shared.set(self.agent, self.fenced_tick);
-      all.fenced_global.set(self.agent, self.fenced_tick);
-    }
+    if (self.fenced_shared_tick > 0) all.fenced_shared.set(self.agent, self.fenced_shared_tick);
+    if (self.fenced_global_tick > 0) all.fenced_global.set(self.agent, self.fenced_global_tick);
     if (self.released_maps_tick > 0) all.released_maps.set(self.agent, self.released_maps_tick);
     ++self.tick;
   }

@@ -37,7 +37,8 @@ void complete_phase_if_due(Mbarrier& b) {
   if (b.copies_in_phase > 0) {
     set_fault("mbarrier", "phase " + std::to_string(b.phase) + " of the mbarrier at " +
                               smem_name(*b.block, b.offset) +
-                              " completes while a copy issued for it is under way: expect_tx was too small");
+                              " completes while a copy issued for it is under way: expect_tx was missing or "
+                              "too small");
     return;
   }
   check_not_lapped(b);
@@ -123,7 +124,8 @@ void mbarrier_init(uint32_t address, uint32_t count, Where where) {
   b.block = at.block;
   b.offset = at.offset;
   b.count = b.pending = count;
-  b.traffic = at.block->new_agent("a copy for the mbarrier at smem+" + std::to_string(at.offset));
+  b.traffic = at.block->new_agent("a copy for the mbarrier at smem+" + std::to_string(at.offset),
+                                  "a wait for the phase of that mbarrier at which the copy completes");
   b.initialiser = me.self.agent;
   b.init_tick = me.self.tick;
   at.block->mbarriers.emplace(at.offset, std::move(b));

@@ -77,12 +77,13 @@ void start_cluster(const Grid& grid, int rank, int first) {
     block.warpgroups.resize((grid.shape.block + 127) / 128);
     cluster.blocks.push_back(&block);
     for (size_t w = 0; w < block.warpgroups.size(); ++w)
-      block.new_agent("tensor core of warpgroup " + std::to_string(w));
+      block.new_agent("tensor core of warpgroup " + std::to_string(w),
+                      "wgmma_wait by all warps of that warpgroup, then a barrier");
     // The compiler gives a thread as many registers as fit, in units of 8.
     const int registers = std::min(255, kRegistersPerSm / grid.shape.block) / 8 * 8;
     for (int t = 0; t < grid.shape.block; ++t) add_fiber(block, t, registers);
     if (!world->previous_kernels.contains(rank))
-      world->previous_kernels[rank] = block.new_agent("the previous kernel");
+      world->previous_kernels[rank] = block.new_agent("the previous kernel", "griddep_wait");
   }
 }
 

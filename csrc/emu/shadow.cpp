@@ -86,16 +86,16 @@ void Shadow::record_read(Cell& cell, const Actor& actor) {
   cell.others.push_back(actor.access);
 }
 
-// What comes after a plain write is ordered after all before it: they have been checked. Atomic writes need
-// no order, so a later access must be checked against each of them.
+// What comes after a plain write must be ordered after it, and so after all before it. Among themselves
+// atomic writes need no order: a later one must still be checked against what came before this one.
 void Shadow::record_write(Cell& cell, const Actor& actor) {
   if (!is_atomic(actor.access)) {
     cell.others.clear();
   } else {
-    if (is_atomic(cell.write)) cell.others.push_back(cell.write);
+    if (cell.write.proxy != Proxy::kNone) cell.others.push_back(cell.write);
     std::erase_if(cell.others, [&](const Access& other) {
-      return is_ordered(other, actor) ||
-             (other.agent == actor.access.agent && other.proxy == actor.access.proxy && other.is_write);
+      return is_atomic(other) && (is_ordered(other, actor) ||
+                                  (other.agent == actor.access.agent && other.proxy == actor.access.proxy));
     });
   }
   cell.write = actor.access;

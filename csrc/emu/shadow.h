@@ -64,8 +64,7 @@ class Shadow {
 
   struct Cell {
     Access write;
-    std::vector<Access>
-        others;  // reads since, and earlier atomic writes that the last one is not ordered after
+    std::vector<Access> others;  // reads since; if the write is atomic, also what came before it
     size_t prune_at = 32;
   };
   struct Line {

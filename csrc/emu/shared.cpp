@@ -55,6 +55,9 @@ void fail_with(const Conflict& found, bool is_write, const Actor& actor, const c
   std::string text = conflict_text(found, is_write, actor, what, memory);
   if (found.kind != Conflict::kUninitialised)
     text += "\n    the other access is at " + place(world->sites[found.other.site]);
+  if (found.kind == Conflict::kRead || found.kind == Conflict::kWrite)
+    text += "\n    missing between them: " + remedy_for(found.other.agent);
+  if (found.kind == Conflict::kUninitialised) text += "\n    missing: what fills it, or the wait for that";
   fail(conflict_kind(found.kind), text, where);
 }
 
@@ -96,12 +99,13 @@ Actor thread_actor(Fiber& fiber, Where where) {
           .self = fiber.self.agent};
 }
 
-Actor async_actor(Agent agent, uint32_t tick, const Clock* fenced, Where where) {
+Actor async_actor(Agent agent, uint32_t tick, AsyncSide side, Where where) {
   const Self& self = current().self;
+  const bool is_shared = side == AsyncSide::kShared;
   return {.access = {agent, tick, site_of(where), Proxy::kAsync},
           .seen = &self.known.seen,
-          .fenced = fenced,
-          .own_fenced = self.fenced_tick,
+          .fenced = is_shared ? &self.known.fenced_shared : &self.known.fenced_global,
+          .own_fenced = is_shared ? self.fenced_shared_tick : self.fenced_global_tick,
           .self = self.agent};
 }
 
@@ -146,9 +150,13 @@ uint32_t map_shared_rank(uint32_t address, int rank, Where where) {
 // Later writes get a later tick, so that they do not count as fenced.
 void fence_proxy_async(bool shared, bool global) {
   Self& self = current().self;
-  self.fenced_tick = self.tick++;
+  if (shared) self.fenced_shared_tick = self.tick;
+  if (global) {
+    self.fenced_global_tick = self.tick;
+    self.known.fenced_global.join(self.known.seen);
+  }
+  ++self.tick;
   if (shared) fence_mbarrier_init();
-  if (global) self.known.fenced_global.join(self.known.seen);
 }
 
 // setmaxnreg is for whole warpgroups: "" or the one whose warps disagree.

@@ -43,21 +43,23 @@ void prepare_stores(Fiber& f, Where where) {
   f.where = where;
   if (f.store_reads == 0) {
     const std::string of = " a bulk store of thread " + std::to_string(f.thread);
-    f.store_reads = f.block->new_agent("the shared-memory side of" + of);
-    f.store_writes = f.block->new_agent("the global side of" + of);
+    f.store_reads = f.block->new_agent("the shared-memory side of" + of,
+                                       "bulk_commit and bulk_wait_read by that thread, then a barrier");
+    f.store_writes =
+        f.block->new_agent("the global side of" + of,
+                           "bulk_commit and bulk_wait (not bulk_wait_read) by that thread, then a release");
   }
   f.has_open_stores = true;
 }
 
 void read_shared_for_store(Fiber& f, SharedRange from, uint32_t bytes, const char* what, Where where) {
-  access_shared(from, bytes, false,
-                async_actor(f.store_reads, f.store_group + 1, &f.self.known.fenced_shared, where), what,
-                where);
+  access_shared(from, bytes, false, async_actor(f.store_reads, f.store_group + 1, AsyncSide::kShared, where),
+                what, where);
 }
 
 void write_global_for_store(Fiber& f, const void* to, uint32_t bytes, Effect effect, const char* what,
                             Where where) {
-  Actor actor = async_actor(f.store_writes, f.store_group + 1, &f.self.known.fenced_global, where);
+  Actor actor = async_actor(f.store_writes, f.store_group + 1, AsyncSide::kGlobal, where);
   if (effect == Effect::kAdd) actor.access.proxy = Proxy::kReduce;
   const GlobalRange range = resolve_global(to, bytes, what, where);
   if (effect == Effect::kAdd) check_has_value(range, bytes, actor, what, where);

@@ -81,8 +81,8 @@ void read_tensor_map(const TensorMap* map, Agent agent, uint32_t tick, Where whe
   static const Clock kNothing;
   const Fiber& me = current();
   const auto acquired = me.acquired_maps.find(map);
-  Actor actor =
-      async_actor(agent, tick, acquired == me.acquired_maps.end() ? &kNothing : &acquired->second, where);
+  Actor actor = async_actor(agent, tick, AsyncSide::kGlobal, where);
+  actor.fenced = acquired == me.acquired_maps.end() ? &kNothing : &acquired->second;
   actor.own_fenced = 0;  // by fence.proxy.async, which is for other memory
   actor.fence =
       "fence.proxy.tensormap (release by the writer, then acquire by the thread that issues the copy)";

@@ -38,7 +38,7 @@ void note_knowledge(Operation& op, const Self& self) {
       ++knower.count;
       return;
     }
-  op.knowers.push_back({self.known, &self, self.fenced_tick, 1});
+  op.knowers.push_back({self.known, &self, self.fenced_shared_tick, 1});
 }
 
 Agent tensor_core(const Block& block, int warpgroup) {

@@ -145,13 +145,17 @@ struct Block {
   std::array<NamedBarrier, 16> named;
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
-  std::vector<std::string> agent_names;  // of agents that are not threads
-  int free_registers = 0;                // per thread
+  struct Named {
+    std::string name;
+    std::string remedy;  // what orders others after it, for reports
+  };
+  std::vector<Named> agents;  // those that are not threads
+  int free_registers = 0;     // per thread
   Gather exited;
 
   bool is_done() const { return live == 0; }
   int threads() const { return grid->shape.block; }
-  Agent new_agent(std::string name);
+  Agent new_agent(std::string name, std::string remedy);
 };
 
 // A copy whose data have not moved yet.
@@ -204,6 +208,8 @@ void check_block_exit(Block& block);
 
 // Names for reports.
 std::string name_of(Agent agent);
+// What would order an access after one of this agent.
+std::string remedy_for(Agent agent);
 std::string name_of(const Block& block);
 std::string smem_name(const Block& block, uint32_t offset);
 std::string place(Where where);
@@ -219,8 +225,9 @@ SharedRange resolve_shared(uint32_t address, uint32_t bytes, const char* what, W
 // For instructions that take an address of the own block, not one from mapa().
 SharedRange resolve_own_shared(uint32_t address, uint32_t bytes, const char* what, Where where);
 Actor thread_actor(Fiber& fiber, Where where);
-// For copies: `agent` at `tick` acts with what the running thread knows.
-Actor async_actor(Agent agent, uint32_t tick, const Clock* fenced, Where where);
+// For copies: `agent` at `tick` acts with what the running thread knows, on one of the two memories.
+enum class AsyncSide { kShared, kGlobal };
+Actor async_actor(Agent agent, uint32_t tick, AsyncSide side, Where where);
 void access_shared(SharedRange range, uint32_t bytes, bool is_write, const Actor& actor, const char* what,
                    Where where);
 
