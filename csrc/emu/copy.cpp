@@ -49,6 +49,12 @@ std::vector<Target> open_targets(uint32_t smem, uint32_t barrier, uint32_t bytes
   return all;
 }
 
+// Without a multicast the barrier is in the block that the data go to.
+void check_same_block(uint32_t smem, uint32_t barrier, const char* what, Where where) {
+  if (resolve_shared(smem, 0, what, where).block != resolve_shared(barrier, 8, what, where).block)
+    fail("mbarrier", std::string(what) + " to one block that signals an mbarrier of another", where);
+}
+
 void read_global(const void* from, uint32_t bytes, Mbarrier& b, const char* what, Where where) {
   access_global(resolve_global(from, bytes, what, where), bytes, false,
                 async_actor(b.traffic, b.phase + 1, AsyncSide::kGlobal, where), what, where);
@@ -64,6 +70,7 @@ void check_cache_policy(uint64_t policy, Where where) {
 void tensor_load(uint32_t smem, const TensorMap* map, int rank, Coordinates at, uint32_t barrier,
                  uint32_t mask, Where where) {
   const char* what = "a TMA load";
+  if (mask == 0) check_same_block(smem, barrier, what, where);
   const cuda::TensorSpec spec = spec_of(map, rank, where);
   const auto all = open_targets(smem, barrier, occupied_bytes(spec), mask, 128, what, where);
   read_tensor_map(map, all[0].barrier->traffic, all[0].barrier->phase + 1, where);
@@ -91,6 +98,7 @@ void bulk_load(uint32_t smem, const void* global, uint32_t bytes, uint32_t barri
   const char* what = "a bulk load";
   if (bytes == 0 || bytes % 16 || reinterpret_cast<uintptr_t>(global) % 16)
     fail("alignment", "a bulk copy moves a multiple of 16 bytes at a multiple of 16", where);
+  if (mask == 0) check_same_block(smem, barrier, what, where);
   const auto all = open_targets(smem, barrier, bytes, mask, 16, what, where);
   read_global(global, bytes, *all[0].barrier, what, where);
   start_copy({.land = [=] {

@@ -50,6 +50,13 @@ void check_operand(const Operation& op, uint64_t descriptor, int rows, bool is_m
   const Descriptor d(descriptor);
   if (d.base_offset != 0)
     fail("wgmma", "a descriptor with a base offset: tiles start on their swizzle repeat", where);
+  const uint32_t repeat = 8 * d.span;
+  if (d.is_swizzled && d.start % repeat >= d.span)
+    fail("wgmma",
+         "an operand at " + smem_name(*op.block, d.start - kSmemWindow) + " starts in row " +
+             std::to_string(d.start % repeat / d.span) +
+             " of the repeat of its swizzle: a tile starts at a multiple of " + std::to_string(repeat),
+         where);
   const Actor actor = {.access = {tensor_core(*op.block, current().thread / kWarpgroup), op.group + 1,
                                   site_of(where), Proxy::kAsync},
                        .seen = &known.seen,
@@ -82,6 +89,18 @@ std::shared_ptr<Operation> start_operation(const MmaOperands& operands, Fiber& m
     op->d.resize(static_cast<size_t>(kM * operands.n));
   }
   return op;
+}
+
+// A product that some threads have left out would never be complete on hardware, or take another's place.
+void check_all_have_issued(const Warpgroup& group, uint32_t groups, Where where) {
+  for (const auto& op : group.operations)
+    if (op && op->group < groups && op->issued < kWarpgroup)
+      fail("divergence",
+           "only " + std::to_string(op->issued) +
+               " of the 128 threads of the warpgroup have issued a wgmma "
+               "of group " +
+               std::to_string(op->group) + ", which all have committed",
+           where);
 }
 
 // Fragments of A: the instruction reads them until its group has retired.
@@ -214,6 +233,7 @@ void wgmma_wait(int max_pending, Where where) {
   waiting.target = me.wgmma_group > pending ? me.wgmma_group - pending : 0;
   wait_until(waiting, where);
 
+  check_all_have_issued(*waiting.group, waiting.target, where);
   std::vector<InFlight> still;
   for (InFlight& f : me.in_flight) {
     Operation& op = *f.operation;

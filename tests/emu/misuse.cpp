@@ -67,6 +67,17 @@ void receive(const std::function<void()>& issue) {
 
 uint64_t tile_descriptor() { return make_descriptor(smem_base() + kTile, 0, 1024, OperandLayout::k128B); }
 
+SmemAddr tile() { return smem_base() + kTile; }
+
+// The map in shared memory, edited by one thread.
+void edit_map(const std::function<void()>& edit) {
+  if (lane() < 8)
+    sts(tile() + static_cast<uint32_t>(lane()) * 16, reinterpret_cast<const Vec4*>(&map())[lane()]);
+  sync_warp();
+  if (lane() == 0) edit();
+  sync_warp();
+}
+
 // Fills 24 KiB for wgmma.
 void fill_operands() {
   for (uint32_t i = static_cast<uint32_t>(tid()) * 16; i < 24576; i += 128 * 16)
@@ -251,6 +262,23 @@ const std::map<std::string, Misuse> kMisuses = {
         wgmma_bf16<false, false>(acc, tile_descriptor(), tile_descriptor(), true);
         wgmma_commit();
         wgmma_wait<0>(acc);
+      }}},
+    {"map edited beyond its rank", {kWarp, [] { edit_map([] { tensor_map_set_size<3>(tile(), 8); }); }}},
+    {"map edited to no rows", {kWarp, [] { edit_map([] { tensor_map_set_size<1>(tile(), 0); }); }}},
+    {"map edited to an odd stride", {kWarp, [] { edit_map([] { tensor_map_set_stride<1>(tile(), 40); }); }}},
+    {"map edited to an odd address",
+     {kWarp,
+      [] { edit_map([] { tensor_map_set_address(tile(), reinterpret_cast<uint8_t*>(memory()) + 8); }); }}},
+    {"map edited where none is", {kWarp, [] { tensor_map_set_size<1>(smem_base() + kTile, 8); }}},
+    {"map not aligned", {kWarp, [] { edit_map([] { tensor_map_set_size<1>(tile() + 32, 8); }); }}},
+    {"map published from 64",
+     {kWarp,
+      [] { edit_map([] {}), tensor_map_publish(reinterpret_cast<TensorMap*>(memory()), tile() + 64); }}},
+    {"map published by half a warp",
+     {kWarp,
+      [] {
+        edit_map([] {});
+        if (lane() < 16) tensor_map_publish(reinterpret_cast<TensorMap*>(memory()), tile());
       }}},
     {"store not committed",
      {kWarp,
