@@ -30,7 +30,7 @@ BUGS = {
         "StoreNotCommitted": "exit",
         "StoreOntoBarrier": "mbarrier",
         "WrongStride": "wrong",
-        "WrongSwizzle": "wrong",
+        "WrongSwizzle": "wgmma",
         "NoWgmmaFence": "accumulator",
         "DivergentOperands": "divergence",
         "AddsToNothing": "accumulator",
