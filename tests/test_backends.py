@@ -36,6 +36,19 @@ for M in (1, 2, 3, 5, 9, 33, 65):
             record(f"fp8_gemm {M} {dtype} {size}", SPECS["fp8_gemm"].op(**x))
             record(f"token cast {M} {dtype} {size}", SPECS["per_token_group_quant_fp8"].op(x["a"]))
             record(f"block cast {M} {dtype} {size}", SPECS["per_block_quant_fp8"].op(x["a"]))
+for M in (3, 8, 33, 70):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x = SPECS["grouped_gemm"].make_inputs(M=M, N=45, K=1100, a_dtype=dtype)
+        x["b"][:, ::3] *= 2.0**-15  # of float16 the smallest, subnormal ones too
+        x["b"][0, 1, 7] = float("inf")
+        for layout, b in (("K", x["b"]), ("N", x["b"].mT.contiguous().mT)):
+            record(f"grouped_gemm {M} {dtype} {layout}", SPECS["grouped_gemm"].op(**x | {"b": b}))
+        x = SPECS["grouped_gemm_wgrad"].make_inputs(M=50 * M, N=45, K=75, a_dtype=dtype)
+        record(f"wgrad {M} {dtype}", SPECS["grouped_gemm_wgrad"].op(**x))
+        for w_dtype in (dtype, torch.float8_e4m3fn):
+            dims = {"T": M, "H": 1100, "I": 200, "x_dtype": dtype, "w_dtype": w_dtype}
+            x = SPECS["fused_experts"].make_inputs(**dims, bias=True)
+            record(f"fused_experts {M} {dtype} {w_dtype}", SPECS["fused_experts"].op(**x))
 codes = torch.arange(256, dtype=torch.uint8).view(2, 128).view(torch.float8_e4m3fn)
 for sf in (2.0**-149, 2.0**-120, 1e-3, 1e30, 3e38):
     for dtype in (torch.bfloat16, torch.float16, torch.float32):

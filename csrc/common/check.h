@@ -96,6 +96,12 @@ inline void check_same(const char* op, const char* arg, const char* name, int64_
   fail(op, arg, prefix + std::to_string(wanted) + " (that of " + owner + ")", prefix + std::to_string(size));
 }
 
+inline void check_same_dtype(const char* op, const char* arg, ScalarType dtype, ScalarType wanted,
+                             const char* owner) {
+  if (dtype != wanted)
+    fail(op, arg, std::string(dtype_name(wanted)) + " (that of " + owner + ")", dtype_name(dtype));
+}
+
 // The CPU kernels run on CPU tensors only; the dispatcher sees to the first argument, the rest is checked
 // here.
 inline void check_cpu(const char* op, const char* arg, const Tensor& t, const char* owner) {

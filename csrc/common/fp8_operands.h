@@ -64,17 +64,17 @@ inline cpu::GemmProblem problem_of(const Tensor& a, const std::optional<Tensor>&
   };
 }
 
-// The scale factors of some experts as contiguous float32.
-class ExpertSf {
+// The scale factors, or biases, of some experts as contiguous float32.
+class ExpertFloats {
  public:
-  explicit ExpertSf(const Tensor& sf) : sf_(sf) {}
+  explicit ExpertFloats(const Tensor& all) : all_(all) {}
   const float* of(int64_t expert) {
-    views_.emplace_back(sf_, expert);
+    views_.emplace_back(all_, expert);
     return views_.back().data();
   }
 
  private:
-  const Tensor& sf_;
+  const Tensor& all_;
   std::vector<Float32View> views_;  // each keeps its values where they are when it moves
 };
 

@@ -44,12 +44,12 @@ struct GemmChunk {
   plan::GemmPath path;
   int64_t m0;
   int64_t num_rows;
-  float* a;  // [num_rows, padded_k(K)] in the order of `path`: see gemm_kernel.h
+  float* a;  // [num_rows, padded_k(K)] in the order of `path`: see the kernels
 };
 
 struct GemmKernels {
   plan::GemmShape shape;
-  // Packs slabs [begin, end) of kGemmSlab columns of K.
+  // Packs slabs [begin, end) of kGemmSlab columns of K, as far as there are.
   void (*pack)(const GemmChunk&, int64_t begin, int64_t end);
   // Computes tasks [begin, end) of shape.cols columns of d.
   void (*run)(const GemmChunk&, int64_t begin, int64_t end);

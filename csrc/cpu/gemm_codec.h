@@ -24,6 +24,7 @@ struct BFloat16Codec {
   static MOELA_INLINE F decode(I words, int i) {
     return mask_bits(i == 0 ? shift_left32(words, 16) : words, 0xFFFF0000);
   }
+  static MOELA_INLINE F widen(const uint16_t* p) { return decode(load_halves(p), 0); }
 };
 
 struct Float16Codec {
@@ -33,6 +34,7 @@ struct Float16Codec {
   static MOELA_INLINE F decode(I words, int i) {
     return from_low_halves(i == 0 ? words : shift_right32(words, 16));
   }
+  static MOELA_INLINE F widen(const uint16_t* p) { return from_low_halves(load_halves(p)); }
 };
 
 struct Float32Codec {
@@ -40,6 +42,7 @@ struct Float32Codec {
   static constexpr int kPerWord = 1;
   static constexpr bool kHasSf = false;
   static MOELA_INLINE F decode(I words, int) { return mask_bits(words, 0xFFFFFFFF); }
+  static MOELA_INLINE F widen(const float* p) { return load(p); }
 };
 
 // Calls f with the codec of `dtype`.

@@ -4,8 +4,8 @@
 // Bound: the DRAM rate of b for few rows of a, the multiply-add rate from about eight rows on.
 //
 // One task is kCols columns of d for all rows of the chunk. Few rows take dot products along K (gemm_dot.h),
-// more rows a panel of transposed weights (gemm_panel.h). How elements of b become weights is a codec
-// (gemm_codec.h).
+// more rows a panel of transposed weights (gemm_panel.h); a b stored [K, N] needs no transposing
+// (gemm_rows.h). How elements of b become weights is a codec (gemm_codec.h).
 //
 // Numerics, the same on both ways and on every instruction set, for one element of d:
 //   w = code * sf_b and, for e4m3 activations, a * sf_a are rounded to float32.
@@ -167,10 +167,17 @@ inline void add_bias(const GemmProblem& p, const Columns& columns, int64_t num_r
     for (int64_t n = 0; n < columns.count; ++n) sums[m * kCols + n] += p.bias[columns.n0 + n];
 }
 
+inline void store_sums(const GemmChunk& chunk, const Columns& columns, const float* sums) {
+  const GemmProblem& p = *chunk.problem;
+  for (int64_t m = 0; m < chunk.num_rows; ++m)
+    store_floats(sums + m * kCols, columns.count, p.d_dtype, p.d, (chunk.m0 + m) * p.ldd + columns.n0);
+}
+
 }  // namespace
 
 #include "cpu/gemm_dot.h"
 #include "cpu/gemm_panel.h"
+#include "cpu/gemm_rows.h"
 
 namespace {
 
@@ -178,6 +185,8 @@ namespace {
 void sum_columns(const GemmChunk& chunk, const Columns& columns, float* sums) {
   with_codec(chunk.problem->b_dtype, [&](auto codec) {
     using Codec = decltype(codec);
+    if constexpr (!Codec::kHasSf)
+      if (chunk.problem->stride_bk != 1) return rows_sums<Codec>(chunk, columns, sums);
     switch (chunk.path) {
       case GemmPath::kDot: return dot_sums<Codec>(chunk, columns, sums);
       case GemmPath::kPanel: return panel_sums<Codec>(chunk, columns, sums);
@@ -204,12 +213,10 @@ void pack(const GemmChunk& chunk, int64_t begin, int64_t end) {
 void run(const GemmChunk& chunk, int64_t begin, int64_t end) {
   [[maybe_unused]] const ExactSubnormals guard;
   alignas(64) float sums[kSumsSize];
-  const GemmProblem& p = *chunk.problem;
   for (int64_t task = begin; task < end; ++task) {
-    const Columns columns = columns_of(p, task);
+    const Columns columns = columns_of(*chunk.problem, task);
     sum_columns(chunk, columns, sums);
-    for (int64_t m = 0; m < chunk.num_rows; ++m)
-      store_floats(sums + m * kCols, columns.count, p.d_dtype, p.d, (chunk.m0 + m) * p.ldd + columns.n0);
+    store_sums(chunk, columns, sums);
   }
 }
 

@@ -8,13 +8,6 @@
 
 namespace moela::cpu {
 
-inline const void* at_element(const void* p, Dtype dtype, int64_t i) {
-  return static_cast<const char*>(p) + i * size_of(dtype);
-}
-inline void* at_element(void* p, Dtype dtype, int64_t i) {
-  return static_cast<char*>(p) + i * size_of(dtype);
-}
-
 // `count` rows of a problem, from row `first` of a, of its scale factors and of d on.
 inline GemmProblem rows_of(GemmProblem p, int64_t first, int64_t count) {
   p.a = at_element(p.a, p.a_dtype, first * p.lda);

@@ -1,6 +1,7 @@
 // One set of kernels per instruction set, and which of them this process runs.
 #pragma once
 
+#include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
@@ -17,6 +18,8 @@ namespace moela::cpu {
 struct Kernels {
   const char* isa;
   GemmKernels gemm;
+  GemmKernels grouped_gemm_wgrad;
+  FusedExpertsKernels fused_experts;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

@@ -1,6 +1,8 @@
 // The kernels for one instruction set. CMakeLists.txt has the compiler options that belong to it.
 #define MOELA_SIMD_SCALAR
+#include "cpu/fused_experts_kernel.h"
 #include "cpu/gemm_kernel.h"
+#include "cpu/grouped_gemm_wgrad_kernel.h"
 #include "cpu/isa.h"
 #include "cpu/moe_permute_kernel.h"
 #include "cpu/moe_topk_kernel.h"
@@ -15,6 +17,8 @@
 const moela::cpu::Kernels moela::cpu::kScalar = {
     .isa = "scalar",
     .gemm = kGemmKernels,
+    .grouped_gemm_wgrad = kGroupedGemmWgradKernels,
+    .fused_experts = kFusedExpertsKernels,
     .moe_permute = moe_permute,
     .moe_topk = moe_topk,
     .moe_unpermute = moe_unpermute,

@@ -21,7 +21,7 @@ void check(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, 
 
 void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
             const Tensor& expert_offsets, Tensor& d) {
-  ExpertSf sf(sf_b);
+  ExpertFloats sf(sf_b);
   const cpu::GroupedGemmParams params = {.all = problem_of(a, sf_a, b, d),
                                          .stride_be = b.stride(0),
                                          .expert_offsets = int32s(expert_offsets),

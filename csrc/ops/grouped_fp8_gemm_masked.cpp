@@ -21,7 +21,7 @@ void check(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, 
 
 void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
             const Tensor& expert_counts, Tensor& d) {
-  ExpertSf sf(sf_b);
+  ExpertFloats sf(sf_b);
   const cpu::GroupedFp8GemmMaskedParams params = {.first = problem_of(a, sf_a, b, d),
                                                   .stride_ae = a.stride(0),
                                                   .stride_sf_ae = sf_a ? sf_a->stride(0) : 0,

@@ -23,6 +23,11 @@ import triton
 from moela.kernels import (
     _fp8,
     fp8_gemm,
+    fused_experts,
+    grouped_fp8_gemm,
+    grouped_fp8_gemm_masked,
+    grouped_gemm,
+    grouped_gemm_wgrad,
     moe_permute,
     moe_topk,
     moe_unpermute,
@@ -56,6 +61,40 @@ def gemm(a: torch.dtype, sf_b=F32, bias=None, out_dtype=BF16, M=100, N=7168, K=2
     )
     kwargs = {"bias": torch.empty(N, dtype=bias) if bias else None, "out_dtype": out_dtype}
     return fp8_gemm.launch, args, kwargs | {"out": (torch.empty(M, N, dtype=out_dtype),)}
+
+
+def experts(a: torch.dtype, out_dtype=BF16, masked=False, K=2048, row_pad=0) -> Launch:
+    """Arguments of grouped_fp8_gemm.launch or of its masked form; row_pad as in gemm()."""
+    E, M, N, blocks = 5, 100, 7168, -(-K // 128)
+    batch = (E, M) if masked else (M,)
+    args = (
+        torch.empty(*batch, K + row_pad).to(a)[..., :K],
+        torch.empty(*batch, blocks) if a == FP8 else None,
+        torch.empty(E, N, K).to(FP8),
+        torch.empty(E, -(-N // 128), blocks),
+        torch.empty(E + (not masked), dtype=torch.int32),
+    )
+    launch = grouped_fp8_gemm_masked.launch if masked else grouped_fp8_gemm.launch
+    out = (torch.empty(*batch, N, dtype=out_dtype),)
+    return launch, args, {"out_dtype": out_dtype, "out": out}
+
+
+def plain_experts(dtype: torch.dtype, n_contiguous=False, K=2048, row_pad=0) -> Launch:
+    E, M, N = 5, 100, 2880
+    b = torch.empty(E, K, N, dtype=dtype).mT if n_contiguous else torch.empty(E, N, K, dtype=dtype)
+    a = torch.empty(M, K + row_pad, dtype=dtype)[:, :K]
+    args = (a, b, torch.empty(E + 1, dtype=torch.int32))
+    return grouped_gemm.launch, args, {"out": (torch.empty(M, N, dtype=dtype),)}
+
+
+def weight_gradient(dtype: torch.dtype, K=2048) -> Launch:
+    E, M, N = 5, 100, 2880
+    args = (
+        torch.empty(M, N, dtype=dtype),
+        torch.empty(M, K, dtype=dtype),
+        torch.empty(E + 1, dtype=torch.int32),
+    )
+    return grouped_gemm_wgrad.launch, args, {"out": (torch.empty(E, N, K, dtype=dtype),)}
 
 
 def token_quant(dtype: torch.dtype, ue8m0: bool, group_size=128) -> Launch:
@@ -112,6 +151,16 @@ def unpermute(dtype: torch.dtype, has_weights: bool, H=7168, topk=8) -> Launch:
     return moe_unpermute.launch, args, {"out": (torch.empty(100, H, dtype=dtype),)}
 
 
+def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
+    ids = torch.empty(100, topk, dtype=dtype)
+    return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
+
+
+def biased(dtype: torch.dtype, E: int) -> Launch:
+    args = (torch.empty(100, 5760), torch.empty(E, 5760, dtype=dtype), torch.empty(E + 1, dtype=torch.int32))
+    return fused_experts.add_bias, args, {}
+
+
 VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-e4m3": lambda: gemm(FP8),
     "fp8_gemm-e4m3-pointers": lambda: gemm(FP8, row_pad=8),
@@ -126,6 +175,26 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-bf16-narrow": lambda: gemm(BF16, N=64),
     "fp8_gemm-f32-odd": lambda: gemm(F32, out_dtype=F32, K=2047),
     "fp8_gemm-f32": lambda: gemm(F32, out_dtype=F32),
+    # Its other kernels are those of the ops that it is made of.
+    "fused_experts-sort-i32": lambda: sorted_ids(torch.int32, 8),
+    "fused_experts-sort-i64": lambda: sorted_ids(torch.int64, 6),
+    "fused_experts-bias-bf16": lambda: biased(BF16, 128),
+    "fused_experts-bias-f32-384": lambda: biased(F32, 384),
+    "grouped_fp8_gemm-e4m3": lambda: experts(FP8),
+    "grouped_fp8_gemm-e4m3-pointers": lambda: experts(FP8, row_pad=8),
+    "grouped_fp8_gemm-e4m3-odd": lambda: experts(FP8, K=2047),
+    "grouped_fp8_gemm-bf16": lambda: experts(BF16),
+    "grouped_fp8_gemm-f32": lambda: experts(F32, out_dtype=F32),
+    "grouped_fp8_gemm_masked-e4m3": lambda: experts(FP8, masked=True),
+    "grouped_fp8_gemm_masked-bf16": lambda: experts(BF16, masked=True),
+    "grouped_gemm-bf16": lambda: plain_experts(BF16),
+    "grouped_gemm-bf16-pointers": lambda: plain_experts(BF16, row_pad=4),
+    "grouped_gemm-bf16-odd": lambda: plain_experts(BF16, K=2047),
+    "grouped_gemm-bf16-transposed": lambda: plain_experts(BF16, n_contiguous=True),
+    "grouped_gemm-f32": lambda: plain_experts(F32),
+    "grouped_gemm_wgrad-bf16": lambda: weight_gradient(BF16),
+    "grouped_gemm_wgrad-bf16-odd": lambda: weight_gradient(BF16, K=2047),
+    "grouped_gemm_wgrad-f32": lambda: weight_gradient(F32),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
@@ -170,7 +239,7 @@ def gpu_target(name: str) -> GPUTarget:
 
 
 def moela_target(name: str) -> _fp8.Target:
-    return _fp8.cuda_target(int(name[3:])) if name.startswith("sm_") else _fp8.hip_target(name)
+    return _fp8.cuda_target(int(name[3:]), 100) if name.startswith("sm_") else _fp8.hip_target(name, 100)
 
 
 class NoDevice:
