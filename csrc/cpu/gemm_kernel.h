@@ -185,8 +185,6 @@ namespace {
 void sum_columns(const GemmChunk& chunk, const Columns& columns, float* sums) {
   with_codec(chunk.problem->b_dtype, [&](auto codec) {
     using Codec = decltype(codec);
-    if constexpr (!Codec::kHasSf)
-      if (chunk.problem->stride_bk != 1) return rows_sums<Codec>(chunk, columns, sums);
     switch (chunk.path) {
       case GemmPath::kDot: return dot_sums<Codec>(chunk, columns, sums);
       case GemmPath::kPanel: return panel_sums<Codec>(chunk, columns, sums);
@@ -210,11 +208,35 @@ void pack(const GemmChunk& chunk, int64_t begin, int64_t end) {
   });
 }
 
+// As run, of a b that is stored [K, N].
+template <class Codec>
+void run_rows(const GemmChunk& chunk, int64_t begin, int64_t end) {
+  constexpr int kTasks = RowPanel<Codec>::kTasks;
+  alignas(64) static thread_local float sums[kTasks * kMaxRows * kCols];
+  const GemmProblem& p = *chunk.problem;
+  for (int64_t task = begin; task < end; task += kTasks) {
+    const int64_t n0 = task * kCols, stop = min_of(min_of(task + kTasks, end) * kCols, p.N);
+    rows_sums<Codec>(chunk, {.n0 = n0, .count = stop - n0, .next = nullptr}, sums);
+    for (int64_t t = 0; n0 + t * kCols < stop; ++t) {
+      float* of_task = sums + t * chunk.num_rows * kCols;
+      add_bias(p, columns_of(p, task + t), chunk.num_rows, of_task);
+      store_sums(chunk, columns_of(p, task + t), of_task);
+    }
+  }
+}
+
 void run(const GemmChunk& chunk, int64_t begin, int64_t end) {
   [[maybe_unused]] const ExactSubnormals guard;
+  const GemmProblem& p = *chunk.problem;
+  if (p.stride_bk != 1) {
+    with_codec(p.b_dtype, [&](auto codec) {
+      if constexpr (!decltype(codec)::kHasSf) run_rows<decltype(codec)>(chunk, begin, end);
+    });
+    return;
+  }
   alignas(64) float sums[kSumsSize];
   for (int64_t task = begin; task < end; ++task) {
-    const Columns columns = columns_of(*chunk.problem, task);
+    const Columns columns = columns_of(p, task);
     sum_columns(chunk, columns, sums);
     store_sums(chunk, columns, sums);
   }

@@ -39,23 +39,34 @@ void pack_wgrad(const GemmChunk& chunk, int64_t begin, int64_t end) {
   }
 }
 
+// Rows k0 ... of b as float32, into weights[steps][kCols]; zeros beyond K and beyond the columns.
+template <class Codec>
+void load_steps(const GemmProblem& p, const Columns& columns, int64_t k0, int64_t steps, float* weights) {
+  using Element = typename Codec::Element;
+  const Element* row = static_cast<const Element*>(p.b) + k0 * p.stride_bk + columns.n0;
+  for (int64_t k = 0; k < steps; ++k, row += p.stride_bk, weights += kCols) {
+    Element copy[kCols];
+    const Element* from = row;
+    if (columns.count < kCols || k0 + k >= p.K) {
+      std::memset(copy, 0, sizeof copy);
+      if (k0 + k < p.K) std::memcpy(copy, row, columns.count * sizeof(Element));
+      from = copy;
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) store(weights + v * kLanes, Codec::widen(from + v * kLanes));
+  }
+}
+
 template <class Codec>
 void wgrad_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
   const GemmProblem& p = *chunk.problem;
   const RowTiles tiles(chunk.num_rows, kTileRows);
   const MultiplyFn larger = multiply_for(tiles.base + 1), smaller = multiply_for(tiles.base);
-  const RowsOfB<Codec> rows = {static_cast<const typename Codec::Element*>(p.b) + columns.n0, p.stride_bk,
-                               columns.count};
   alignas(64) float weights[kSteps * kCols];
   std::memset(sums, 0, chunk.num_rows * kCols * sizeof(float));
   for (int64_t k0 = 0; k0 < p.K; k0 += kSteps) {
     const int64_t steps = chain_steps(p, k0);
-    for (int64_t k = 0; k < steps; ++k) {
-      if (k0 + k < p.K)
-        rows.load_into(k0 + k, weights + k * kCols);
-      else
-        std::memset(weights + k * kCols, 0, kCols * sizeof(float));
-    }
+    load_steps<Codec>(p, columns, k0, steps, weights);
     for (int64_t t = 0; t < tiles.count; ++t) {
       float* out = sums + tiles.begin(t) * kCols;
       (t < tiles.larger ? larger : smaller)(chunk.a + k0 * chunk.num_rows + tiles.begin(t) * steps, weights,

@@ -5,11 +5,13 @@
 #include <sstream>
 
 #include "plan/fp8_gemm_sm90.h"
+#include "plan/fused_experts.h"
 #include "plan/grouped_gemm.h"
 
 namespace py = pybind11;
 using moela::plan::Fp8GemmSm90Plan;
 using moela::plan::Fp8GemmSm90Tile;
+using moela::plan::FusedExpertsPlan;
 using moela::plan::GemmRowChunk;
 using moela::plan::GroupedGemmPlan;
 
@@ -48,6 +50,13 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       },
       py::arg("num_rows"), py::arg("N"), py::arg("bytes_per_row"), py::kw_only(),
       py::arg("needs_panel") = false, py::arg("cols"), py::arg("dot_rows"));
+  py::class_<FusedExpertsPlan>(m, "FusedExpertsPlan")
+      .def_readonly("num_chunks", &FusedExpertsPlan::num_chunks)
+      .def_readonly("tokens_per_chunk", &FusedExpertsPlan::tokens_per_chunk)
+      .def("__repr__", printed<FusedExpertsPlan>);
+  m.def("plan_fused_experts", moela::plan::plan_fused_experts, py::arg("num_tokens"), py::arg("hidden"));
+  m.def("fused_experts_row_bytes", moela::plan::fused_experts_row_bytes, py::arg("hidden"),
+        py::arg("intermediate"));
   py::class_<Fp8GemmSm90Tile>(m, "Fp8GemmSm90Tile")
       .def_readonly("swaps", &Fp8GemmSm90Tile::swaps)
       .def_property_readonly("block_left", &Fp8GemmSm90Tile::block_left)

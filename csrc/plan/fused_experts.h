@@ -18,8 +18,8 @@ struct FusedExpertsPlan {
 
 // A chunk of tokens does not change a bit of a token's result.
 inline FusedExpertsPlan plan_fused_experts(int64_t num_tokens, int64_t hidden) {
-  const int64_t bytes = hidden * static_cast<int64_t>(sizeof(float));
-  const int64_t most = bytes > kMaxSumsBytes || bytes == 0 ? 1 : kMaxSumsBytes / bytes;
+  const int64_t bytes = hidden == 0 ? 1 : hidden * static_cast<int64_t>(sizeof(float));
+  const int64_t most = bytes > kMaxSumsBytes ? 1 : kMaxSumsBytes / bytes;
   const int64_t num_chunks = (num_tokens + most - 1) / most;
   return {.num_chunks = num_chunks,
           .tokens_per_chunk = num_chunks == 0 ? 0 : (num_tokens + num_chunks - 1) / num_chunks};

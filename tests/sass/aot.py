@@ -22,6 +22,7 @@ import torch
 import triton
 from moela.kernels import (
     _fp8,
+    _rest,
     fp8_gemm,
     fused_experts,
     grouped_fp8_gemm,
@@ -95,6 +96,17 @@ def weight_gradient(dtype: torch.dtype, K=2048) -> Launch:
         torch.empty(E + 1, dtype=torch.int32),
     )
     return grouped_gemm_wgrad.launch, args, {"out": (torch.empty(E, N, K, dtype=dtype),)}
+
+
+def rest(dtype: torch.dtype, has_begin: bool) -> Launch:
+    """Of the rows that a grouped product leaves alone."""
+    matrices = 1 if has_begin else 5
+    bound = torch.empty(matrices, dtype=torch.int32)
+    return (
+        _rest.clear_rest,
+        (torch.empty(matrices, 100, 7168, dtype=dtype), bound if has_begin else None, bound),
+        {},
+    )
 
 
 def token_quant(dtype: torch.dtype, ue8m0: bool, group_size=128) -> Launch:
@@ -195,6 +207,8 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "grouped_gemm_wgrad-bf16": lambda: weight_gradient(BF16),
     "grouped_gemm_wgrad-bf16-odd": lambda: weight_gradient(BF16, K=2047),
     "grouped_gemm_wgrad-f32": lambda: weight_gradient(F32),
+    "clear_rest-bf16": lambda: rest(BF16, has_begin=True),
+    "clear_rest-f32": lambda: rest(F32, has_begin=False),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),

@@ -26,7 +26,6 @@ def num_rows(M: int, E: int, counts: Sequence[int] | None) -> tuple[int, int]:
     return sum(counts), sum(c > 0 for c in counts)
 
 
-def rows_in_groups(M: int, expert_offsets: Tensor) -> Tensor:
-    """[M, 1] bool."""
-    row = torch.arange(M, device=expert_offsets.device)[:, None]
-    return (row >= expert_offsets[0]) & (row < expert_offsets[-1])
+def rows_in_groups(expert_offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """(begin, end), [1] each: the rows of all groups are one range."""
+    return expert_offsets[:1], expert_offsets[-1:]

@@ -73,12 +73,11 @@ def _empty(a, sf_a, b, sf_b, expert_offsets, *, out_dtype=torch.bfloat16) -> tup
     return (a.new_empty((a.size(0), b.size(1)), dtype=out_dtype),)
 
 
-def expert_inputs(M: int, N: int, K: int, E: int, **options: Any) -> dict[str, Any]:
-    """The inputs of `fp8_gemm` with a weight [E, N, K] and its scale factors [E, ceil(N/128), ...]."""
-    whole = -(-N // BLOCK) * BLOCK  # rows of a weight with no part of a scale block
-    inputs = make_inputs_of_one(M, E * whole, K, **options)
-    inputs["b"] = inputs["b"].view(E, whole, K)[:, :N].contiguous()
-    inputs["sf_b"] = inputs["sf_b"].view(E, whole // BLOCK, -(-K // BLOCK))
+def expert_inputs(M: int, N: int, K: int, E: int, seed: int, **options: Any) -> dict[str, Any]:
+    """The inputs of `fp8_gemm` with E weights, made one by one: at once they would take memory in float32."""
+    inputs = make_inputs_of_one(M, 0, K, seed=seed, **options)
+    experts = [make_inputs_of_one(0, N, K, seed=seed + 1 + e, **options) for e in range(E)]
+    inputs |= {name: torch.stack([expert[name] for expert in experts]) for name in ("b", "sf_b")}
     del inputs["bias"]
     return inputs
 
@@ -152,6 +151,6 @@ register(
         bytes=_bytes,
         strided_out=True,
         batch_args=("a", "sf_a"),
-        written=lambda a, sf_a, b, sf_b, expert_offsets, **_: (rows_in_groups(a.size(0), expert_offsets),),
+        written=lambda a, sf_a, b, sf_b, expert_offsets, **_: rows_in_groups(expert_offsets),
     )
 )

@@ -1,20 +1,16 @@
 """Definition of ``grouped_gemm``: each expert's rows times its weight, rounded once."""
 
-import itertools
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from moela.reference.fp8_gemm import wide_dtype
 
 
-def groups(expert_offsets: Tensor) -> Iterator[tuple[int, slice]]:
-    """(expert, its rows) for the experts that have some. The one place that reads offsets on the host."""
+def groups(expert_offsets: Tensor) -> list[tuple[int, slice]]:
+    """(expert, its rows) of the experts that have some; reads the offsets on the host."""
     bounds = expert_offsets.tolist()
-    for expert, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        if begin < end:
-            yield expert, slice(begin, end)
+    rows_of = [slice(*bounds[expert : expert + 2]) for expert in range(len(bounds) - 1)]
+    return [(expert, rows) for expert, rows in enumerate(rows_of) if rows.start < rows.stop]
 
 
 def grouped_gemm(a: Tensor, b: Tensor, expert_offsets: Tensor) -> Tensor:
