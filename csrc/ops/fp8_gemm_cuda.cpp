@@ -18,8 +18,8 @@ cuda::GemmFloat gemm_float(ScalarType dtype) {
   }
 }
 
-plan::Fp8GemmSm90Machine machine(int32_t device) {
-  plan::Fp8GemmSm90Machine m;
+plan::GemmSm90Machine machine(int32_t device) {
+  plan::GemmSm90Machine m;
   check_launch("fp8_gemm", cudaDeviceGetAttribute(&m.num_sms, cudaDevAttrMultiProcessorCount, device));
   return m;
 }
@@ -27,7 +27,7 @@ plan::Fp8GemmSm90Machine machine(int32_t device) {
 void fp8_gemm_out(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
                   const std::optional<Tensor>& bias, Tensor d) {
   if (!sf_a) fail("fp8_gemm", "sf_a", "a tensor (the CUDA kernel multiplies e4m3 activations)", "None");
-  const cuda::Fp8GemmArgs args = {
+  const cuda::GemmArgs args = {
       .a = static_cast<const uint8_t*>(a.const_data_ptr()),
       .lda = a.stride(0),
       .sf_a = static_cast<const float*>(sf_a->const_data_ptr()),

@@ -1,7 +1,10 @@
 // moela._plan: the plans as Python functions, for tests and for who wants to see what will run.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <iterator>
 #include <sstream>
+#include <vector>
 
 #include "plan/fp8_gemm.h"
 #include "plan/fp8_gemm_sm90.h"
@@ -10,7 +13,7 @@ namespace py = pybind11;
 using moela::plan::Fp8GemmPlan;
 using moela::plan::Fp8GemmShape;
 using moela::plan::Fp8GemmSm90Plan;
-using moela::plan::Fp8GemmSm90Tile;
+using moela::plan::GemmSm90Tile;
 
 namespace {
 
@@ -38,22 +41,33 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       },
       py::arg("M"), py::arg("N"), py::kw_only(), py::arg("has_large_sf") = false, py::arg("cols"),
       py::arg("dot_rows"));
-  py::class_<Fp8GemmSm90Tile>(m, "Fp8GemmSm90Tile")
-      .def_readonly("swaps", &Fp8GemmSm90Tile::swaps)
-      .def_property_readonly("block_left", &Fp8GemmSm90Tile::block_left)
-      .def_readonly("block_right", &Fp8GemmSm90Tile::block_right)
-      .def_readonly("cluster", &Fp8GemmSm90Tile::cluster)
-      .def_readonly("stages", &Fp8GemmSm90Tile::stages);
+  py::class_<GemmSm90Tile>(m, "GemmSm90Tile")
+      .def_readonly("swaps", &GemmSm90Tile::swaps)
+      .def_property_readonly("block_left", &GemmSm90Tile::block_left)
+      .def_readonly("block_right", &GemmSm90Tile::block_right)
+      .def_readonly("cluster", &GemmSm90Tile::cluster)
+      .def_property_readonly("cluster_left", &GemmSm90Tile::cluster_left)
+      .def_property_readonly("cluster_right", &GemmSm90Tile::cluster_right)
+      .def_readonly("splits", &GemmSm90Tile::splits)
+      .def_readonly("stages", &GemmSm90Tile::stages)
+      .def("__repr__", printed<GemmSm90Tile>);
+  m.attr("GEMM_SM90_TILES") = py::cast(std::vector<GemmSm90Tile>(std::begin(moela::plan::kGemmSm90Tiles),
+                                                                 std::end(moela::plan::kGemmSm90Tiles)));
   py::class_<Fp8GemmSm90Plan>(m, "Fp8GemmSm90Plan")
       .def_property_readonly("tile",
-                             [](const Fp8GemmSm90Plan& p) { return moela::plan::kFp8GemmSm90Tiles[p.tile]; })
+                             [](const Fp8GemmSm90Plan& p) { return moela::plan::kGemmSm90Tiles[p.tile]; })
+      .def_readonly("splits", &Fp8GemmSm90Plan::splits)
       .def_readonly("tiles_left", &Fp8GemmSm90Plan::tiles_left)
       .def_readonly("tiles_right", &Fp8GemmSm90Plan::tiles_right)
+      .def_readonly("cluster", &Fp8GemmSm90Plan::cluster)
       .def_readonly("grid", &Fp8GemmSm90Plan::grid)
       .def_readonly("microseconds", &Fp8GemmSm90Plan::microseconds)
       .def("__repr__", printed<Fp8GemmSm90Plan>);
+  m.def("gemm_sm90_splits", moela::plan::gemm_sm90_splits, py::arg("N"), py::arg("K"));
   m.def(
       "plan_fp8_gemm_sm90",
-      [](int64_t M, int64_t N, int64_t K) { return moela::plan::plan_fp8_gemm_sm90(M, N, K); }, py::arg("M"),
-      py::arg("N"), py::arg("K"));
+      [](int64_t M, int64_t N, int64_t K, int num_sms) {
+        return moela::plan::plan_fp8_gemm_sm90(M, N, K, {.num_sms = num_sms});
+      },
+      py::arg("M"), py::arg("N"), py::arg("K"), py::kw_only(), py::arg("num_sms") = 132);
 }

@@ -8,9 +8,6 @@
 namespace moela::cuda {
 namespace fp8_gemm_host {
 
-template <int kTile, plan::Fp8GemmSm90Tile kT = plan::kFp8GemmSm90Tiles[kTile]>
-using ConfigOf = sm90::Fp8GemmConfig<kT.swaps, kT.warpgroups, kT.block_right, kT.cluster, kT.stages>;
-
 constexpr bool is_aligned(const void* p, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride_bytes % 16 == 0;
 }
@@ -27,22 +24,23 @@ inline TensorSpec matrix(const void* base, ElementType type, int64_t rows, int64
           .swizzle = Swizzle::k128B};
 }
 
-inline bool stores_by_tma(const Fp8GemmArgs& g, bool swaps) {
+inline bool stores_by_tma(const GemmArgs& g, bool swaps) {
   return !swaps && g.d_dtype != GemmFloat::kFloat32 && is_aligned(g.d, g.ldd * 2);
 }
 
 template <class C>
-std::string launch_config(const Fp8GemmArgs& g, const plan::Fp8GemmSm90Plan& plan, Stream stream) {
-  sm90::Fp8GemmParams p = {.left = {},
-                           .right = {},
-                           .d = {},
-                           .args = g,
-                           .tiles_left = plan.tiles_left,
-                           .tiles_right = plan.tiles_right};
-  const TensorSpec a = matrix(g.a, ElementType::kUint8, g.M, g.K, g.lda,
-                              C::kSwaps ? C::kRight / C::kCluster : C::kLeft, C::kStep);
-  const TensorSpec b = matrix(g.b, ElementType::kUint8, g.N, g.K, g.ldb,
-                              C::kSwaps ? C::kLeft : C::kRight / C::kCluster, C::kStep);
+std::string launch_config(const GemmArgs& g, const plan::Fp8GemmSm90Plan& plan, Stream stream) {
+  sm90::GemmParams p = {.left = {},
+                        .right = {},
+                        .d = {},
+                        .args = g,
+                        .splits = plan.splits,
+                        .tiles_left = plan.tiles_left,
+                        .tiles_right = plan.tiles_right};
+  const TensorSpec a =
+      matrix(g.a, ElementType::kUint8, g.M, g.K, g.lda, C::kSwaps ? C::kRightBox : C::kLeftBox, C::kStep);
+  const TensorSpec b =
+      matrix(g.b, ElementType::kUint8, g.N, g.K, g.ldb, C::kSwaps ? C::kLeftBox : C::kRightBox, C::kStep);
   std::string error = encode_tensor_map(&p.left, C::kSwaps ? b : a);
   if (error.empty()) error = encode_tensor_map(&p.right, C::kSwaps ? a : b);
   const bool by_tma = stores_by_tma(g, C::kSwaps);
@@ -54,7 +52,7 @@ std::string launch_config(const Fp8GemmArgs& g, const plan::Fp8GemmSm90Plan& pla
   if (!error.empty()) return error;
   const LaunchShape shape = {.grid = plan.grid,
                              .block = C::kThreads,
-                             .cluster = C::kCluster,
+                             .cluster = plan.cluster,
                              .smem_bytes = C::kSmemBytes,
                              .overlaps_previous = true};
   if constexpr (!C::kSwaps)
@@ -62,18 +60,18 @@ std::string launch_config(const Fp8GemmArgs& g, const plan::Fp8GemmSm90Plan& pla
   return status_text(launch(shape, stream, &sm90::fp8_gemm_kernel<C, false>, p));
 }
 
-using LaunchFn = std::string (*)(const Fp8GemmArgs&, const plan::Fp8GemmSm90Plan&, Stream);
+using LaunchFn = std::string (*)(const GemmArgs&, const plan::Fp8GemmSm90Plan&, Stream);
 
 template <int... kTiles>
-std::string launch_tile(const Fp8GemmArgs& g, const plan::Fp8GemmSm90Plan& plan, Stream stream,
+std::string launch_tile(const GemmArgs& g, const plan::Fp8GemmSm90Plan& plan, Stream stream,
                         std::integer_sequence<int, kTiles...>) {
-  constexpr LaunchFn kLaunch[] = {launch_config<ConfigOf<kTiles>>...};
+  constexpr LaunchFn kLaunch[] = {launch_config<sm90::GemmConfig<kTiles>>...};
   return kLaunch[plan.tile](g, plan, stream);
 }
 
 }  // namespace fp8_gemm_host
 
-std::string why_not_fp8_gemm(const Fp8GemmArgs& g) {
+std::string why_not_fp8_gemm(const GemmArgs& g) {
   if (!fp8_gemm_host::is_aligned(g.a, g.lda))
     return "TMA reads rows of a that start at multiples of 16 bytes";
   if (!fp8_gemm_host::is_aligned(g.b, g.ldb))
@@ -81,9 +79,10 @@ std::string why_not_fp8_gemm(const Fp8GemmArgs& g) {
   return "";
 }
 
-std::string launch_fp8_gemm(const Fp8GemmArgs& g, const plan::Fp8GemmSm90Plan& plan, Stream stream) {
+std::string launch_fp8_gemm(const GemmArgs& g, const plan::Fp8GemmSm90Plan& plan, Stream stream) {
+  if (plan.splits > plan::ceil_div(g.K, 128)) return "a split of the sum over K would be empty";
   return fp8_gemm_host::launch_tile(g, plan, stream,
-                                    std::make_integer_sequence<int, plan::kNumFp8GemmSm90Tiles>());
+                                    std::make_integer_sequence<int, plan::kNumGemmSm90Tiles>());
 }
 
 }  // namespace moela::cuda

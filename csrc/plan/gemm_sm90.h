@@ -1,0 +1,102 @@
+// Tiles of the FP8 GEMMs on Hopper, how their sums over K are split, and what a tile costs. Pure: no torch,
+// no CUDA.
+#pragma once
+
+#include <cstdint>
+#include <ostream>
+
+namespace moela::plan {
+
+// A kernel that exists. Rows of the left operand of the tensor core come in 64 per warpgroup, of the right
+// one in block_right.
+struct GemmSm90Tile {
+  bool swaps = false;  // weights are the left operand, tokens the right one: d is computed transposed
+  int warpgroups = 1;  // that multiply; a block owns 64 rows of the left operand per warpgroup
+  int block_right;     // rows of the right operand of a block
+  int stages;          // of 128 columns of K
+  int cluster = 1;     // blocks that share one operand by multicast, with neighbouring rows of the other
+  bool shares_left = false;  // the operand that they share
+  bool splits = false;  // the sum over K is that of several splits; swapped, each has a block of a cluster
+  constexpr int block_left() const { return 64 * warpgroups; }
+  constexpr int cluster_left() const { return shares_left ? 1 : cluster; }
+  constexpr int cluster_right() const { return shares_left ? cluster : 1; }
+};
+
+// The order is the kernel's number. 128 x 128: the widest tile whose two partial accumulators and sums fit
+// the register file; with the totals of splits it is 128 x 64. Swapped: as few tokens as a decode step has,
+// and stages for 64 KB and more in flight per SM.
+constexpr GemmSm90Tile kGemmSm90Tiles[] = {
+    {.warpgroups = 2, .block_right = 128, .stages = 5},
+    {.warpgroups = 2, .block_right = 128, .stages = 5, .cluster = 2},
+    {.warpgroups = 2, .block_right = 64, .stages = 7},
+    {.warpgroups = 2, .block_right = 64, .stages = 7, .cluster = 2, .shares_left = true},
+    {.swaps = true, .block_right = 16, .stages = 16},
+    {.swaps = true, .block_right = 32, .stages = 14},
+    {.swaps = true, .block_right = 64, .stages = 10},
+    {.warpgroups = 2, .block_right = 64, .stages = 7, .splits = true},
+    {.warpgroups = 2, .block_right = 64, .stages = 7, .cluster = 2, .shares_left = true, .splits = true},
+    {.swaps = true, .block_right = 16, .stages = 16, .splits = true},
+    {.swaps = true, .block_right = 32, .stages = 14, .splits = true},
+    {.swaps = true, .block_right = 64, .stages = 10, .splits = true},
+};
+constexpr int kNumGemmSm90Tiles = sizeof kGemmSm90Tiles / sizeof kGemmSm90Tiles[0];
+
+constexpr int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// Into how many splits the sum over K is cut: split j is steps [j * steps / splits, (j + 1) * steps /
+// splits), summed in order from zero, and the splits are added in order. A function of the weight's shape
+// only, so that a row's bits depend on neither its batch nor the machine. Doubled until 64 blocks of 64
+// weights read the weight, which is about what it takes to draw the DRAM rate; but a step of 64 weights takes
+// an SM some 160 cycles and the reduction 1700, so halving fewer than 24 steps saves nothing.
+constexpr int gemm_sm90_splits(int64_t N, int64_t K) {
+  constexpr int kMaxSplits = 8;  // blocks of a cluster, the portable limit
+  constexpr int64_t kBlocks = 64, kMinSteps = 24;
+  if (ceil_div(K, 128) < kMinSteps) return 1;
+  int splits = 1;
+  while (splits < kMaxSplits && ceil_div(N, 64) * splits < kBlocks) splits *= 2;
+  return splits;
+}
+
+// What one H100 SXM does, published figures: 132 SMs at about 1.7 GHz, 3.35 TB/s, 4096 e4m3 multiply-adds per
+// SM and cycle. An SM takes about 64 bytes a cycle from L2.
+struct GemmSm90Machine {
+  int num_sms = 132;
+  double hertz = 1.7e9;
+  double dram_bytes_per_s = 3.35e12;
+  double l2_bytes_per_cycle = 64;
+  double fma_per_cycle = 4096;
+};
+
+// Two things that overlap take the longer time and, since nothing overlaps fully, a tenth of the shorter one.
+constexpr double overlapped(double x, double y) { return x > y ? x + 0.1 * y : y + 0.1 * x; }
+
+// Cycles of an SM for one tile with K columns: multiplying beside loading, then the epilogue.
+constexpr double gemm_sm90_tile_cycles(const GemmSm90Tile& t, int64_t K, int splits,
+                                       const GemmSm90Machine& m) {
+  const bool shares_sum = t.swaps && t.splits;
+  const auto k = static_cast<double>(ceil_div(ceil_div(K, 128), shares_sum ? splits : 1) * 128);
+  // The tensor core reads its left operand from shared memory for every instruction: below 64 columns that,
+  // not the multiply-adds, is what it waits for.
+  const double right = t.block_right < 64 ? 64 : t.block_right;
+  const double multiply = t.block_left() * right * k / m.fma_per_cycle;
+  const double rows = static_cast<double>(t.block_left()) / t.cluster_right() +
+                      static_cast<double>(t.block_right) / t.cluster_left();
+  const double load = rows * k / m.l2_bytes_per_cycle;
+  // A warpgroup stores some 64 outputs a cycle; partial sums cross the cluster in about a microsecond; a
+  // block that has all splits lets the tensor core run dry between them. All to be measured.
+  constexpr double kReduction = 1700, kBetweenSplits = 200;
+  const double epilogue = 100 + t.block_left() * t.block_right / 64.0;
+  const double of_splits = shares_sum ? kReduction : t.splits ? kBetweenSplits * (splits - 1) : 0;
+  return overlapped(multiply, load) + epilogue + of_splits;
+}
+
+// Blocks that run in lockstep, as one cluster, and how many such clusters the machine holds.
+constexpr int gemm_sm90_cluster(const GemmSm90Tile& t, int splits) {
+  return t.swaps && t.splits ? splits : t.cluster;
+}
+
+inline std::ostream& operator<<(std::ostream& out, const GemmSm90Tile& t) {
+  return out << (t.swaps ? "swapped " : "") << t.block_left() << " x " << t.block_right;
+}
+
+}  // namespace moela::plan
