@@ -179,7 +179,7 @@ FAULTS = {
     "buffer": ("block/gemm_reduce.cuh", "  mbarrier_wait_cluster(is_empty, parity ^ 1);\n", "race"),
     "sums": ("block/gemm_reduce.cuh", "  mbarrier_wait_cluster(is_full, parity);\n", "(race|uninitialised)"),
     "exit": (
-        "fp8_gemm/fp8_gemm_sm90.cuh",
+        "block/gemm_block.cuh",
         "  if constexpr (C::kSharesSum) wait_reduced<C>(parity);\n",
         "exit",
     ),

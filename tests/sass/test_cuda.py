@@ -123,8 +123,8 @@ def test_fp8_gemm_has_the_products_of_two_steps_under_way(sass):
 
 def test_fp8_gemm_loads_by_tma_and_shares_one_operand_in_a_cluster(sass):
     for tile, _, listing in gemms(sass):
-        assert count(listing, "UTMALDG.2D") == 2, tile
-        assert count(listing, "UTMALDG.2D.MULTICAST") == (tile.cluster > 1), tile
+        assert count(listing, "UTMALDG.3D") == 2, tile
+        assert count(listing, "UTMALDG.3D.MULTICAST") == (tile.cluster > 1), tile
 
 
 def test_fp8_gemm_stores_by_tma_where_it_can(sass):

@@ -9,13 +9,14 @@ namespace moela::cuda::sm90 {
 // `rows` of an operand from `row` on, in one copy; or, if the cluster shares them, this block's part of them
 // to every block.
 template <class C, bool kShares, int kBox>
-MOELA_DEVICE void load_operand(SmemAddr to, const TensorMap* map, int step, int row, SmemAddr barrier) {
+MOELA_DEVICE void load_operand(SmemAddr to, const TensorMap* map, int step, int row, int matrix,
+                               SmemAddr barrier) {
   if constexpr (kShares && C::kCluster > 1) {
     const int first = cluster_rank() * kBox;
-    tma_load_multicast_2d(to + static_cast<uint32_t>(first * C::kStep), map, step * C::kStep, row + first,
-                          barrier, static_cast<uint16_t>((1 << C::kCluster) - 1));
+    tma_load_multicast_3d(to + static_cast<uint32_t>(first * C::kStep), map, step * C::kStep, row + first,
+                          matrix, barrier, static_cast<uint16_t>((1 << C::kCluster) - 1));
   } else {
-    tma_load_2d(to, map, step * C::kStep, row, barrier);
+    tma_load_3d(to, map, step * C::kStep, row, matrix, barrier);
   }
 }
 
@@ -30,9 +31,10 @@ MOELA_DEVICE void load_tile(const GemmParams& p, const GemmTile& tile, Position<
     wait_empty(at);
     mbarrier_arrive_expect_tx(barrier, C::kLeftBytes + C::kRightBytes);
     load_operand<C, C::kSharesLeft, C::kLeftBox>(smem + C::kSmemLeft + s * C::kLeftBytes, &p.left, step,
-                                                 tile.left, barrier);
+                                                 tile.left, C::kSwaps ? tile.expert : tile.matrix, barrier);
     load_operand<C, !C::kSharesLeft, C::kRightBox>(smem + C::kSmemRight + s * C::kRightBytes, &p.right, step,
-                                                   tile.right, barrier);
+                                                   tile.right, C::kSwaps ? tile.matrix : tile.expert,
+                                                   barrier);
   }
 }
 

@@ -13,7 +13,7 @@ MOELA_DEVICE int row0() { return warp() * 16 + lane() / 4; }
 MOELA_DEVICE int col0() { return lane() % 4 * 2; }
 
 // Scale factors of one step for the elements of one thread: of its two rows if rows are tokens, else of its
-// kRight / 4 columns; tokens beyond M have none.
+// kRight / 4 columns; what is not a token of the tile has none.
 template <class C>
 struct StepScales {
   static constexpr int kCount = C::kSwaps ? C::kRight / 4 : 2;
@@ -25,11 +25,14 @@ struct StepScales {
     // lie beyond N if its cluster does not.
     const int first = C::kSwaps ? tile.left + warp() / 4 * 64 : tile.right;
     const int n = first < g.N ? first : g.N - 1;
-    const float sf_b = load_float(g.sf_b, g.sf_b_dtype, n / 128 * g.sf_b_stride_n + step * g.sf_b_stride_k);
+    const float sf_b =
+        load_float(g.sf_b, g.sf_b_dtype,
+                   tile.expert * g.sf_b_stride_e + n / 128 * g.sf_b_stride_n + step * g.sf_b_stride_k);
+    const float* sf_a = g.sf_a + tile.matrix * g.sf_a_stride_e + step * g.sf_a_stride_k;
     MOELA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const int m = C::kSwaps ? tile.right + i / 2 * 8 + col0() + i % 2 : tile.left + row0() + 8 * i;
-      sf[i] = m < g.M ? ldg(g.sf_a + m * g.sf_a_stride_m + step * g.sf_a_stride_k) * sf_b : 0.f;
+      sf[i] = m < tile.end ? ldg(sf_a + m * g.sf_a_stride_m) * sf_b : 0.f;
     }
   }
   // The one of register i.

@@ -2,19 +2,49 @@
 #pragma once
 
 #include "cuda/block/gemm.h"
-#include "cuda/hopper/hopper.h"
+#include "cuda/block/gemm_config.cuh"
+#include "cuda/block/tile_scheduler.cuh"
 
 namespace moela::cuda::sm90 {
 
 struct GemmParams {
-  TensorMap left, right, d;  // d: only if the kernel stores by TMA
+  TensorMap left, right, d;  // [matrices, rows, columns]; d: only if the kernel stores by TMA
   GemmArgs args;
-  int splits, tiles_left, tiles_right;
+  TileSchedule schedule;
+  int splits;
 };
 
-// First rows of a tile's operands.
+// What a block computes at a time.
 struct GemmTile {
-  int left, right;
+  int left, right;  // first rows of the operands
+  int end;          // of the rows of a that belong to it
+  int expert;       // the matrix of b
+  int matrix;       // of a and d
+};
+
+// The tiles of a block, one after the other: its part of those of its cluster.
+template <class C, bool kIsGrouped>
+class GemmTiles {
+ public:
+  MOELA_DEVICE explicit GemmTiles(const GemmParams& p)
+      : scheduler_(p.schedule), has_matrices_(p.args.groups == GroupKind::kCounts) {}
+
+  MOELA_DEVICE bool next(GemmTile* tile) {
+    ScheduledTile t;
+    if (!scheduler_.next(&t)) return false;
+    tile->left = t.left * C::kClusterLeft * C::kLeft + (C::kSwaps ? 0 : t.begin);
+    tile->right = t.right * C::kClusterRight * C::kRight + (C::kSwaps ? t.begin : 0);
+    if constexpr (C::kClusterLeft > 1) tile->left += cluster_rank() * C::kLeft;
+    if constexpr (C::kClusterRight > 1) tile->right += cluster_rank() * C::kRight;
+    tile->end = t.end;
+    tile->expert = t.group;
+    tile->matrix = has_matrices_ ? t.group : 0;
+    return true;
+  }
+
+ private:
+  TileScheduler<kIsGrouped> scheduler_;
+  bool has_matrices_;
 };
 
 // Steps of 128 columns of K.

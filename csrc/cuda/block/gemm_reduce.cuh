@@ -41,7 +41,7 @@ MOELA_DEVICE void add_partials(const GemmParams& p, const GemmTile& tile) {
   const float bias = g.bias != nullptr && n < g.N ? load_float(g.bias, g.bias_dtype, n * g.bias_stride) : 0.f;
   for (int i = tid() / C::kLeft; i < tokens; i += kTokensAtOnce) {
     const int r = cluster_rank() * tokens + i;
-    if (tile.right + r >= g.M) return;
+    if (tile.right + r >= tile.end) return;
     float part[kMaxSplits];
     MOELA_UNROLL
     for (int split = 0; split < kMaxSplits; ++split)  // unrolled: the loads do not wait for each other
@@ -50,7 +50,7 @@ MOELA_DEVICE void add_partials(const GemmParams& p, const GemmTile& tile) {
     MOELA_UNROLL
     for (int split = 0; split < kMaxSplits; ++split)
       if (split < p.splits) sum += part[split];
-    store_element(g, tile.right + r, n, sum + bias);
+    store_element(g, tile, tile.right + r, n, sum + bias);
   }
 }
 

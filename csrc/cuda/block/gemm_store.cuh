@@ -16,9 +16,9 @@ MOELA_DEVICE void add_bias(const GemmParams& p, const GemmTile& tile, float (&su
   }
 }
 
-MOELA_DEVICE void store_element(const GemmArgs& g, int m, int n, float x) {
-  if (m >= g.M || n >= g.N) return;
-  const int64_t index = m * g.ldd + n;
+MOELA_DEVICE void store_element(const GemmArgs& g, const GemmTile& tile, int m, int n, float x) {
+  if (m >= tile.end || n >= g.N) return;
+  const int64_t index = tile.matrix * g.d_stride_e + m * g.ldd + n;
   if (g.d_dtype == GemmFloat::kFloat32) {
     stg(static_cast<float*>(g.d) + index, x);
   } else {
@@ -27,14 +27,15 @@ MOELA_DEVICE void store_element(const GemmArgs& g, int m, int n, float x) {
   }
 }
 
-// Straight from registers, for outputs that TMA does not take and for swapped tiles, which are small.
+// Straight from registers: outputs that TMA does not take, swapped tiles, which are small, and the last rows
+// of a group, behind which another one begins.
 template <class C>
 MOELA_DEVICE void store_elements(const GemmParams& p, const GemmTile& tile,
                                  const float (&sums)[C::kRight / 2]) {
   MOELA_UNROLL
   for (int i = 0; i < C::kRight / 2; ++i) {
     const int l = tile.left + row0() + 8 * (i / 2 % 2), r = tile.right + i / 4 * 8 + col0() + i % 2;
-    store_element(p.args, C::kSwaps ? r : l, C::kSwaps ? l : r, sums[i]);
+    store_element(p.args, tile, C::kSwaps ? r : l, C::kSwaps ? l : r, sums[i]);
   }
 }
 
@@ -49,7 +50,8 @@ MOELA_DEVICE void sync_warpgroup() {
 
 // Through shared memory by TMA, which clips what lies beyond d, while the next tile is multiplied.
 template <class C>
-MOELA_DEVICE void store_tile(const GemmParams& p, const GemmTile& tile, const float (&sums)[C::kRight / 2]) {
+MOELA_DEVICE void store_by_tma(const GemmParams& p, const GemmTile& tile,
+                               const float (&sums)[C::kRight / 2]) {
   const bool is_bfloat16 = p.args.d_dtype == GemmFloat::kBFloat16;
   const int warpgroup = warp() / 4;
   const SmemAddr smem = smem_base() + C::kSmemD + static_cast<uint32_t>(warpgroup * 64 * C::kRight * 2);
@@ -71,10 +73,22 @@ MOELA_DEVICE void store_tile(const GemmParams& p, const GemmTile& tile, const fl
   sync_warpgroup();
   if (!issues) return;
   for (int panel = 0; panel < C::kRight / 64; ++panel)
-    if (tile.right + panel * 64 < p.args.N && tile.left + warpgroup * 64 < p.args.M)
-      tma_store_2d(&p.d, tile.right + panel * 64, tile.left + warpgroup * 64,
+    if (tile.right + panel * 64 < p.args.N && tile.left + warpgroup * 64 < tile.end)
+      tma_store_3d(&p.d, tile.right + panel * 64, tile.left + warpgroup * 64, tile.matrix,
                    smem + static_cast<uint32_t>(panel * 64 * 128));
   bulk_commit();
+}
+
+template <class C, bool kIsGrouped, bool kStoresByTma>
+MOELA_DEVICE void store_tile(const GemmParams& p, const GemmTile& tile, const float (&sums)[C::kRight / 2]) {
+  if constexpr (kStoresByTma) {
+    // TMA clips at the end of d, not at that of a group.
+    if (!kIsGrouped || tile.left + warp() / 4 * 64 + 64 <= tile.end) {
+      store_by_tma<C>(p, tile, sums);
+      return;
+    }
+  }
+  store_elements<C>(p, tile, sums);
 }
 
 }  // namespace moela::cuda::sm90
