@@ -8,12 +8,14 @@
 
 #include "plan/fp8_gemm.h"
 #include "plan/fp8_gemm_sm90.h"
+#include "plan/grouped_fp8_gemm_sm90.h"
 
 namespace py = pybind11;
 using moela::plan::Fp8GemmPlan;
 using moela::plan::Fp8GemmShape;
 using moela::plan::Fp8GemmSm90Plan;
 using moela::plan::GemmSm90Tile;
+using moela::plan::GroupedFp8GemmSm90Plan;
 
 namespace {
 
@@ -70,4 +72,26 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
         return moela::plan::plan_fp8_gemm_sm90(M, N, K, {.num_sms = num_sms});
       },
       py::arg("M"), py::arg("N"), py::arg("K"), py::kw_only(), py::arg("num_sms") = 132);
+  py::class_<GroupedFp8GemmSm90Plan>(m, "GroupedFp8GemmSm90Plan")
+      .def_property_readonly(
+          "tile", [](const GroupedFp8GemmSm90Plan& p) { return moela::plan::kGemmSm90Tiles[p.tile]; })
+      .def_readonly("splits", &GroupedFp8GemmSm90Plan::splits)
+      .def_readonly("cluster", &GroupedFp8GemmSm90Plan::cluster)
+      .def_readonly("grid", &GroupedFp8GemmSm90Plan::grid)
+      .def_readonly("microseconds", &GroupedFp8GemmSm90Plan::microseconds)
+      .def("__repr__", printed<GroupedFp8GemmSm90Plan>);
+  m.def(
+      "plan_grouped_fp8_gemm_sm90",
+      [](int64_t M, int64_t N, int64_t K, int64_t E, int num_sms) {
+        const auto rows = moela::plan::contiguous_rows(M, E);
+        return moela::plan::plan_grouped_fp8_gemm_sm90(rows, N, K, {.num_sms = num_sms});
+      },
+      py::arg("M"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("num_sms") = 132);
+  m.def(
+      "plan_grouped_fp8_gemm_masked_sm90",
+      [](int64_t Mmax, int64_t N, int64_t K, int64_t E, int num_sms) {
+        const auto rows = moela::plan::masked_rows(Mmax, E);
+        return moela::plan::plan_grouped_fp8_gemm_sm90(rows, N, K, {.num_sms = num_sms});
+      },
+      py::arg("Mmax"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("num_sms") = 132);
 }

@@ -2,6 +2,7 @@
 // no CUDA.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <ostream>
 
@@ -90,9 +91,45 @@ constexpr double gemm_sm90_tile_cycles(const GemmSm90Tile& t, int64_t K, int spl
   return overlapped(multiply, load) + epilogue + of_splits;
 }
 
-// Blocks that run in lockstep, as one cluster, and how many such clusters the machine holds.
+// Blocks of a cluster: those of a multicast, or the splits of a swapped tile.
 constexpr int gemm_sm90_cluster(const GemmSm90Tile& t, int splits) {
   return t.swaps && t.splits ? splits : t.cluster;
+}
+
+// Rows of a that a cluster owns, and of b.
+constexpr int64_t gemm_sm90_tokens(const GemmSm90Tile& t) {
+  return t.swaps ? t.block_right * t.cluster_right() : t.block_left() * t.cluster_left();
+}
+constexpr int64_t gemm_sm90_weights(const GemmSm90Tile& t) {
+  return t.swaps ? t.block_left() * t.cluster_left() : t.block_right * t.cluster_right();
+}
+
+// Seconds of a call that gives clusters `num_tiles` tiles: on each SM, one after the other, and all of it
+// beside the DRAM.
+inline double gemm_sm90_seconds(const GemmSm90Tile& t, int splits, int64_t K, double num_tiles,
+                                double dram_bytes, const GemmSm90Machine& m) {
+  const int at_once = m.num_sms / gemm_sm90_cluster(t, splits);
+  const double rounds = std::ceil(num_tiles / at_once);
+  constexpr double kFill = 1500;  // once: the ring runs on into the next tile; to be measured
+  const double on_sm = (rounds * gemm_sm90_tile_cycles(t, K, splits, m) + kFill) / m.hertz;
+  return overlapped(on_sm, dram_bytes / m.dram_bytes_per_s);
+}
+
+// The number of the cheapest kernel for `seconds(tile)`, of those that add up in the order of the weight's
+// shape and fit the machine.
+template <class Seconds>
+int cheapest_gemm_sm90_tile(int splits, const GemmSm90Machine& m, const Seconds& seconds) {
+  int best = -1;
+  double best_seconds = 0;
+  for (int i = 0; i < kNumGemmSm90Tiles; ++i) {
+    const GemmSm90Tile& t = kGemmSm90Tiles[i];
+    if (t.splits != (splits > 1) || gemm_sm90_cluster(t, splits) > m.num_sms) continue;
+    const double of_tile = seconds(t);
+    if (best >= 0 && of_tile >= best_seconds) continue;
+    best = i;
+    best_seconds = of_tile;
+  }
+  return best;
 }
 
 inline std::ostream& operator<<(std::ostream& out, const GemmSm90Tile& t) {

@@ -4,28 +4,12 @@
 //            <fraction bits> <schedule> <folder>
 // Reads a, sf_a, b, sf_b and bias from files of these names in the folder, writes d there; a tile of -1 is
 // the plan's choice. Prints the plan, then "right" or the report.
-#include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <string>
-#include <vector>
 
 #include "cuda/fp8_gemm/fp8_gemm_launch.h"
+#include "files.h"
 #include "schedule.h"
-
-namespace {
-
-// The bytes of a file in device memory, which ends where they end.
-void* load(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
-  void* device = moela::emu::allocate(bytes.size());
-  moela::emu::copy_to(device, bytes.data(), bytes.size());
-  return device;
-}
-
-}  // namespace
 
 int main(int, char** argv) {
   using namespace moela;
@@ -55,8 +39,7 @@ int main(int, char** argv) {
       .K = K,
   };
   const size_t d_bytes = static_cast<size_t>(M) * g.ldd * (g.d_dtype == cuda::GemmFloat::kFloat32 ? 4 : 2);
-  g.d = emu::allocate(d_bytes);
-  emu::fill(g.d, 0xFF, d_bytes);  // NaN in every type: what is not written shows
+  g.d = poisoned(d_bytes);
   plan::GemmSm90Machine machine;
   machine.num_sms = number(12);
   const plan::Fp8GemmSm90Plan plan =
@@ -66,9 +49,7 @@ int main(int, char** argv) {
   cuda::EmulatedStream stream = {schedule_of(argv[14]), {}};
   stream.options.fp8_fraction_bits = number(13);
   const std::string error = cuda::launch_fp8_gemm(g, plan, &stream);
-  std::vector<char> d(d_bytes);
-  emu::copy_from(d.data(), g.d, d_bytes);
-  std::ofstream(folder + "d", std::ios::binary).write(d.data(), static_cast<std::streamsize>(d_bytes));
+  save(folder + "d", g.d, d_bytes);
   std::cout << (error.empty() ? "right" : error + "\n" + stream.report.text) << "\n";
   return 0;
 }

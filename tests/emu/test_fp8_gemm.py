@@ -3,32 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gemm
 import native
 import pytest
 import torch
+from gemm import ACCUM, SPLITS, TILES, TYPES
 from moela import testing
 from moela.ops._spec import rounding
 from moela.ops.fp8_gemm import exact, make_inputs
 from torch import Tensor
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e8m0fnu: 3}
-TILES = {
-    0: "128x128",
-    1: "128x128-shared-weights",
-    2: "128x64",
-    3: "128x64-shared-tokens",
-    4: "swapped-16",
-    5: "swapped-32",
-    6: "swapped-64",
-    7: "128x64-splits",
-    8: "128x64-shared-tokens-splits",
-    9: "swapped-16-splits",
-    10: "swapped-32-splits",
-    11: "swapped-64-splits",
-}
-SPLITS = {tile: 2 if "splits" in name else 1 for tile, name in TILES.items()}
-# What the accumulator may lose: the 13 fraction bits that Hopper's is reported to keep, and float32.
-ACCUM = {13: testing.HOPPER_FP8_SUM, 23: testing.FLOAT32_SUM}
 
 
 @dataclass
@@ -50,12 +33,10 @@ class Run:
         ld = -(-K // 16) * 16 + 16
         ldd = -(-N // 8) * 8 + self.d_padding
         for name in ("a", "b"):
-            rows = torch.full((x[name].size(0), ld), 0xFF, dtype=torch.uint8)  # NaN between the rows
-            rows[:, :K] = x[name].view(torch.uint8)
-            self.write(name, rows)
+            gemm.write(self.folder / name, gemm.with_padding(x[name], ld))
         for name in ("sf_a", "sf_b", "bias"):
             if x[name] is not None:
-                self.write(name, x[name])
+                gemm.write(self.folder / name, x[name])
         bias = -1 if x["bias"] is None else TYPES[x["bias"].dtype]
         splits = self.splits or SPLITS.get(self.tile, 0)
         args = (
@@ -76,12 +57,9 @@ class Run:
         program = self.program or native.program("tests/emu/fp8_gemm.cpp")
         plan, verdict = native.run(program, *map(str, args)).split("\n", 1)
         assert verdict == "right", verdict
-        d = torch.frombuffer(bytearray((self.folder / "d").read_bytes()), dtype=out).view(M, ldd)
+        d = gemm.read(self.folder / "d", out, M, ldd)
         assert d[:, N:].isnan().all(), "wrote between the rows of d"
         return d[:, :N], plan
-
-    def write(self, name: str, t: Tensor) -> None:
-        (self.folder / name).write_bytes(t.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def check(run: Run, x: dict) -> None:

@@ -2,17 +2,15 @@
 #pragma once
 
 #include <string>
+#include <utility>
 
 #include "cuda/block/gemm_params.cuh"
 #include "cuda/hopper/launch.h"
 
 namespace moela::cuda::gemm_host {
 
-using Kernel = void (*)(sm90::GemmParams);
-
 struct Launch {
-  Kernel by_tma, from_registers;  // the former nullptr if there is none
-  int splits, cluster, grid;
+  int tile, splits, cluster, grid;  // as a plan has them
   Stream stream;
 };
 
@@ -61,23 +59,28 @@ TileSchedule schedule_of(const GemmArgs& g) {
           .rows_are_left = !C::kSwaps};
 }
 
-template <class C>
-std::string launch_gemm(const GemmArgs& g, const Launch& l) {
+// Kernels: by_tma<C>() and from_registers<C>() are the kernels of an op for a GemmConfig.
+template <class Kernels, int kTile>
+std::string launch_tile(const GemmArgs& g, const Launch& l) {
+  using C = sm90::GemmConfig<kTile>;
   sm90::GemmParams p = {
       .left = {}, .right = {}, .d = {}, .args = g, .schedule = schedule_of<C>(g), .splits = l.splits};
-  const int matrices_of_a = g.groups == GroupKind::kCounts ? g.num_experts : 1;
-  const TensorSpec a = matrices(g.a, ElementType::kUint8, matrices_of_a, g.M, g.K, g.lda, g.a_stride_e,
+  const int num_matrices = g.groups == GroupKind::kCounts ? g.num_experts : 1;  // of a and d
+  const TensorSpec a = matrices(g.a, ElementType::kUint8, num_matrices, g.M, g.K, g.lda, g.a_stride_e,
                                 C::kSwaps ? C::kRightBox : C::kLeftBox, C::kStep);
   const TensorSpec b = matrices(g.b, ElementType::kUint8, g.num_experts, g.N, g.K, g.ldb, g.b_stride_e,
                                 C::kSwaps ? C::kLeftBox : C::kRightBox, C::kStep);
   std::string error = encode_tensor_map(&p.left, C::kSwaps ? b : a);
   if (error.empty()) error = encode_tensor_map(&p.right, C::kSwaps ? a : b);
-  const bool by_tma = l.by_tma != nullptr && stores_by_tma(g);
-  if (error.empty() && by_tma) {
-    const ElementType type =
-        g.d_dtype == GemmFloat::kBFloat16 ? ElementType::kBFloat16 : ElementType::kFloat16;
-    error =
-        encode_tensor_map(&p.d, matrices(g.d, type, matrices_of_a, g.M, g.N, g.ldd, g.d_stride_e, 64, 64));
+  auto kernel = Kernels::template from_registers<C>();
+  if constexpr (!C::kSwaps) {
+    if (error.empty() && stores_by_tma(g)) {
+      const ElementType type =
+          g.d_dtype == GemmFloat::kBFloat16 ? ElementType::kBFloat16 : ElementType::kFloat16;
+      error =
+          encode_tensor_map(&p.d, matrices(g.d, type, num_matrices, g.M, g.N, g.ldd, g.d_stride_e, 64, 64));
+      kernel = Kernels::template by_tma<C>();
+    }
   }
   if (!error.empty()) return error;
   const LaunchShape shape = {.grid = l.grid,
@@ -85,7 +88,21 @@ std::string launch_gemm(const GemmArgs& g, const Launch& l) {
                              .cluster = l.cluster,
                              .smem_bytes = C::kSmemBytes,
                              .overlaps_previous = true};
-  return status_text(launch(shape, l.stream, by_tma ? l.by_tma : l.from_registers, p));
+  return status_text(launch(shape, l.stream, kernel, p));
+}
+
+template <class Kernels, int... kTiles>
+std::string launch_any(const GemmArgs& g, const Launch& l, std::integer_sequence<int, kTiles...>) {
+  using LaunchFn = std::string (*)(const GemmArgs&, const Launch&);
+  constexpr LaunchFn kLaunch[] = {launch_tile<Kernels, kTiles>...};
+  return kLaunch[l.tile](g, l);
+}
+
+// Writes d. "" or why it could not be launched.
+template <class Kernels>
+std::string launch_gemm(const GemmArgs& g, const Launch& l) {
+  if (l.splits > plan::ceil_div(g.K, 128)) return "a split of the sum over K would be empty";
+  return launch_any<Kernels>(g, l, std::make_integer_sequence<int, plan::kNumGemmSm90Tiles>());
 }
 
 }  // namespace moela::cuda::gemm_host

@@ -25,16 +25,16 @@ template <class C>
 MOELA_DEVICE void load_tile(const GemmParams& p, const GemmTile& tile, Position<C>& at) {
   const SmemAddr smem = smem_base();
   const Steps steps = steps_of_block<C>(p);
+  const int matrix = matrix_of(p, tile);
   for (int step = steps.begin; step < steps.end; ++step, at.advance()) {
     const auto s = static_cast<uint32_t>(at.stage);
     const SmemAddr barrier = full<C>(at.stage);
     wait_empty(at);
     mbarrier_arrive_expect_tx(barrier, C::kLeftBytes + C::kRightBytes);
     load_operand<C, C::kSharesLeft, C::kLeftBox>(smem + C::kSmemLeft + s * C::kLeftBytes, &p.left, step,
-                                                 tile.left, C::kSwaps ? tile.expert : tile.matrix, barrier);
+                                                 tile.left, C::kSwaps ? tile.expert : matrix, barrier);
     load_operand<C, !C::kSharesLeft, C::kRightBox>(smem + C::kSmemRight + s * C::kRightBytes, &p.right, step,
-                                                   tile.right, C::kSwaps ? tile.matrix : tile.expert,
-                                                   barrier);
+                                                   tile.right, C::kSwaps ? matrix : tile.expert, barrier);
   }
 }
 

@@ -28,7 +28,7 @@ struct StepScales {
     const float sf_b =
         load_float(g.sf_b, g.sf_b_dtype,
                    tile.expert * g.sf_b_stride_e + n / 128 * g.sf_b_stride_n + step * g.sf_b_stride_k);
-    const float* sf_a = g.sf_a + tile.matrix * g.sf_a_stride_e + step * g.sf_a_stride_k;
+    const float* sf_a = g.sf_a + tile.expert * g.sf_a_stride_e + step * g.sf_a_stride_k;
     MOELA_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const int m = C::kSwaps ? tile.right + i / 2 * 8 + col0() + i % 2 : tile.left + row0() + 8 * i;
@@ -78,31 +78,26 @@ template <class C>
 MOELA_DEVICE void multiply_steps(const GemmParams& p, const GemmTile& tile, Steps steps, Position<C>& at,
                                  float (&sums)[C::kRight / 2]) {
   Step<C> even, odd;
-  int stage = at.stage;  // of the step that ends next
   const auto begin = [&](int index, Step<C>& step) {
     begin_step<C>(p, tile, index, at, step);
     at.advance();
   };
-  const auto next_stage = [&] { stage = stage + 1 == C::kStages ? 0 : stage + 1; };
   // No branch in the loop: ptxas keeps products of two steps under way only where it sees which registers
   // each has (C7514 otherwise).
   begin(steps.begin, even);
   int index = steps.begin + 1;
   for (; index + 1 < steps.end; index += 2) {
     begin(index, odd);
-    end_step<C, 1>(even, stage, sums);
-    next_stage();
+    end_step<C, 1>(even, at.stage_before(2), sums);
     begin(index + 1, even);
-    end_step<C, 1>(odd, stage, sums);
-    next_stage();
+    end_step<C, 1>(odd, at.stage_before(2), sums);
   }
   if (index < steps.end) {
     begin(index, odd);
-    end_step<C, 1>(even, stage, sums);
-    next_stage();
-    end_step<C, 0>(odd, stage, sums);
+    end_step<C, 1>(even, at.stage_before(2), sums);
+    end_step<C, 0>(odd, at.stage_before(1), sums);
   } else {
-    end_step<C, 0>(even, stage, sums);
+    end_step<C, 0>(even, at.stage_before(1), sums);
   }
 }
 

@@ -19,15 +19,18 @@ struct GemmTile {
   int left, right;  // first rows of the operands
   int end;          // of the rows of a that belong to it
   int expert;       // the matrix of b
-  int matrix;       // of a and d
 };
+
+// The one of a and d. Strides of experts are 0 where there is one for all.
+MOELA_DEVICE int matrix_of(const GemmParams& p, const GemmTile& tile) {
+  return p.args.groups == GroupKind::kCounts ? tile.expert : 0;
+}
 
 // The tiles of a block, one after the other: its part of those of its cluster.
 template <class C, bool kIsGrouped>
 class GemmTiles {
  public:
-  MOELA_DEVICE explicit GemmTiles(const GemmParams& p)
-      : scheduler_(p.schedule), has_matrices_(p.args.groups == GroupKind::kCounts) {}
+  MOELA_DEVICE explicit GemmTiles(const GemmParams& p) : scheduler_(p.schedule) {}
 
   MOELA_DEVICE bool next(GemmTile* tile) {
     ScheduledTile t;
@@ -38,13 +41,11 @@ class GemmTiles {
     if constexpr (C::kClusterRight > 1) tile->right += cluster_rank() * C::kRight;
     tile->end = t.end;
     tile->expert = t.group;
-    tile->matrix = has_matrices_ ? t.group : 0;
     return true;
   }
 
  private:
   TileScheduler<kIsGrouped> scheduler_;
-  bool has_matrices_;
 };
 
 // Steps of 128 columns of K.

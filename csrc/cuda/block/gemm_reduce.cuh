@@ -50,7 +50,7 @@ MOELA_DEVICE void add_partials(const GemmParams& p, const GemmTile& tile) {
     MOELA_UNROLL
     for (int split = 0; split < kMaxSplits; ++split)
       if (split < p.splits) sum += part[split];
-    store_element(g, tile, tile.right + r, n, sum + bias);
+    if (n < g.N) store_element(g, tile.expert * g.d_stride_e + (tile.right + r) * g.ldd + n, sum + bias);
   }
 }
 

@@ -16,6 +16,9 @@ struct Position {
       parity ^= 1;
     }
   }
+  MOELA_DEVICE int stage_before(int steps) const {
+    return stage >= steps ? stage - steps : stage - steps + C::kStages;
+  }
 };
 
 // full[s]: one arrival, of the loading thread, with the bytes of all copies into the stage. Math warps wait.

@@ -16,9 +16,7 @@ MOELA_DEVICE void add_bias(const GemmParams& p, const GemmTile& tile, float (&su
   }
 }
 
-MOELA_DEVICE void store_element(const GemmArgs& g, const GemmTile& tile, int m, int n, float x) {
-  if (m >= tile.end || n >= g.N) return;
-  const int64_t index = tile.matrix * g.d_stride_e + m * g.ldd + n;
+MOELA_DEVICE void store_element(const GemmArgs& g, int64_t index, float x) {
   if (g.d_dtype == GemmFloat::kFloat32) {
     stg(static_cast<float*>(g.d) + index, x);
   } else {
@@ -32,10 +30,16 @@ MOELA_DEVICE void store_element(const GemmArgs& g, const GemmTile& tile, int m, 
 template <class C>
 MOELA_DEVICE void store_elements(const GemmParams& p, const GemmTile& tile,
                                  const float (&sums)[C::kRight / 2]) {
+  const GemmArgs& g = p.args;
+  const int l = tile.left + row0(), r = tile.right + col0();
+  const int64_t index = tile.expert * g.d_stride_e + (C::kSwaps ? r : l) * g.ldd + (C::kSwaps ? l : r);
   MOELA_UNROLL
   for (int i = 0; i < C::kRight / 2; ++i) {
-    const int l = tile.left + row0() + 8 * (i / 2 % 2), r = tile.right + i / 4 * 8 + col0() + i % 2;
-    store_element(p.args, tile, C::kSwaps ? r : l, C::kSwaps ? l : r, sums[i]);
+    const int dl = 8 * (i / 2 % 2), dr = i / 4 * 8 + i % 2;
+    const bool is_row = C::kSwaps ? r + dr < tile.end : l + dl < tile.end;
+    const bool is_column = C::kSwaps ? l + dl < g.N : r + dr < g.N;
+    if (is_row && is_column)
+      store_element(g, index + (C::kSwaps ? dr : dl) * g.ldd + (C::kSwaps ? dl : dr), sums[i]);
   }
 }
 
@@ -74,7 +78,7 @@ MOELA_DEVICE void store_by_tma(const GemmParams& p, const GemmTile& tile,
   if (!issues) return;
   for (int panel = 0; panel < C::kRight / 64; ++panel)
     if (tile.right + panel * 64 < p.args.N && tile.left + warpgroup * 64 < tile.end)
-      tma_store_3d(&p.d, tile.right + panel * 64, tile.left + warpgroup * 64, tile.matrix,
+      tma_store_3d(&p.d, tile.right + panel * 64, tile.left + warpgroup * 64, matrix_of(p, tile),
                    smem + static_cast<uint32_t>(panel * 64 * 128));
   bulk_commit();
 }
@@ -82,11 +86,9 @@ MOELA_DEVICE void store_by_tma(const GemmParams& p, const GemmTile& tile,
 template <class C, bool kIsGrouped, bool kStoresByTma>
 MOELA_DEVICE void store_tile(const GemmParams& p, const GemmTile& tile, const float (&sums)[C::kRight / 2]) {
   if constexpr (kStoresByTma) {
-    // TMA clips at the end of d, not at that of a group.
-    if (!kIsGrouped || tile.left + warp() / 4 * 64 + 64 <= tile.end) {
-      store_by_tma<C>(p, tile, sums);
-      return;
-    }
+    bool is_clipped = true;  // TMA clips at the end of d, but not at that of a group
+    if constexpr (kIsGrouped) is_clipped = tile.left + warp() / 4 * 64 + 64 <= tile.end;
+    if (is_clipped) return store_by_tma<C>(p, tile, sums);
   }
   store_elements<C>(p, tile, sums);
 }
