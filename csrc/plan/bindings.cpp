@@ -82,16 +82,9 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       .def("__repr__", printed<GroupedFp8GemmSm90Plan>);
   m.def(
       "plan_grouped_fp8_gemm_sm90",
-      [](int64_t M, int64_t N, int64_t K, int64_t E, int num_sms) {
-        const auto rows = moela::plan::contiguous_rows(M, E);
-        return moela::plan::plan_grouped_fp8_gemm_sm90(rows, N, K, {.num_sms = num_sms});
+      [](int64_t M, int64_t N, int64_t K, int64_t E, bool is_masked, int num_sms) {
+        return moela::plan::plan_grouped_fp8_gemm_sm90({M, E, is_masked}, N, K, {.num_sms = num_sms});
       },
-      py::arg("M"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("num_sms") = 132);
-  m.def(
-      "plan_grouped_fp8_gemm_masked_sm90",
-      [](int64_t Mmax, int64_t N, int64_t K, int64_t E, int num_sms) {
-        const auto rows = moela::plan::masked_rows(Mmax, E);
-        return moela::plan::plan_grouped_fp8_gemm_sm90(rows, N, K, {.num_sms = num_sms});
-      },
-      py::arg("Mmax"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("num_sms") = 132);
+      py::arg("M"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("is_masked") = false,
+      py::arg("num_sms") = 132);
 }

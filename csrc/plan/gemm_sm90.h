@@ -71,24 +71,29 @@ struct GemmSm90Machine {
 // Two things that overlap take the longer time and, since nothing overlaps fully, a tenth of the shorter one.
 constexpr double overlapped(double x, double y) { return x > y ? x + 0.1 * y : y + 0.1 * x; }
 
-// Cycles of an SM for one tile with K columns: multiplying beside loading, then the epilogue.
-constexpr double gemm_sm90_tile_cycles(const GemmSm90Tile& t, int64_t K, int splits,
-                                       const GemmSm90Machine& m) {
+// Cycles of an SM for one tile, by what they are spent on.
+struct GemmSm90Cycles {
+  double multiply, load, epilogue;
+  double reduction;  // of a sum that a cluster shares: the tensor core waits, loading goes on
+};
+
+constexpr GemmSm90Cycles gemm_sm90_cycles(const GemmSm90Tile& t, int64_t K, int splits,
+                                          const GemmSm90Machine& m) {
   const bool shares_sum = t.swaps && t.splits;
   const auto k = static_cast<double>(ceil_div(ceil_div(K, 128), shares_sum ? splits : 1) * 128);
   // The tensor core reads its left operand from shared memory for every instruction: below 64 columns that,
   // not the multiply-adds, is what it waits for.
   const double right = t.block_right < 64 ? 64 : t.block_right;
-  const double multiply = t.block_left() * right * k / m.fma_per_cycle;
   const double rows = static_cast<double>(t.block_left()) / t.cluster_right() +
                       static_cast<double>(t.block_right) / t.cluster_left();
-  const double load = rows * k / m.l2_bytes_per_cycle;
   // A warpgroup stores some 64 outputs a cycle; partial sums cross the cluster in about a microsecond; a
   // block that has all splits lets the tensor core run dry between them. All to be measured.
   constexpr double kReduction = 1700, kBetweenSplits = 200;
-  const double epilogue = 100 + t.block_left() * t.block_right / 64.0;
-  const double of_splits = shares_sum ? kReduction : t.splits ? kBetweenSplits * (splits - 1) : 0;
-  return overlapped(multiply, load) + epilogue + of_splits;
+  const double between = t.splits && !shares_sum ? kBetweenSplits * (splits - 1) : 0;
+  return {.multiply = t.block_left() * right * k / m.fma_per_cycle + between,
+          .load = rows * k / m.l2_bytes_per_cycle,
+          .epilogue = 100 + t.block_left() * t.block_right / 64.0,
+          .reduction = shares_sum ? kReduction : 0};
 }
 
 // Blocks of a cluster: those of a multicast, or the splits of a swapped tile.
@@ -111,7 +116,10 @@ inline double gemm_sm90_seconds(const GemmSm90Tile& t, int splits, int64_t K, do
   const int at_once = m.num_sms / gemm_sm90_cluster(t, splits);
   const double rounds = std::ceil(num_tiles / at_once);
   constexpr double kFill = 1500;  // once: the ring runs on into the next tile; to be measured
-  const double on_sm = (rounds * gemm_sm90_tile_cycles(t, K, splits, m) + kFill) / m.hertz;
+  const GemmSm90Cycles c = gemm_sm90_cycles(t, K, splits, m);
+  const double last = overlapped(c.multiply, c.load) + c.epilogue + c.reduction;
+  const double others = overlapped(c.multiply + c.reduction, c.load) + c.epilogue;
+  const double on_sm = (kFill + (rounds - 1) * others + last) / m.hertz;
   return overlapped(on_sm, dram_bytes / m.dram_bytes_per_s);
 }
 

@@ -14,28 +14,32 @@ struct GroupedFp8GemmSm90Plan {
   double microseconds;  // what the cost model expects of groups of average size
 };
 
-// Experts that have rows, and how many; `most_tiles`, given the rows of a cluster's tile, is an upper bound.
+// What is known of the groups without their sizes: M rows over num_experts, or, masked, up to M rows of each.
 struct GroupedRows {
-  double experts, rows_per_expert;
-  int64_t rows, num_experts;
+  int64_t M, num_experts;
   bool is_masked;
+
+  // Experts that have rows, if rows are spread as far as they go.
+  double experts() const { return static_cast<double>(is_masked || num_experts < M ? num_experts : M); }
+  double rows() const { return static_cast<double>(M) * (is_masked ? num_experts : 1); }
+
+  // Of each expert that has rows. Groups end anywhere within their last tile: half of it is lost on average,
+  // and a small group is a tile. Masked: of full groups. What tile a count far below M would like does not
+  // matter much: then the weights bound the call, and every tile reads them once and faster than the DRAM
+  // gives them.
+  double tiles(int64_t rows_per_tile) const {
+    if (is_masked) return static_cast<double>(ceil_div(M, rows_per_tile));
+    const double average = rows() / experts() / static_cast<double>(rows_per_tile) + 0.5;
+    return average < 1 ? 1 : average;
+  }
+
+  // Of all experts, however rows are spread.
   int64_t most_tiles(int64_t rows_per_tile) const {
-    if (is_masked) return num_experts * ceil_div(rows, rows_per_tile);
-    return rows / rows_per_tile + (rows < num_experts ? rows : num_experts);
+    if (is_masked) return num_experts * ceil_div(M, rows_per_tile);
+    const int64_t groups = M < num_experts ? M : num_experts;  // a row each, and full tiles of the others
+    return groups + (M - groups) / rows_per_tile;
   }
 };
-
-// M rows over E experts: each that has one has as many as the others.
-inline GroupedRows contiguous_rows(int64_t M, int64_t E) {
-  const auto experts = static_cast<double>(M < E ? M : E);
-  return {experts, static_cast<double>(M) / experts, M, E, false};
-}
-
-// Up to Mmax rows of each expert. What tile a count far below Mmax would like does not matter much: then the
-// weights bound the call, and every tile reads them once and faster than the DRAM gives them.
-inline GroupedRows masked_rows(int64_t Mmax, int64_t E) {
-  return {static_cast<double>(E), static_cast<double>(Mmax), Mmax, E, true};
-}
 
 inline GroupedFp8GemmSm90Plan grouped_fp8_gemm_sm90_plan_with(int tile, int splits, const GroupedRows& r,
                                                               int64_t N, int num_sms) {
@@ -54,13 +58,10 @@ inline GroupedFp8GemmSm90Plan grouped_fp8_gemm_sm90_plan_with(int tile, int spli
 inline GroupedFp8GemmSm90Plan plan_grouped_fp8_gemm_sm90(const GroupedRows& r, int64_t N, int64_t K,
                                                          const GemmSm90Machine& m = {}) {
   const int splits = gemm_sm90_splits(N, K);
-  const double rows = r.experts * r.rows_per_expert;
-  const double bytes = r.experts * N * K + rows * K + 2.0 * rows * N;
+  const double bytes = r.experts() * N * K + r.rows() * K + 2.0 * r.rows() * N;
   const auto seconds = [&](const GemmSm90Tile& t) {
-    // Groups end anywhere within their last tile: half of it is lost on average, and a small one is a tile.
-    const double tiles = r.rows_per_expert / static_cast<double>(gemm_sm90_tokens(t)) + 0.5;
-    const auto weights = static_cast<double>(ceil_div(N, gemm_sm90_weights(t)));
-    return gemm_sm90_seconds(t, splits, K, r.experts * (tiles < 1 ? 1 : tiles) * weights, bytes, m);
+    const double tiles = r.experts() * r.tiles(gemm_sm90_tokens(t)) * ceil_div(N, gemm_sm90_weights(t));
+    return gemm_sm90_seconds(t, splits, K, tiles, bytes, m);
   };
   const int tile = cheapest_gemm_sm90_tile(splits, m, seconds);
   GroupedFp8GemmSm90Plan plan = grouped_fp8_gemm_sm90_plan_with(tile, splits, r, N, m.num_sms);

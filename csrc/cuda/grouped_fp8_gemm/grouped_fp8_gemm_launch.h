@@ -21,8 +21,7 @@ struct GroupedFp8GemmKernels {
 std::string why_not_grouped_fp8_gemm(const GemmArgs& g) { return gemm_host::why_not(g); }
 
 plan::GroupedRows grouped_rows(const GemmArgs& g) {
-  return g.groups == GroupKind::kCounts ? plan::masked_rows(g.M, g.num_experts)
-                                        : plan::contiguous_rows(g.M, g.num_experts);
+  return {.M = g.M, .num_experts = g.num_experts, .is_masked = g.groups == GroupKind::kCounts};
 }
 
 std::string launch_grouped_fp8_gemm(const GemmArgs& g, const plan::GroupedFp8GemmSm90Plan& p, Stream stream) {
