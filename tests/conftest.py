@@ -30,7 +30,7 @@ from moela.ops import SPECS, OpSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 SUBJECTS: dict[str, Callable[[OpSpec], bool]] = {
-    "batch_run": lambda spec: spec.batch_arg is not None,
+    "batch_run": lambda spec: bool(spec.batch_args),
     "sf_run": lambda spec: " sf" in spec.schema,
     "run": lambda spec: True,
     "op": lambda spec: True,

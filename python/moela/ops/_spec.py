@@ -20,6 +20,14 @@ _cuda_lib = torch.library.Library("moela_cuda", "DEF")
 
 
 @dataclass(frozen=True)
+class Autograd:
+    """The derivative of an op, as torch.library.register_autograd takes it; made of ops, so it compiles."""
+
+    setup_context: Callable[..., None]  # (ctx, inputs, keyword_only_inputs, output)
+    backward: Callable[..., Any]  # (ctx, *grads) -> one gradient or None per input
+
+
+@dataclass(frozen=True)
 class OpSpec:
     """One op. `args` below are the op's own arguments, in its own order and with its own names."""
 
@@ -41,7 +49,13 @@ class OpSpec:
     bytes: Callable[..., int]  # (**dims) of the algorithm: every input read once, every output written once
     cuda_limits: Callable[..., str | None] | None = None  # (*args): what the CUDA kernel does not take
     strided_out: bool = False  # whether the rows of an _out variant's outputs may be strided
-    batch_arg: str | None = None  # the argument whose rows are independent of each other: batch invariance
+    # Batch invariance: the arguments whose first dimension is the batch, values first. Row i of the outputs
+    # depends on row i of these only.
+    batch_args: tuple[str, ...] = ()
+    # (*args) -> per output which elements the op computes, as a bool tensor that broadcasts; None: all. The
+    # others are zero in a returned tensor, and an _out variant leaves them as they are.
+    written: Callable[..., Tensors] | None = None
+    autograd: "Autograd | None" = None
 
     @property
     def op(self) -> torch._ops.OpOverload:
@@ -103,6 +117,9 @@ def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor 
         return spec.reference(*args, **kwargs)
     out = spec.empty(*args, **kwargs)
     backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
+    if spec.written:
+        for t, mask in zip(out, spec.written(*args, **kwargs), strict=True):
+            t.masked_fill_(~mask, 0)
     return _returns(out)
 
 
@@ -118,8 +135,12 @@ def run_python_out(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Non
     require_cuda_limits(spec, backend, args, kwargs)
     if backend == "reference":
         result = spec.reference(*args, **kwargs)
-        for mine, theirs in zip(out, result if isinstance(result, tuple) else (result,), strict=True):
-            mine.copy_(theirs)
+        theirs = result if isinstance(result, tuple) else (result,)
+        if spec.written:
+            masks = spec.written(*args, **kwargs)
+            theirs = tuple(torch.where(w, t, o) for w, t, o in zip(masks, theirs, out, strict=True))
+        for o, t in zip(out, theirs, strict=True):
+            o.copy_(t)
     else:
         backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
 
@@ -193,4 +214,8 @@ def register(spec: OpSpec) -> None:
             _lib.impl(spec.name + "_out", out_variant, "CPU", allow_override=True)
     torch.library.register_fake(f"moela::{spec.name}", fake, lib=_lib)
     torch.library.register_fake(f"moela::{spec.name}_out", fake_out, lib=_lib)
+    if spec.autograd:
+        torch.library.register_autograd(
+            f"moela::{spec.name}", spec.autograd.backward, setup_context=spec.autograd.setup_context, lib=_lib
+        )
     SPECS[spec.name] = spec

@@ -172,6 +172,6 @@ register(
         ),
         cuda_limits=_cuda_limits,
         strided_out=True,
-        batch_arg="a",
+        batch_args=("a", "sf_a"),
     )
 )

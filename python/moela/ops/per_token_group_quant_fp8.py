@@ -93,6 +93,6 @@ register(
         bytes=lambda M, K, group_size=128, x_bytes=2, **_: (
             M * K * (x_bytes + 1) + 4 * M * -(-K // group_size)
         ),
-        batch_arg="x",
+        batch_args=("x",),
     )
 )

@@ -130,6 +130,6 @@ register(
         ),
         flops=lambda M, K, **_: 5 * M * K,
         bytes=lambda M, K, x_bytes=2, **_: 3 * x_bytes * M * K,
-        batch_arg="x",
+        batch_args=("x",),
     )
 )

@@ -148,6 +148,6 @@ register(
         bytes=lambda M, K, group_size=128, x_bytes=2, **_: (
             M * K * (2 * x_bytes + 1) + 4 * M * -(-K // group_size)
         ),
-        batch_arg="x",
+        batch_args=("x",),
     )
 )
