@@ -272,7 +272,7 @@ def test_moela_backend_that_cannot_run_is_an_error_and_not_a_fallback():
 
 
 def may_differ(isa: str, name: str) -> bool:
-    """avx512_bf16 sums products of bfloat16 and of e4m3 in an order of its own (docs/adr/0010)."""
+    """avx512_bf16 sums products of bfloat16 and of e4m3 in an order of its own (docs/adr/0011)."""
     op = name.split()[0]
     is_product = op in (
         "fp8_gemm",

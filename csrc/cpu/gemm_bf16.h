@@ -1,5 +1,5 @@
 // Matrix products of bfloat16 operands, two multiply-adds per lane and instruction. Part of gemm_kernel.h;
-// compiled where the instruction set has vdpbf16ps (docs/adr/0010).
+// compiled where the instruction set has vdpbf16ps (docs/adr/0011).
 //
 // Takes b of e4m3 codes or bfloat16, and rows of a that bfloat16 holds exactly: bfloat16, or e4m3 codes and
 // their scale factors. Rows of float32 become two rows of bfloat16, 16 bits in all, whose sums are added.
