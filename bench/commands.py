@@ -140,6 +140,8 @@ def _show(found: Report, takes_part: Collection[Lineup]) -> None:
         console.print(
             "Rates are the algorithm's; data is cold, code is warm; error is |got - exact| / |exact|."
         )
+    if any(r.extra_bytes is not None for r in found.results):
+        console.print("extra: the peak of a first call's memory beyond its inputs, result included.")
     if any(r.is_baseline for r in found.results):
         console.print('"cpu is 2.00x": twice as fast as the row; "~": no difference, p10 .. p90 overlap.')
     if any(r.roofline_percent > ABOVE_THE_ROOF for r in found.results):

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ class Result:
     error: float  # relative, of the whole result: |got - exact| / |exact| in the Frobenius norm
     roof_gbytes_per_s: float
     roof_gflops_per_s: float
+    # Peak of what a call takes beyond its inputs, result included; None: not measured, or a file of before.
+    extra_bytes: int | None = None
 
     @property
     def gbytes_per_s(self) -> float:
@@ -108,7 +110,13 @@ class Wrong:
 
 
 def result(
-    case: Case, contestant: str, is_baseline: bool, timing: Timing, error: float, roofline: Roofline
+    case: Case,
+    contestant: str,
+    is_baseline: bool,
+    timing: Timing,
+    error: float,
+    roofline: Roofline,
+    extra_bytes: int | None,
 ) -> Result:
     return Result(
         case,
@@ -118,6 +126,7 @@ def result(
         error,
         roofline.read_bytes_per_s * 1e-9,
         roofline.flops_per_s * 1e-9,
+        extra_bytes,
     )
 
 
@@ -226,7 +235,11 @@ def read(path: Path) -> Report:
 
 
 def _record(kind: type, row: dict[str, Any]) -> Any:
-    values = {f.name: row[f.name] for f in fields(kind) if f.name != "case"}
+    values = {
+        f.name: row[f.name]
+        for f in fields(kind)
+        if f.name != "case" and (f.name in row or f.default is MISSING)
+    }
     times = [float(value) for name, value in values.items() if name.endswith("_us")]
     if not all(0 < t < math.inf for t in times):
         raise ValueError(f"times {times}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from moela import backends, testing
-from moela.bench import report
+from moela.bench import memory, report
 from moela.bench.report import Case, Result, Wrong
 from moela.bench.roofline import Probes
 from moela.bench.routing import DEFAULT_EXPERTS, KINDS, Routed
@@ -50,7 +50,7 @@ class Bench:
     dtypes: tuple[str, ...]  # of the activations, or of what is cast; the first is the default
     has_tokens: bool
     dims: Callable[[Any, int, str], dict[str, Any]]  # (Layer, tokens, dtype) -> those of make_inputs
-    item_bytes: Callable[[str], dict[str, int]]  # dtype -> the arguments of OpSpec.bytes that depend on it
+    item_bytes: Callable[[str], dict[str, float]]  # dtype -> the arguments of OpSpec.bytes that depend on it
     parts: Callable[[Inputs], Iterator[Part]]
     baselines: tuple[Baseline, ...]
     layers: Callable[[ModelShape], Mapping[str, Shape]] = ModelShape.linear_layers
@@ -171,7 +171,10 @@ def measure(
     on_sample: Callable[[str], object] | None = None,
 ) -> tuple[list[Result], list[Wrong]]:
     """Check every entry, then time those that are right, beside the roofs and with cold caches."""
-    verdicts = check(bench, inputs, entries)
+    device = next(t.device for t in inputs.values() if isinstance(t, Tensor))
+    # The first call of each, as what a kernel keeps for later calls counts too.
+    extra = {e.name: memory.Extra(e.call, e.warm, device) for e in entries}
+    verdicts = check(bench, inputs, [replace(e, call=extra[e.name]) for e in entries])
     wrong = [Wrong(case, e.name, str(verdicts[e.name])) for e in entries if isinstance(verdicts[e.name], str)]
     right = [e for e in entries if not isinstance(verdicts[e.name], str)]
     if not right:
@@ -181,7 +184,16 @@ def measure(
     timings = race(contestants, rounds=rounds, clock=clock, before=probes.evict, on_sample=on_sample)
     roofline = probes.roofline(timings)
     return [
-        report.result(case, e.name, e.is_baseline, timings[e.name], verdicts[e.name], roofline) for e in right
+        report.result(
+            case,
+            e.name,
+            e.is_baseline,
+            timings[e.name],
+            verdicts[e.name],
+            roofline,
+            extra[e.name].bytes if bench.has_routing else None,
+        )
+        for e in right
     ], wrong
 
 
@@ -232,8 +244,8 @@ def _add_squares(squares: list[list[float]], got: Outputs, bounds: list[tuple[Te
 def _accum(inputs: Inputs) -> float:
     """Hopper's FP8 tensor cores keep fewer bits than float32: see moela.testing."""
     first = next(iter(inputs.values()))
-    is_fp8_on_gpu = first.device.type == "cuda" and first.dtype == torch.float8_e4m3fn
-    return testing.HOPPER_FP8_SUM if is_fp8_on_gpu else testing.FLOAT32_SUM
+    is_fp8 = first.dtype == torch.float8_e4m3fn or bool(inputs.get("quantize_activations"))
+    return testing.HOPPER_FP8_SUM if is_fp8 and first.device.type == "cuda" else testing.FLOAT32_SUM
 
 
 def _first_line(error: Exception) -> str:

@@ -40,7 +40,9 @@ def _layer_table(cases: Sequence[Case], results: Sequence[Result], wrong: Sequen
     if first.tokens:
         table.add_column("M", justify="right")
     table.add_column("contestant", no_wrap=True)
-    for column in ("µs", "p10 .. p90", "GB/s", "GFLOP/s", "% roof", "error", *(f"{n} is" for n in own)):
+    has_extra = any(r.extra_bytes is not None for r in mine)
+    columns = ["µs", "p10 .. p90", "GB/s", "GFLOP/s", "% roof", "error", *["extra MB"] * has_extra]
+    for column in (*columns, *(f"{n} is" for n in own)):
         table.add_column(column, justify="right", no_wrap=True)
     for case in sorted(cases, key=lambda c: c.tokens):
         table.add_section()
@@ -48,7 +50,8 @@ def _layer_table(cases: Sequence[Case], results: Sequence[Result], wrong: Sequen
         label = [str(case.tokens)] if case.tokens else []
         for r in rows:
             over = [_over(name, r, rows) for name in own]
-            table.add_row(*label, *_numbers(r), *over, style="none" if r.is_baseline else "bold")
+            extra = ["" if r.extra_bytes is None else f"{r.extra_bytes / 1e6:,.1f}"] * has_extra
+            table.add_row(*label, *_numbers(r), *extra, *over, style="none" if r.is_baseline else "bold")
             label = [""] * len(label)
         for w in (w for w in wrong if w.case == case):
             table.add_row(*label, w.contestant, Text("wrong", style="red"))

@@ -34,13 +34,14 @@ inline int32_t shim_dtype(ScalarType dtype) {
     case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
     case ScalarType::Half: return aoti_torch_dtype_float16();
     case ScalarType::Float8_e4m3fn: return aoti_torch_dtype_float8_e4m3fn();
+    case ScalarType::Int: return aoti_torch_dtype_int32();
     default: throw std::logic_error("no op returns this dtype");
   }
 }
 
 // An uninitialised contiguous CPU tensor. Through the C shim: torch::stable::empty goes through the
 // dispatcher and costs 1.2 microseconds more.
-inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
+inline Tensor empty_cpu(const std::vector<int64_t>& shape, int32_t dtype) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
   for (size_t i = shape.size(); i-- > 0;) {
@@ -49,9 +50,20 @@ inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
   }
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), shim_dtype(dtype),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
+                                                  strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                  &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
+  return empty_cpu(shape, shim_dtype(dtype));
+}
+
+// Of t's dtype, whichever that is.
+inline Tensor empty_cpu(const std::vector<int64_t>& shape, const Tensor& t) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return empty_cpu(shape, dtype);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {

@@ -3,6 +3,9 @@
 
 #include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
+#include "cpu/moe_permute.h"
+#include "cpu/moe_topk.h"
+#include "cpu/moe_unpermute.h"
 #include "cpu/per_block_dequant_fp8.h"
 #include "cpu/per_block_quant_fp8.h"
 #include "cpu/per_token_group_quant_fp8.h"
@@ -17,6 +20,9 @@ struct Kernels {
   GemmKernels gemm;
   GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;
+  MoePermute moe_permute;
+  MoeTopk moe_topk;
+  MoeUnpermute moe_unpermute;
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
   PerTokenGroupQuantFp8 per_token_group_quant_fp8;

@@ -4,6 +4,9 @@
 #include "cpu/gemm_kernel.h"
 #include "cpu/grouped_gemm_wgrad_kernel.h"
 #include "cpu/isa.h"
+#include "cpu/moe_permute_kernel.h"
+#include "cpu/moe_topk_kernel.h"
+#include "cpu/moe_unpermute_kernel.h"
 #include "cpu/per_block_dequant_fp8_kernel.h"
 #include "cpu/per_block_quant_fp8_kernel.h"
 #include "cpu/per_token_group_quant_fp8_kernel.h"
@@ -16,6 +19,9 @@ const moela::cpu::Kernels moela::cpu::kScalar = {
     .gemm = kGemmKernels,
     .grouped_gemm_wgrad = kGroupedGemmWgradKernels,
     .fused_experts = kFusedExpertsKernels,
+    .moe_permute = moe_permute,
+    .moe_topk = moe_topk,
+    .moe_unpermute = moe_unpermute,
     .per_block_dequant_fp8 = per_block_dequant_fp8,
     .per_block_quant_fp8 = per_block_quant_fp8,
     .per_token_group_quant_fp8 = per_token_group_quant_fp8,

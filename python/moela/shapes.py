@@ -26,7 +26,7 @@ class ExpertShape:
     intermediate: int
 
     def __str__(self) -> str:
-        return f"hidden {self.hidden}, intermediate {self.intermediate}"
+        return f"{self.hidden} x {self.intermediate}"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 A `spoil` changes a good dict of arguments by name; those of an _out variant have its outputs among them.
 """
 
-from collections.abc import Callable
-
+import bad_fused_experts
 import bad_grouped
 import torch
 from bad_call import (
@@ -21,6 +20,8 @@ from bad_call import (
     row_strided,
 )
 
+ROW_DTYPES = "bfloat16, float16, float32, float8_e4m3fn, float8_e8m0fnu, int32 or uint8"
+
 # Good arguments that the spoiled ones start from.
 GOOD: dict[str, Args] = {
     **bad_grouped.GOOD,
@@ -30,8 +31,10 @@ GOOD: dict[str, Args] = {
     "silu_and_mul": {"M": 3, "K": 200, "limit": 7.0, "alpha": 1.702},
     "silu_and_mul_quant_fp8": {"M": 3, "K": 200, "limit": 7.0, "alpha": 1.702},
     "per_block_dequant_fp8": {"N": 130, "K": 200},
-    "fused_experts": {"T": 3, "H": 200, "I": 96, "topk": 2, "w_dtype": E4M3, "bias": True, "limit": 7.0}
-    | {"alpha": 1.702, "quantize_activations": "fp8"},
+    "fused_experts": bad_fused_experts.GOOD,
+    "moe_topk": {"T": 3, "E": 32, "topk": 4, "has_bias": True, "num_groups": 8, "topk_groups": 3},
+    "moe_permute": {"T": 3, "H": 40, "topk": 4, "num_experts": 8},
+    "moe_unpermute": {"T": 3, "H": 40, "topk": 4},
 }
 
 # What both kinds of the gated activation refuse.
@@ -52,110 +55,9 @@ BAD_SWIGLU = [
     ),
 ]
 
-
-def plain(*names: str) -> Callable[[Args], Args]:
-    """Weights of x's dtype; the names are what is left of what FP8 ones need."""
-
-    def spoil(args: Args) -> Args:
-        fp8 = dict.fromkeys(("sf_w13", "sf_w2", "quantize_activations"))
-        weights = {name: args[name].to(torch.bfloat16) for name in ("w13", "w2")}
-        return args | {k: v for k, v in fp8.items() if k not in names} | weights
-
-    return spoil
-
-
-BAD_FUSED_EXPERTS = [
-    Bad("x is 1-D", put(x=lambda x: x[0]), "x: expected a 2-D tensor, got 1-D"),
-    Bad("x is 3-D", put(x=lambda x: x[None]), "x: expected a 2-D tensor, got 3-D"),
-    Bad("x is float64", put(x=as_dtype(torch.float64)), f"x: expected {FLOATS}, got float64"),
-    Bad("x is e4m3", put(x=as_dtype(E4M3)), f"x: expected {FLOATS}, got float8_e4m3fn"),
-    Bad("columns of x are strided", put(x=col_major), "x: " + LAST_DIM.format(3)),
-    Bad("w13 is 2-D", put(w13=lambda w: w[0]), "w13: expected a 3-D tensor, got 2-D"),
-    Bad(
-        "w13 is float32",
-        put(w13=as_dtype(torch.float32)),
-        "w13: expected float8_e4m3fn or bfloat16, got float32",
-    ),
-    Bad("H of w13 differs", put(w13=lambda w: w[..., :199]), "w13: expected H=200 (that of x), got H=199"),
-    Bad("w13 is odd", put(w13=lambda w: w[:, :191]), "w13: expected an even number of rows, got 191"),
-    Bad("columns of w13 are strided", put(w13=col_major), "w13: " + LAST_DIM.format(192)),
-    Bad("w2 is bfloat16", put(w2=as_dtype(torch.bfloat16)), "w2: expected float8_e4m3fn, got bfloat16"),
-    Bad("w2 is 2-D", put(w2=lambda w: w[0]), "w2: expected shape [4, 200, 96], got [200, 96]"),
-    Bad("w2 is short", put(w2=lambda w: w[:3]), "w2: expected shape [4, 200, 96], got [3, 200, 96]"),
-    Bad("w2 is transposed", put(w2=lambda w: w.mT), "w2: expected shape [4, 200, 96], got [4, 96, 200]"),
-    Bad("columns of w2 are strided", put(w2=col_major), "w2: " + LAST_DIM.format(200)),
-    Bad("topk_ids is 1-D", put(topk_ids=lambda t: t[0]), "topk_ids: expected a 2-D tensor, got 1-D"),
-    Bad(
-        "topk_ids is int16",
-        put(topk_ids=as_dtype(torch.int16)),
-        "topk_ids: expected int32 or int64, got int16",
-    ),
-    Bad("topk_ids is short", put(topk_ids=lambda t: t[:2]), "topk_ids: expected T=3 (that of x), got T=2"),
-    Bad(
-        "topk_weights is bfloat16",
-        put(topk_weights=as_dtype(torch.bfloat16)),
-        "topk_weights: expected float32, got bfloat16",
-    ),
-    Bad(
-        "topk_weights is wide",
-        put(topk_weights=one_wider),
-        "topk_weights: expected shape [3, 2], got [3, 3]",
-    ),
-    Bad(
-        "topk_weights is 1-D",
-        put(topk_weights=lambda t: t[0]),
-        "topk_weights: expected shape [3, 2], got [2]",
-    ),
-    Bad("no sf_w13", put(sf_w13=None), "sf_w13: expected a tensor because w13 is float8_e4m3fn, got None"),
-    Bad("no sf_w2", put(sf_w2=None), "sf_w2: expected a tensor because w2 is float8_e4m3fn, got None"),
-    Bad(
-        "sf_w13 with bfloat16 w13",
-        plain("sf_w13"),
-        "sf_w13: expected None because w13 is bfloat16, got a tensor",
-    ),
-    Bad(
-        "sf_w2 with bfloat16 w2", plain("sf_w2"), "sf_w2: expected None because w2 is bfloat16, got a tensor"
-    ),
-    Bad(
-        "sf_w13 is float16",
-        put(sf_w13=as_dtype(torch.float16)),
-        "sf_w13: expected float32, bfloat16 or float8_e8m0fnu, got float16",
-    ),
-    Bad("sf_w13 is short", put(sf_w13=lambda s: s[:3]), "sf_w13: expected shape [4, 2, 2], got [3, 2, 2]"),
-    Bad("sf_w13 is 2-D", put(sf_w13=lambda s: s[0]), "sf_w13: expected shape [4, 2, 2], got [2, 2]"),
-    Bad("sf_w2 is wide", put(sf_w2=one_wider), "sf_w2: expected shape [4, 2, 1], got [4, 2, 2]"),
-    Bad("b13 is float64", put(b13=as_dtype(torch.float64)), f"b13: expected {FLOATS}, got float64"),
-    Bad("b13 is of gate only", put(b13=lambda b: b[:, :96]), "b13: expected shape [4, 192], got [4, 96]"),
-    Bad("columns of b13 are strided", put(b13=col_major), "b13: " + LAST_DIM.format(4)),
-    Bad("b2 is e4m3", put(b2=as_dtype(E4M3)), f"b2: expected {FLOATS}, got float8_e4m3fn"),
-    Bad("b2 is of one expert", put(b2=lambda b: b[0]), "b2: expected shape [4, 200], got [200]"),
-    Bad("activation is gelu", put(activation="gelu"), "activation: expected silu, got gelu"),
-    Bad("limit is 0", put(limit=0.0), "limit: expected a positive number, got 0"),
-    Bad("alpha without limit", put(limit=None), "alpha: expected None because limit is None, got 1.702"),
-    Bad("alpha is NaN", put(alpha=float("nan")), "alpha: expected a positive number, got nan"),
-    Bad(
-        "quantize_activations is int8",
-        put(quantize_activations="int8"),
-        "quantize_activations: expected None, fp8 or fp8_ue8m0, got int8",
-    ),
-    Bad(
-        "quantize_activations with bfloat16 weights",
-        plain("quantize_activations"),
-        "quantize_activations: expected None because w13 is bfloat16, got fp8",
-    ),
-    Bad(
-        "alpha without limit", put(limit=None), "alpha: expected None because limit is None, got 1.702", True
-    ),
-    Bad(
-        "out is float32", put(out=as_dtype(torch.float32)), "out: expected bfloat16, got float32", is_out=True
-    ),
-    Bad("out is wide", put(out=one_wider), "out: expected shape [3, 200], got [3, 201]", is_out=True),
-    Bad("out is strided", put(out=row_strided), "out: " + DENSE, is_out=True),
-]
-
 BAD: dict[str, list[Bad]] = {
     **bad_grouped.BAD,
-    "fused_experts": BAD_FUSED_EXPERTS,
+    "fused_experts": bad_fused_experts.BAD,
     "silu_and_mul": [
         *BAD_SWIGLU,
         Bad("y is float32", put(y=as_dtype(torch.float32)), "y: expected bfloat16, got float32", is_out=True),
@@ -323,5 +225,108 @@ BAD: dict[str, list[Bad]] = {
         ),
         Bad("w is too wide", put(w=one_wider), "w: expected shape [130, 200], got [130, 201]", is_out=True),
         Bad("w is strided", put(w=row_strided), "w: " + DENSE, is_out=True),
+    ],
+    "moe_topk": [
+        Bad("logits are 1-D", put(logits=lambda x: x[0]), "logits: expected a 2-D tensor, got 1-D"),
+        Bad("logits are int32", put(logits=as_dtype(torch.int32)), f"logits: expected {FLOATS}, got int32"),
+        Bad("logits are strided", put(logits=col_major), "logits: " + LAST_DIM.format(3)),
+        Bad(
+            "scoring is tanh",
+            put(scoring="tanh"),
+            "scoring: expected softmax, sigmoid or sqrtsoftplus, got tanh",
+        ),
+        Bad("bias is float64", put(bias=as_dtype(torch.float64)), f"bias: expected {FLOATS}, got float64"),
+        Bad("bias is short", put(bias=lambda b: b[:31]), "bias: expected shape [32], got [31]"),
+        Bad("bias is 2-D", put(bias=lambda b: b[None]), "bias: expected shape [32], got [1, 32]"),
+        Bad("no groups", put(num_groups=0), "num_groups: expected a positive number, got 0"),
+        Bad("groups do not divide E", put(num_groups=7), "num_groups: expected a divisor of E=32, got 7"),
+        Bad("no group stays", put(topk_groups=0), "topk_groups: expected 1 .. num_groups=8, got 0"),
+        Bad("too many groups stay", put(topk_groups=9), "topk_groups: expected 1 .. num_groups=8, got 9"),
+        Bad("group_score is min", put(group_score="min"), "group_score: expected max or top2sum, got min"),
+        Bad("topk is 0", put(topk=0), "topk: expected 1 .. 12 (experts in the groups that stay), got 0"),
+        Bad("topk is 13", put(topk=13), "topk: expected 1 .. 12 (experts in the groups that stay), got 13"),
+        Bad("scaling is NaN", put(scaling=float("nan")), "scaling: expected a finite number, got nan"),
+        Bad("scaling is Inf", put(scaling=float("inf")), "scaling: expected a finite number, got inf", True),
+        Bad(
+            "weights are bfloat16",
+            put(topk_weights=as_dtype(torch.bfloat16)),
+            "topk_weights: expected float32, got bfloat16",
+            True,
+        ),
+        Bad(
+            "weights are wide",
+            put(topk_weights=one_wider),
+            "topk_weights: expected shape [3, 4], got [3, 5]",
+            True,
+        ),
+        Bad(
+            "ids are int64", put(topk_ids=as_dtype(torch.int64)), "topk_ids: expected int32, got int64", True
+        ),
+        Bad("ids are strided", put(topk_ids=row_strided), "topk_ids: " + DENSE, True),
+    ],
+    "moe_permute": [
+        Bad("x is 3-D", put(x=lambda x: x[None]), "x: expected a 2-D tensor, got 3-D"),
+        Bad(
+            "x is float64",
+            put(x=as_dtype(torch.float64)),
+            f"x: expected {ROW_DTYPES}, got float64",
+        ),
+        Bad("columns of x are strided", put(x=col_major), "x: " + LAST_DIM.format(3)),
+        Bad("ids are 1-D", put(topk_ids=lambda t: t[0]), "topk_ids: expected a 2-D tensor, got 1-D"),
+        Bad(
+            "ids are int16",
+            put(topk_ids=as_dtype(torch.int16)),
+            "topk_ids: expected int32 or int64, got int16",
+        ),
+        Bad("ids of fewer tokens", put(topk_ids=lambda t: t[:2]), "topk_ids: expected T=3, got T=2"),
+        Bad("slots are strided", put(topk_ids=col_major), "topk_ids: " + LAST_DIM.format(3)),
+        Bad("no experts", put(num_experts=0), "num_experts: expected a positive number, got 0"),
+        Bad("no experts", put(num_experts=0), "num_experts: expected a positive number, got 0", True),
+        Bad(
+            "x_sorted is float32",
+            put(x_sorted=as_dtype(torch.float32)),
+            "x_sorted: expected bfloat16, got float32",
+            True,
+        ),
+        Bad(
+            "x_sorted is short",
+            put(x_sorted=lambda t: t[:11]),
+            "x_sorted: expected shape [12, 40], got [11, 40]",
+            True,
+        ),
+        Bad("x_sorted is strided", put(x_sorted=row_strided), "x_sorted: " + DENSE, True),
+        Bad(
+            "expert_offsets without the end",
+            put(expert_offsets=lambda t: t[:8]),
+            "expert_offsets: expected shape [9], got [8]",
+            True,
+        ),
+        Bad(
+            "inverse is int64", put(inverse=as_dtype(torch.int64)), "inverse: expected int32, got int64", True
+        ),
+    ],
+    "moe_unpermute": [
+        Bad("y is 1-D", put(y=lambda y: y[0]), "y: expected a 2-D tensor, got 1-D"),
+        Bad("y is e4m3", put(y=as_dtype(E4M3)), f"y: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("columns of y are strided", put(y=col_major), "y: " + LAST_DIM.format(12)),
+        Bad("inverse is 3-D", put(inverse=lambda t: t[None]), "inverse: expected a 2-D tensor, got 3-D"),
+        Bad("inverse is int64", put(inverse=as_dtype(torch.int64)), "inverse: expected int32, got int64"),
+        Bad("slots are strided", put(inverse=col_major), "inverse: " + LAST_DIM.format(3)),
+        Bad(
+            "weights are bfloat16",
+            put(topk_weights=as_dtype(torch.bfloat16)),
+            "topk_weights: expected float32, got bfloat16",
+        ),
+        Bad(
+            "weights are wide",
+            put(topk_weights=one_wider),
+            "topk_weights: expected shape [3, 4], got [3, 5]",
+        ),
+        Bad("weights are strided", put(topk_weights=col_major), "topk_weights: " + LAST_DIM.format(3)),
+        Bad("out is float32", put(out=as_dtype(torch.float32)), "out: expected bfloat16, got float32", True),
+        Bad(
+            "out is short", put(out=lambda t: t[:2]), "out: expected shape [3, 40], got [2, 40]", is_out=True
+        ),
+        Bad("out is strided", put(out=row_strided), "out: " + DENSE, is_out=True),
     ],
 }

@@ -5,7 +5,7 @@ from typing import Any
 import moela
 import pytest
 import torch
-from moela import reference, testing
+from moela import backends, reference, testing
 from moela.ops._fused_experts_bound import bound
 from torch import Tensor
 
@@ -44,15 +44,15 @@ def test_is_the_formula_of_the_docstring(run):
     torch.testing.assert_close(run(inputs)[0].cpu().double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def in_steps(inputs: dict[str, Any]) -> Tensor:
-    """The casts of the two ops that the docstring names, and float64 products: nothing else is rounded."""
+def in_steps(inputs: dict[str, Any], gate_up_dtype: torch.dtype) -> Tensor:
+    """The casts of the two ops that the docstring names, and float64 products: only gate_up is rounded."""
     ue8m0 = inputs["quantize_activations"] == "fp8_ue8m0"
     q, sf = reference.per_token_group_quant_fp8(inputs["x"], ue8m0=ue8m0)
     out = torch.zeros(inputs["x"].shape, dtype=torch.float64)
     for t in range(len(out)):
         for e, weight in zip(inputs["topk_ids"][t].tolist(), inputs["topk_weights"][t].tolist(), strict=True):
             w13, sf_w13 = inputs["w13"][e], inputs["sf_w13"][e]
-            gate_up = reference.fp8_gemm(q[t : t + 1], sf[t : t + 1], w13, sf_w13, out_dtype=FP32)
+            gate_up = reference.fp8_gemm(q[t : t + 1], sf[t : t + 1], w13, sf_w13, out_dtype=gate_up_dtype)
             h, sf_h = reference.silu_and_mul_quant_fp8(gate_up, ue8m0=ue8m0)
             y = reference.fp8_gemm(h, sf_h, inputs["w2"][e], inputs["sf_w2"][e], out_dtype=FP32)
             out[t] += weight * y[0].double()
@@ -65,7 +65,9 @@ def test_quantizes_activations_as_the_two_casts_do(run, quantize, x_dtype):
     """Each row within 2 % of its size: some codes of h may come out as their neighbours."""
     dims = {"T": 6, "H": 256, "I": 200, "x_dtype": x_dtype, "w_dtype": E4M3, "bias": False}
     inputs = experts(run, **dims, quantize_activations=quantize)
-    got, expected = run(inputs)[0].cpu().double(), in_steps({k: on_cpu(v) for k, v in inputs.items()})
+    gate_up_dtype = x_dtype if run.backend in ("cuda", "triton") else FP32
+    expected = in_steps({k: on_cpu(v) for k, v in inputs.items()}, gate_up_dtype)
+    got = run(inputs)[0].cpu().double()
     assert ((got - expected).norm(dim=1) <= 2e-2 * expected.norm(dim=1)).all()
 
 
@@ -107,16 +109,10 @@ def test_an_id_outside_contributes_nothing_whatever_its_weight(run, w_dtype):
     without[:, 1] = 0
     expected = run(inputs | {"topk_weights": without})[0]
     weights[:, 1] = NAN
-    for outside in (
-        -1,
-        5,
-        2**31,
-        -(2**40),
-        2**32 + 1,
-        2**63 - 1,
-    ):  # 2^32 + 1 ends in 32 bits that are an expert
-        ids[:, 1] = outside
-        assert testing.same_bits(run(inputs | {"topk_ids": ids})[0] + 0.0, expected + 0.0), outside
+    # Some of these end in 32 bits that are an expert.
+    outside = (-1, 5, 2**31, -(2**31), 2**32 + 1, -(2**40) + 1, 2**63 - 1, -(2**63), 6)
+    ids[:, 1] = torch.tensor(outside)
+    assert testing.same_bits(run(inputs | {"topk_ids": ids})[0] + 0.0, expected + 0.0)
 
 
 def test_a_token_whose_ids_are_all_outside_is_zero(run):
@@ -231,7 +227,8 @@ def swapped(w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("w_dtype", [E4M3, None], ids=["fp8", "float"])
-def test_the_bound_finds_what_is_wrong(run, w_dtype):
+def test_the_bound_finds_what_is_wrong(make_runner, w_dtype):
+    run = make_runner("fused_experts", "reference-cpu")
     inputs = experts(run, I=192, w_dtype=w_dtype, limit=7.0, alpha=1.702)
     (good,) = run(inputs)
     assert_bound(run, inputs, good)
@@ -264,7 +261,8 @@ def test_the_bound_finds_what_is_wrong(run, w_dtype):
         assert_bound(run, inputs, off)
 
 
-def test_the_bound_of_quantized_activations_finds_what_is_wrong(run):
+def test_the_bound_of_quantized_activations_finds_what_is_wrong(make_runner):
+    run = make_runner("fused_experts", "reference-cpu")
     for quantize in QUANTIZATIONS:
         inputs = experts(run, H=256, I=192, w_dtype=E4M3, quantize_activations=quantize)
         (good,) = run(inputs)
@@ -278,6 +276,32 @@ def test_the_bound_of_quantized_activations_finds_what_is_wrong(run):
         ):
             with pytest.raises(AssertionError, match="out of bounds"):
                 assert_bound(run, inputs, run(inputs | change)[0])
+
+
+# --- backends --------------------------------------------------------------------------------------------
+
+
+def test_what_it_is_made_of_stays_on_the_backend_that_was_asked_for(make_runner, monkeypatch):
+    run = make_runner("fused_experts", "triton-cpu")
+    launcher, before, used = backends.launcher, backends.forced(), []
+
+    def recorded(backend: str, op: str) -> Any:
+        used.append((backend, op))
+        return launcher(backend, op)
+
+    monkeypatch.setattr(backends, "launcher", recorded)
+    run(experts(run, T=2, w_dtype=E4M3, quantize_activations="fp8"))
+    assert {backend for backend, _ in used} == {"triton"}
+    assert [op for _, op in used] == [
+        "fused_experts",
+        "per_token_group_quant_fp8",
+        "moe_permute",
+        "grouped_fp8_gemm",
+        "silu_and_mul_quant_fp8",
+        "grouped_fp8_gemm",
+        "moe_unpermute",
+    ]
+    assert backends.forced() == before
 
 
 # --- autograd --------------------------------------------------------------------------------------------

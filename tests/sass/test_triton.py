@@ -194,6 +194,15 @@ def test_casts_divide_exactly(compiled):
                 assert opcodes(facts)["v_div_fixup_f32"] > 0, variant
 
 
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith("sm_")], indirect=True)
+def test_routing_rounds_every_operation_as_the_definition_does(target, compiled):
+    """A fused multiply-add, an approximation or a subnormal that is flushed could choose another expert."""
+    for op in ("moe_topk", "moe_unpermute"):
+        for variant, facts in of_op(compiled, op).items():
+            wrong = [o for o in facts["ptx"] if re.match(r"fma\.|.*\.(approx|ftz|full)\b", o)]
+            assert wrong == [], variant
+
+
 def test_nothing_is_computed_in_float64(compiled):
     assert {
         v: found for v, f in compiled.items() if (found := machine_code.float64_opcodes(opcodes(f)))

@@ -6,6 +6,9 @@ from moela.reference.grouped_fp8_gemm import grouped_fp8_gemm
 from moela.reference.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked
 from moela.reference.grouped_gemm import grouped_gemm
 from moela.reference.grouped_gemm_wgrad import grouped_gemm_wgrad
+from moela.reference.moe_permute import moe_permute
+from moela.reference.moe_topk import moe_topk
+from moela.reference.moe_unpermute import moe_unpermute
 from moela.reference.per_block_dequant_fp8 import per_block_dequant_fp8
 from moela.reference.per_block_quant_fp8 import per_block_quant_fp8
 from moela.reference.per_token_group_quant_fp8 import per_token_group_quant_fp8
@@ -19,6 +22,9 @@ __all__ = [
     "grouped_fp8_gemm_masked",
     "grouped_gemm",
     "grouped_gemm_wgrad",
+    "moe_permute",
+    "moe_topk",
+    "moe_unpermute",
     "per_block_dequant_fp8",
     "per_block_quant_fp8",
     "per_token_group_quant_fp8",

@@ -1,0 +1,20 @@
+// moe_permute on the CPU: the copies. Bound: the memory rate of writes.
+#pragma once
+
+#include "cpu/moe_permute.h"
+#include "cpu/simd.h"
+
+namespace {
+
+void moe_permute(const moela::cpu::MoePermuteParams& p, int64_t begin, int64_t end) {
+  auto* x_sorted = static_cast<char*>(p.x_sorted);
+  for (int64_t t = begin; t < end; ++t) {
+    const char* row = static_cast<const char*>(p.x) + t * p.ldx_bytes;
+    for (int64_t pair = t * p.topk; pair < (t + 1) * p.topk; ++pair) {
+      if (p.inverse[pair] >= 0) __builtin_memcpy(x_sorted + p.inverse[pair] * p.row_bytes, row, p.row_bytes);
+      if (pair >= p.num_rows) __builtin_memset(x_sorted + pair * p.row_bytes, 0, p.row_bytes);
+    }
+  }
+}
+
+}  // namespace
