@@ -74,8 +74,8 @@ struct ExpertProblems {
 };
 
 template <class W13Of, class W2Of>
-ExpertProblems problems_of(const FusedExpertsParams& p, const void* x, const SortedRows& sorted,
-                           const W13Of& w13_of, const W2Of& w2_of) {
+ExpertProblems problems_of(const FusedExpertsParams& p, const plan::GemmShape& shape, const void* x,
+                           const SortedRows& sorted, const W13Of& w13_of, const W2Of& w2_of) {
   ExpertProblems problems;
   for (int64_t e = 0; e < p.num_experts; ++e) {
     const int32_t first = sorted.offsets[e], count = sorted.offsets[e + 1] - first;
@@ -90,6 +90,11 @@ ExpertProblems problems_of(const FusedExpertsParams& p, const void* x, const Sor
     down.a_dtype = Dtype::kFloat32;
     down.lda = p.I;
     gate.a_cast = down.a_cast = p.cast;
+    // Where pairs of bfloat16 are multiplied, h is the sum of two: 16 bits.
+    GemmProblem rounded = down;
+    rounded.a_cast = ActivationCast::kTwoBFloat16;
+    if (shape.has_bf16 && p.dtype == Dtype::kBFloat16 && p.cast == ActivationCast::kNone && is_bf16(rounded))
+      down = rounded;
     problems.gate.push_back(gate);
     problems.down.push_back(down);
     problems.rows.push_back(
@@ -121,8 +126,8 @@ void run_gate_up(const GemmKernels& gemm, const FusedExpertsKernels& kernel, con
 
 // The second product of a wave: every chunk is a problem of its own, whose rows are in h.
 struct DownWave {
-  DownWave(const plan::GroupedGemmPlan& plan, int64_t wave, const ExpertProblems& experts,
-           const FusedExpertsScratch& scratch) {
+  DownWave(const plan::GroupedGemmPlan& plan, int64_t wave, const plan::GemmShape& shape,
+           const ExpertProblems& experts, const FusedExpertsScratch& scratch) {
     const int64_t begin = plan.waves[wave], end = plan.waves[wave + 1];
     problems.reserve(end - begin);  // chunks point into it
     for (int64_t i = begin; i < end; ++i) {
@@ -132,7 +137,7 @@ struct DownWave {
       problem.a = scratch.h + c.row_of_wave * problem.K;
       problem.M = c.num_rows;
       chunks.push_back({.problem = &problem,
-                        .path = problem.has_large_sf ? plan::GemmPath::kPanel : c.path,
+                        .path = plan::path_of(gemm_rows(problem), shape),
                         .m0 = 0,
                         .num_rows = c.num_rows,
                         .a = scratch.packed + c.row_of_wave * padded_k(problem.K)});
@@ -170,7 +175,7 @@ void run_tokens(const GemmKernels& gemm, const FusedExpertsKernels& kernel, cons
     return;
   }
   const void* x = at_element(p.x, p.dtype, first * p.ldx);
-  const ExpertProblems experts = problems_of(p, x, sorted, w13_of, w2_of);
+  const ExpertProblems experts = problems_of(p, gemm.shape, x, sorted, w13_of, w2_of);
   const plan::GroupedGemmPlan plan = plan_of(gemm, experts.gate, plan::fused_experts_row_bytes(p.H, p.I));
   const auto packed = allocate(plan.rows_per_wave * padded_k(p.H > p.I ? p.H : p.I));
   const auto h = allocate(plan.rows_per_wave * p.I), sums = allocate(num_tokens * p.H);
@@ -187,7 +192,7 @@ void run_tokens(const GemmKernels& gemm, const FusedExpertsKernels& kernel, cons
                                    .H = p.H,
                                    .is_first = wave == 0,
                                    .is_last = wave + 1 == plan.num_waves()};
-    run_down(gemm, kernel, DownWave(plan, wave, experts, scratch), down, parallel);
+    run_down(gemm, kernel, DownWave(plan, wave, gemm.shape, experts, scratch), down, parallel);
   }
 }
 

@@ -10,8 +10,8 @@
 namespace moela::cpu {
 
 // To what rows of a are rounded before they are multiplied: e4m3 with a scale factor per 128 columns, as
-// per_token_group_quant_fp8 does it.
-enum class ActivationCast { kNone, kFp8, kFp8Ue8m0 };
+// per_token_group_quant_fp8 does it, or the sum of two bfloat16: see gemm_bf16.h, which alone takes it.
+enum class ActivationCast { kNone, kFp8, kFp8Ue8m0, kTwoBFloat16 };
 
 // d = (a * sf_a) @ (b * sf_b).T + bias.
 struct GemmProblem {
@@ -57,6 +57,18 @@ struct GemmKernels {
 
 constexpr int64_t kGemmSlab = 1024;
 
-inline int64_t padded_k(int64_t K) { return (K + 63) / 64 * 64; }
+// Floats of a packed row: its columns in whole blocks of 128, and what gemm_bf16.h notes of each slab.
+constexpr int64_t kGemmSlabNotes = 16;
+inline int64_t padded_k(int64_t K) {
+  return (K + 127) / 128 * 128 + (K + kGemmSlab - 1) / kGemmSlab * kGemmSlabNotes;
+}
+
+// Whether bfloat16 holds every element of a, or what it is rounded to, and of b exactly, and b is laid out as
+// checkpoints have it.
+inline bool is_bf16(const GemmProblem& p) {
+  const bool is_a =
+      p.a_dtype == Dtype::kBFloat16 || p.a_dtype == Dtype::kE4m3 || p.a_cast != ActivationCast::kNone;
+  return is_a && (p.b_dtype == Dtype::kE4m3 || p.b_dtype == Dtype::kBFloat16) && p.stride_bk == 1;
+}
 
 }  // namespace moela::cpu

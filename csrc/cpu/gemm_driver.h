@@ -15,11 +15,14 @@ inline void* at_element(void* p, Dtype dtype, int64_t i) {
   return static_cast<char*>(p) + i * size_of(dtype);
 }
 
+inline plan::GemmRows gemm_rows(const GemmProblem& p) {
+  return {.count = p.M, .needs_panel = p.has_large_sf || p.stride_bk != 1, .is_bf16 = is_bf16(p)};
+}
+
 inline plan::GroupedGemmPlan plan_of(const GemmKernels& kernel, const std::vector<GemmProblem>& problems,
                                      int64_t bytes_per_row) {
   std::vector<plan::GemmRows> rows;
-  for (const GemmProblem& p : problems)
-    rows.push_back({.count = p.M, .needs_panel = p.has_large_sf || p.stride_bk != 1});
+  for (const GemmProblem& p : problems) rows.push_back(gemm_rows(p));
   return plan::plan_grouped_gemm(rows, problems[0].N, bytes_per_row, kernel.shape);
 }
 

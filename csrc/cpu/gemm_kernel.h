@@ -177,9 +177,20 @@ inline void store_sums(const GemmChunk& chunk, const Columns& columns, const flo
 
 #include "cpu/gemm_dot.h"
 #include "cpu/gemm_panel.h"
+#if defined(MOELA_SIMD_BF16)
+#include "cpu/gemm_bf16.h"
+#endif
 #include "cpu/gemm_rows.h"
 
 namespace {
+
+#if defined(MOELA_SIMD_BF16)
+constexpr bool kHasBf16 = true;
+#else
+constexpr bool kHasBf16 = false;
+inline void pack_for_bf16(const GemmChunk&, int64_t) { __builtin_unreachable(); }
+inline void bf16_sums(const GemmChunk&, const Columns&, float*) { __builtin_unreachable(); }
+#endif
 
 // sums[num_rows][kCols] of the chunk's rows and some columns, with the bias.
 void sum_columns(const GemmChunk& chunk, const Columns& columns, float* sums) {
@@ -188,6 +199,7 @@ void sum_columns(const GemmChunk& chunk, const Columns& columns, float* sums) {
     switch (chunk.path) {
       case GemmPath::kDot: return dot_sums<Codec>(chunk, columns, sums);
       case GemmPath::kPanel: return panel_sums<Codec>(chunk, columns, sums);
+      case GemmPath::kBf16: return bf16_sums(chunk, columns, sums);
     }
   });
   add_bias(*chunk.problem, columns, chunk.num_rows, sums);
@@ -203,6 +215,7 @@ void pack(const GemmChunk& chunk, int64_t begin, int64_t end) {
       switch (chunk.path) {
         case GemmPath::kDot: pack_for_dot(chunk, slab, out); break;
         case GemmPath::kPanel: pack_for_panel(chunk, slab, out); break;
+        case GemmPath::kBf16: pack_for_bf16(chunk, s); break;
       }
     }
   });
@@ -243,7 +256,7 @@ void run(const GemmChunk& chunk, int64_t begin, int64_t end) {
 }
 
 constexpr GemmKernels kGemmKernels = {
-    .shape = {.cols = kCols, .dot_rows = kDotRows},
+    .shape = {.cols = kCols, .dot_rows = kDotRows, .has_bf16 = kHasBf16},
     .pack = pack,
     .run = run,
 };

@@ -1,31 +1,5 @@
 // The kernels for one instruction set. CMakeLists.txt has the compiler options that belong to it.
 #define MOELA_SIMD_AVX2
-#include "cpu/fused_experts_kernel.h"
-#include "cpu/gemm_kernel.h"
-#include "cpu/grouped_gemm_wgrad_kernel.h"
-#include "cpu/isa.h"
-#include "cpu/moe_permute_kernel.h"
-#include "cpu/moe_topk_kernel.h"
-#include "cpu/moe_unpermute_kernel.h"
-#include "cpu/per_block_dequant_fp8_kernel.h"
-#include "cpu/per_block_quant_fp8_kernel.h"
-#include "cpu/per_token_group_quant_fp8_kernel.h"
-#include "cpu/probe_kernel.h"
-#include "cpu/silu_and_mul_kernel.h"
-#include "cpu/silu_and_mul_quant_fp8_kernel.h"
+#include "cpu/isa_kernels.h"
 
-const moela::cpu::Kernels moela::cpu::kAvx2 = {
-    .isa = "avx2",
-    .gemm = kGemmKernels,
-    .grouped_gemm_wgrad = kGroupedGemmWgradKernels,
-    .fused_experts = kFusedExpertsKernels,
-    .moe_permute = moe_permute,
-    .moe_topk = moe_topk,
-    .moe_unpermute = moe_unpermute,
-    .per_block_dequant_fp8 = per_block_dequant_fp8,
-    .per_block_quant_fp8 = per_block_quant_fp8,
-    .per_token_group_quant_fp8 = per_token_group_quant_fp8,
-    .silu_and_mul = silu_and_mul,
-    .silu_and_mul_quant_fp8 = silu_and_mul_quant_fp8,
-    .probe = kProbe,
-};
+constinit const moela::cpu::Kernels moela::cpu::kAvx2 = kernels_of("avx2");

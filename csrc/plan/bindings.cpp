@@ -2,17 +2,21 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <iterator>
 #include <sstream>
+#include <vector>
 
 #include "plan/fp8_gemm_sm90.h"
 #include "plan/fused_experts.h"
+#include "plan/grouped_fp8_gemm_sm90.h"
 #include "plan/grouped_gemm.h"
 
 namespace py = pybind11;
 using moela::plan::Fp8GemmSm90Plan;
-using moela::plan::Fp8GemmSm90Tile;
 using moela::plan::FusedExpertsPlan;
 using moela::plan::GemmRowChunk;
+using moela::plan::GemmSm90Tile;
+using moela::plan::GroupedFp8GemmSm90Plan;
 using moela::plan::GroupedGemmPlan;
 
 namespace {
@@ -41,15 +45,17 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       .def("__repr__", printed<GroupedGemmPlan>);
   m.def(
       "plan_grouped_gemm",
-      [](const std::vector<int64_t>& num_rows, int64_t N, int64_t bytes_per_row, bool needs_panel, int cols,
-         int dot_rows) {
+      [](const std::vector<int64_t>& num_rows, int64_t N, int64_t bytes_per_row, bool needs_panel,
+         bool is_bf16, int cols, int dot_rows, bool has_bf16) {
         std::vector<moela::plan::GemmRows> problems;
-        for (int64_t count : num_rows) problems.push_back({.count = count, .needs_panel = needs_panel});
+        for (int64_t count : num_rows)
+          problems.push_back({.count = count, .needs_panel = needs_panel, .is_bf16 = is_bf16});
         return moela::plan::plan_grouped_gemm(problems, N, bytes_per_row,
-                                              {.cols = cols, .dot_rows = dot_rows});
+                                              {.cols = cols, .dot_rows = dot_rows, .has_bf16 = has_bf16});
       },
       py::arg("num_rows"), py::arg("N"), py::arg("bytes_per_row"), py::kw_only(),
-      py::arg("needs_panel") = false, py::arg("cols"), py::arg("dot_rows"));
+      py::arg("needs_panel") = false, py::arg("is_bf16") = false, py::arg("cols"), py::arg("dot_rows"),
+      py::arg("has_bf16") = false);
   py::class_<FusedExpertsPlan>(m, "FusedExpertsPlan")
       .def_readonly("num_chunks", &FusedExpertsPlan::num_chunks)
       .def_readonly("tokens_per_chunk", &FusedExpertsPlan::tokens_per_chunk)
@@ -57,22 +63,48 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
   m.def("plan_fused_experts", moela::plan::plan_fused_experts, py::arg("num_tokens"), py::arg("hidden"));
   m.def("fused_experts_row_bytes", moela::plan::fused_experts_row_bytes, py::arg("hidden"),
         py::arg("intermediate"));
-  py::class_<Fp8GemmSm90Tile>(m, "Fp8GemmSm90Tile")
-      .def_readonly("swaps", &Fp8GemmSm90Tile::swaps)
-      .def_property_readonly("block_left", &Fp8GemmSm90Tile::block_left)
-      .def_readonly("block_right", &Fp8GemmSm90Tile::block_right)
-      .def_readonly("cluster", &Fp8GemmSm90Tile::cluster)
-      .def_readonly("stages", &Fp8GemmSm90Tile::stages);
+  py::class_<GemmSm90Tile>(m, "GemmSm90Tile")
+      .def_readonly("swaps", &GemmSm90Tile::swaps)
+      .def_property_readonly("block_left", &GemmSm90Tile::block_left)
+      .def_readonly("block_right", &GemmSm90Tile::block_right)
+      .def_readonly("cluster", &GemmSm90Tile::cluster)
+      .def_property_readonly("cluster_left", &GemmSm90Tile::cluster_left)
+      .def_property_readonly("cluster_right", &GemmSm90Tile::cluster_right)
+      .def_readonly("splits", &GemmSm90Tile::splits)
+      .def_readonly("stages", &GemmSm90Tile::stages)
+      .def("__repr__", printed<GemmSm90Tile>);
+  m.attr("GEMM_SM90_TILES") = py::cast(std::vector<GemmSm90Tile>(std::begin(moela::plan::kGemmSm90Tiles),
+                                                                 std::end(moela::plan::kGemmSm90Tiles)));
   py::class_<Fp8GemmSm90Plan>(m, "Fp8GemmSm90Plan")
       .def_property_readonly("tile",
-                             [](const Fp8GemmSm90Plan& p) { return moela::plan::kFp8GemmSm90Tiles[p.tile]; })
+                             [](const Fp8GemmSm90Plan& p) { return moela::plan::kGemmSm90Tiles[p.tile]; })
+      .def_readonly("splits", &Fp8GemmSm90Plan::splits)
       .def_readonly("tiles_left", &Fp8GemmSm90Plan::tiles_left)
       .def_readonly("tiles_right", &Fp8GemmSm90Plan::tiles_right)
+      .def_readonly("cluster", &Fp8GemmSm90Plan::cluster)
       .def_readonly("grid", &Fp8GemmSm90Plan::grid)
       .def_readonly("microseconds", &Fp8GemmSm90Plan::microseconds)
       .def("__repr__", printed<Fp8GemmSm90Plan>);
+  m.def("gemm_sm90_splits", moela::plan::gemm_sm90_splits, py::arg("N"), py::arg("K"));
   m.def(
       "plan_fp8_gemm_sm90",
-      [](int64_t M, int64_t N, int64_t K) { return moela::plan::plan_fp8_gemm_sm90(M, N, K); }, py::arg("M"),
-      py::arg("N"), py::arg("K"));
+      [](int64_t M, int64_t N, int64_t K, int num_sms) {
+        return moela::plan::plan_fp8_gemm_sm90(M, N, K, {.num_sms = num_sms});
+      },
+      py::arg("M"), py::arg("N"), py::arg("K"), py::kw_only(), py::arg("num_sms") = 132);
+  py::class_<GroupedFp8GemmSm90Plan>(m, "GroupedFp8GemmSm90Plan")
+      .def_property_readonly(
+          "tile", [](const GroupedFp8GemmSm90Plan& p) { return moela::plan::kGemmSm90Tiles[p.tile]; })
+      .def_readonly("splits", &GroupedFp8GemmSm90Plan::splits)
+      .def_readonly("cluster", &GroupedFp8GemmSm90Plan::cluster)
+      .def_readonly("grid", &GroupedFp8GemmSm90Plan::grid)
+      .def_readonly("microseconds", &GroupedFp8GemmSm90Plan::microseconds)
+      .def("__repr__", printed<GroupedFp8GemmSm90Plan>);
+  m.def(
+      "plan_grouped_fp8_gemm_sm90",
+      [](int64_t M, int64_t N, int64_t K, int64_t E, bool is_masked, int num_sms) {
+        return moela::plan::plan_grouped_fp8_gemm_sm90({M, E, is_masked}, N, K, {.num_sms = num_sms});
+      },
+      py::arg("M"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("is_masked") = false,
+      py::arg("num_sms") = 132);
 }

@@ -28,7 +28,7 @@ inline FusedExpertsPlan plan_fused_experts(int64_t num_tokens, int64_t hidden) {
 // What a row of a wave takes: x or h as it is packed, and h itself.
 inline int64_t fused_experts_row_bytes(int64_t hidden, int64_t intermediate) {
   const int64_t wider = hidden > intermediate ? hidden : intermediate;
-  return ((wider + 63) / 64 * 64 + intermediate) * static_cast<int64_t>(sizeof(float));
+  return ((wider + 127) / 128 * 128 + intermediate) * static_cast<int64_t>(sizeof(float));
 }
 
 inline std::ostream& operator<<(std::ostream& out, const FusedExpertsPlan& p) {

@@ -10,18 +10,27 @@ namespace moela::plan {
 
 // What the kernels of one instruction set work in; each set says its own in csrc/cpu/gemm_kernel.h.
 struct GemmShape {
-  int cols;      // columns of d in one task
-  int dot_rows;  // up to this many rows of a, rows of b go straight into dot products
+  int cols;               // columns of d in one task
+  int dot_rows;           // up to this many rows of a, rows of b go straight into dot products
+  bool has_bf16 = false;  // whether it multiplies pairs of bfloat16
 };
 
-// dot: lanes are columns of K. panel: lanes are columns of d, and weights are transposed into it.
-enum class GemmPath { kDot, kPanel };
+// dot: lanes are columns of K. panel: lanes are columns of d, and weights are transposed into it. bf16: pairs
+// of bfloat16, for any number of rows.
+enum class GemmPath { kDot, kPanel, kBf16 };
 
-// The rows of one problem. `needs_panel`: b is laid out, or has scale factors, as only the panel takes them.
+// The rows of one problem. `needs_panel`: b is laid out, or has scale factors, as dot products do not take
+// them. `is_bf16`: bfloat16 holds every element of a and b exactly.
 struct GemmRows {
   int64_t count;
   bool needs_panel;
+  bool is_bf16 = false;
 };
+
+inline GemmPath path_of(const GemmRows& rows, const GemmShape& shape) {
+  if (shape.has_bf16 && rows.is_bf16) return GemmPath::kBf16;
+  return rows.count <= shape.dot_rows && !rows.needs_panel ? GemmPath::kDot : GemmPath::kPanel;
+}
 
 // Rows [m0, m0 + num_rows) of a problem, for which its weights are decoded once.
 struct GemmRowChunk {
@@ -57,8 +66,8 @@ inline GroupedGemmPlan plan_grouped_gemm(const std::vector<GemmRows>& problems, 
       .chunks = {}, .waves = {0}, .rows_per_wave = 0, .num_tasks = (N + shape.cols - 1) / shape.cols};
   int64_t wave_rows = 0;
   for (size_t i = 0; i < problems.size(); ++i) {
-    const auto [M, needs_panel] = problems[i];
-    const GemmPath path = M <= shape.dot_rows && !needs_panel ? GemmPath::kDot : GemmPath::kPanel;
+    const int64_t M = problems[i].count;
+    const GemmPath path = path_of(problems[i], shape);
     const int64_t num_chunks = (M + kMaxChunkRows - 1) / kMaxChunkRows;
     for (int64_t c = 0; c < num_chunks; ++c) {
       const int64_t m0 = M * c / num_chunks, num_rows = M * (c + 1) / num_chunks - m0;
@@ -79,16 +88,20 @@ inline GroupedGemmPlan plan_grouped_gemm(const std::vector<GemmRows>& problems, 
   return plan;
 }
 
-inline const char* name_of(GemmPath path) { return path == GemmPath::kDot ? "dot" : "panel"; }
+inline const char* name_of(GemmPath path) {
+  return path == GemmPath::kDot ? "dot" : path == GemmPath::kPanel ? "panel" : "bf16";
+}
 
 inline std::ostream& operator<<(std::ostream& out, const GroupedGemmPlan& p) {
-  int64_t rows = 0, dots = 0;
-  for (const GemmRowChunk& chunk : p.chunks) {
-    rows += chunk.num_rows;
-    dots += chunk.path == GemmPath::kDot;
+  int64_t rows = 0;
+  for (const GemmRowChunk& chunk : p.chunks) rows += chunk.num_rows;
+  out << rows << " rows";
+  for (const GemmPath path : {GemmPath::kDot, GemmPath::kPanel, GemmPath::kBf16}) {
+    int64_t count = 0;
+    for (const GemmRowChunk& chunk : p.chunks) count += chunk.path == path;
+    if (count != 0) out << ", " << count << " " << name_of(path);
   }
-  return out << rows << " rows, " << dots << " dot and " << static_cast<int64_t>(p.chunks.size()) - dots
-             << " panel chunks in " << p.num_waves() << " waves, " << p.num_tasks << " tasks each";
+  return out << " chunks in " << p.num_waves() << " waves, " << p.num_tasks << " tasks each";
 }
 
 }  // namespace moela::plan

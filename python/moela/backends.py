@@ -25,7 +25,15 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 # CUDA kernels that no GPU has run yet (docs/FACTS.md, "Waiting for hardware"): usable by name, never picked.
-UNVERIFIED_CUDA = frozenset({"fp8_gemm", "per_token_group_quant_fp8", "silu_and_mul_quant_fp8"})
+UNVERIFIED_CUDA = frozenset(
+    {
+        "fp8_gemm",
+        "grouped_fp8_gemm",
+        "grouped_fp8_gemm_masked",
+        "per_token_group_quant_fp8",
+        "silu_and_mul_quant_fp8",
+    }
+)
 
 _PACKAGE = Path(__file__).parent
 

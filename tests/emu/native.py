@@ -82,6 +82,20 @@ def program(source: str, *defines: str) -> Path:
     return compile_once(name, [compiler(), *OPTIONS, *defines, *INCLUDES, source, emulator(*defines)])
 
 
+def program_without(line: str, header: str, source: str) -> Path:
+    """The program with a line left out of one of its headers: a planted fault."""
+    text = (ROOT / "csrc" / header).read_text()
+    assert text.count(line) == 1, f"{header} has the line {text.count(line)} times"
+    mutant = text.replace(line, "")
+    folder = CACHE / f"without-{hashlib.sha256(mutant.encode()).hexdigest()[:16]}"
+    (folder / header).parent.mkdir(parents=True, exist_ok=True)
+    (folder / header).write_text(mutant)
+    return compile_once(
+        f"{Path(source).stem}-{folder.name}",
+        [compiler(), *OPTIONS, "-I", folder, *INCLUDES, source, emulator()],
+    )
+
+
 def run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"

@@ -27,6 +27,16 @@ def test_every_expert_has_the_path_of_its_own_rows():
     assert paths == {i: "dot" if n <= 16 else "panel" for i, n in enumerate(EXPERTS) if n}
 
 
+def test_pairs_of_bfloat16_have_one_path_for_any_number_of_rows():
+    shape = AVX512 | {"has_bf16": True}
+    for M in (1, 16, 17, 300):
+        for needs_panel in (False, True):
+            chunks = plan([M], needs_panel=needs_panel, is_bf16=True, **shape).chunks
+            assert {c.path for c in chunks} == {"bf16"}
+        assert plan([M], **shape).chunks[0].path == ("dot" if M <= 16 else "panel")
+        assert plan([M], is_bf16=True, **AVX512).chunks[0].path != "bf16"
+
+
 def test_what_needs_the_panel_takes_it():
     assert plan([1], needs_panel=True, **AVX512).chunks[0].path == "panel"
 
@@ -90,6 +100,4 @@ def test_no_rows_and_no_columns_are_no_work():
 
 
 def test_prints_what_will_run():
-    assert repr(plan([300, 1], **AVX512)) == (
-        "<301 rows, 1 dot and 2 panel chunks in 2 waves, 128 tasks each>"
-    )
+    assert repr(plan([300, 1], **AVX512)) == ("<301 rows, 1 dot, 2 panel chunks in 2 waves, 128 tasks each>")
