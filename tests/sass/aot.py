@@ -168,6 +168,12 @@ def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
 
 
+def widened(launch: Launch, dtype: torch.dtype) -> Launch:
+    """A kernel into another type than its op gives: products are float32 until a bias is added."""
+    function, args, kwargs = launch
+    return function, args, kwargs | {"out": tuple(t.to(dtype) for t in kwargs["out"])}
+
+
 def biased(dtype: torch.dtype, E: int) -> Launch:
     args = (torch.empty(100, 5760), torch.empty(E, 5760, dtype=dtype), torch.empty(E + 1, dtype=torch.int32))
     return fused_experts.add_bias, args, {}
@@ -187,11 +193,15 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-bf16-narrow": lambda: gemm(BF16, N=64),
     "fp8_gemm-f32-odd": lambda: gemm(F32, out_dtype=F32, K=2047),
     "fp8_gemm-f32": lambda: gemm(F32, out_dtype=F32),
-    # Its other kernels are those of the ops that it is made of.
+    # Its other kernels are those of the ops that it is made of; beside biases some give other types.
     "fused_experts-sort-i32": lambda: sorted_ids(torch.int32, 8),
     "fused_experts-sort-i64": lambda: sorted_ids(torch.int64, 6),
     "fused_experts-bias-bf16": lambda: biased(BF16, 128),
     "fused_experts-bias-f32-384": lambda: biased(F32, 384),
+    "grouped_gemm-bf16-f32": lambda: widened(plain_experts(BF16), F32),
+    "silu_and_mul-f32-bf16": lambda: widened(activation(F32), BF16),
+    "moe_unpermute-f32-bf16": lambda: widened(unpermute(F32, has_weights=True), BF16),
+    "grouped_fp8_gemm-bf16-f32": lambda: experts(BF16, out_dtype=F32),
     "grouped_fp8_gemm-e4m3": lambda: experts(FP8),
     "grouped_fp8_gemm-e4m3-pointers": lambda: experts(FP8, row_pad=8),
     "grouped_fp8_gemm-e4m3-odd": lambda: experts(FP8, K=2047),
