@@ -244,8 +244,8 @@ def _add_squares(squares: list[list[float]], got: Outputs, bounds: list[tuple[Te
 def _accum(inputs: Inputs) -> float:
     """Hopper's FP8 tensor cores keep fewer bits than float32: see moela.testing."""
     first = next(iter(inputs.values()))
-    is_fp8_on_gpu = first.device.type == "cuda" and first.dtype == torch.float8_e4m3fn
-    return testing.HOPPER_FP8_SUM if is_fp8_on_gpu else testing.FLOAT32_SUM
+    is_fp8 = first.dtype == torch.float8_e4m3fn or bool(inputs.get("quantize_activations"))
+    return testing.HOPPER_FP8_SUM if is_fp8 and first.device.type == "cuda" else testing.FLOAT32_SUM
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ Rows are sorted by expert, so that each product is one grouped GEMM. What an op 
 choice, so a compiled kernel is used where there is one; `use_backend("triton")` keeps all of it in Triton.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,20 @@ from moela.ops import SPECS, _spec
 from torch import Tensor
 
 BLOCK = 128  # columns that share a scale factor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of the kernel that adds biases."""
+
+    BLOCK_M: int
+    BLOCK_N: int
+    num_warps: int
+
+
+def plan(interpreted: bool) -> Plan:
+    """A piece of one row. The interpreter's time is programs, so it gets many rows in each."""
+    return Plan(BLOCK_M=64 if interpreted else 1, BLOCK_N=1024, num_warps=4)
 
 
 @triton.jit
@@ -86,12 +101,12 @@ def add_bias(d: Tensor, bias: Tensor, expert_offsets: Tensor) -> None:
     """d[r] += bias[e] for the rows r of each expert e; in place."""
     (M, N), E = d.shape, bias.size(0)
     interpreted = _fp8.target_of(d.device).interpreted
-    block_m, block_n = (64, 512) if interpreted else (4, 512)
-    _add_bias_kernel[(triton.cdiv(M, block_m), triton.cdiv(N, block_n))](
+    p = plan(interpreted)
+    _add_bias_kernel[(triton.cdiv(M, p.BLOCK_M), triton.cdiv(N, p.BLOCK_N))](
         d, bias, expert_offsets,
         E, N, bias.stride(0),
-        BLOCK_E=triton.next_power_of_2(E), BLOCK_M=block_m, BLOCK_N=block_n,
-        INTERPRETED=interpreted, num_warps=4,
+        BLOCK_E=triton.next_power_of_2(E), BLOCK_M=p.BLOCK_M, BLOCK_N=p.BLOCK_N,
+        INTERPRETED=interpreted, num_warps=p.num_warps,
     )  # fmt: skip
 
 
@@ -107,7 +122,7 @@ def product(
     sf_w: Tensor | None,
     bias: Tensor | None,
     offsets: Tensor,
-    dtype,
+    dtype: torch.dtype,
 ) -> Tensor:
     """[R, K] by experts' [E, N, K] -> [R, N] of `dtype`, or float32 with a bias: that is added before any
     rounding. Rows of no expert are not written."""

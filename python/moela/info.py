@@ -12,7 +12,7 @@ import moela
 from moela import backends
 from moela.ops import SPECS
 
-ENVIRONMENT = ("MOELA_BACKEND", "MOELA_CPU_ISA", "TRITON_INTERPRET")
+ENVIRONMENT = ("MOELA_BACKEND", "MOELA_CPU_ISA", "MOELA_DEBUG", "TRITON_INTERPRET")
 _HOW_TO_BUILD = {
     "cpu": "to build it: pip install .",
     "cuda": "to build it: MOELA_CUDA=ON pip install .",

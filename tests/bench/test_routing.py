@@ -1,13 +1,15 @@
 """Routing of the bench: what each kind is, and how an op with experts gets it."""
 
+import gc
 import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from moela.bench import report, routing, selection, suite, tables
+from moela.bench import bench_fused_experts, report, routing, selection, suite, tables
 from moela.bench.bench_fp8_gemm import BENCH as LINEAR
+from moela.bench.bench_fused_experts import BENCH as EXPERTS
 from moela.bench.report import Case
 from moela.bench.routing import KINDS, Routed, topk_ids
 from moela.bench.selection import Wanted
@@ -100,6 +102,30 @@ def test_a_bench_with_routing_gets_the_experts_that_are_held_in_memory(bench):
     ]
     assert {c.layer for c in cases} == {"experts"}
     assert bench.layer(cases[3]) == Routed(ExpertShape(4096, 14336), num_experts=8, topk=2, kind="one")
+
+
+@pytest.mark.parametrize("dtype", EXPERTS.dtypes)
+def test_every_contestant_of_fused_experts_is_right(dtype):
+    cpu = torch.device("cpu")
+    [case] = EXPERTS.cases("glm-4.7-flash", ["experts"], [9], [dtype], ["zipf"], 4)
+    inputs = EXPERTS.small_inputs(case, cpu)
+    [lineup] = selection.lineups([EXPERTS], cpu, ["all"], ["all"])
+    entries = lineup.entries(inputs, inputs)
+    assert len(entries) >= (1 if inputs["quantize_activations"] else 3)  # torch's are always there
+    verdicts = suite.check(EXPERTS, inputs, entries)
+    assert {name: verdict for name, verdict in verdicts.items() if isinstance(verdict, str)} == {}
+
+
+def test_the_baselines_of_fused_experts_share_their_copies_and_leave_none_behind():
+    [case] = EXPERTS.cases("glm-4.7-flash", ["experts"], [1], ["fp8"], num_experts=4)
+    inputs = EXPERTS.small_inputs(case, torch.device("cpu"))
+    w13, w2 = bench_fused_experts.weights(inputs, torch.bfloat16)
+    again = bench_fused_experts.weights(inputs, torch.bfloat16)
+    assert (again[0] is w13, again[1] is w2) == (True, True)
+    copies = len(bench_fused_experts._copies)
+    del inputs
+    gc.collect()
+    assert len(bench_fused_experts._copies) == copies - 1
 
 
 def test_a_bench_without_routing_has_the_same_cases_whatever_the_routing():

@@ -64,12 +64,9 @@ def poisoned(run: Any, args: dict[str, Any]) -> dict[str, Any]:
     extra = 16 if run.backend == "cuda" else 5  # TMA takes rows that start at multiples of 16 bytes
 
     def poison(t: Tensor) -> Tensor:
-        is_transposed = t.stride(-1) != 1 and t.stride(-2) == 1
-        return (
-            testing.poisoned_rows(t.mT, extra_cols=extra).mT
-            if is_transposed
-            else testing.poisoned_rows(t, extra_cols=extra)
-        )
+        if t.stride(-1) != 1 and t.stride(-2) == 1:
+            return testing.poisoned_rows(t.mT, extra_cols=extra).mT
+        return testing.poisoned_rows(t, extra_cols=extra)
 
     return args | {k: poison(v) for k, v in tensors(args).items() if v.dim() >= 2}
 

@@ -5,7 +5,7 @@ from typing import Any
 import moela
 import pytest
 import torch
-from moela import reference, testing
+from moela import backends, reference, testing
 from moela.ops._fused_experts_bound import bound
 from torch import Tensor
 
@@ -276,6 +276,32 @@ def test_the_bound_of_quantized_activations_finds_what_is_wrong(make_runner):
         ):
             with pytest.raises(AssertionError, match="out of bounds"):
                 assert_bound(run, inputs, run(inputs | change)[0])
+
+
+# --- backends --------------------------------------------------------------------------------------------
+
+
+def test_what_it_is_made_of_stays_on_the_backend_that_was_asked_for(make_runner, monkeypatch):
+    run = make_runner("fused_experts", "triton-cpu")
+    launcher, before, used = backends.launcher, backends.forced(), []
+
+    def recorded(backend: str, op: str) -> Any:
+        used.append((backend, op))
+        return launcher(backend, op)
+
+    monkeypatch.setattr(backends, "launcher", recorded)
+    run(experts(run, T=2, w_dtype=E4M3, quantize_activations="fp8"))
+    assert {backend for backend, _ in used} == {"triton"}
+    assert [op for _, op in used] == [
+        "fused_experts",
+        "per_token_group_quant_fp8",
+        "moe_permute",
+        "grouped_fp8_gemm",
+        "silu_and_mul_quant_fp8",
+        "grouped_fp8_gemm",
+        "moe_unpermute",
+    ]
+    assert backends.forced() == before
 
 
 # --- autograd --------------------------------------------------------------------------------------------

@@ -157,6 +157,13 @@ def test_compiles_with_its_derivative_as_one_graph(backend):
     assert counter.frame_count == 1
 
 
+def test_passes_the_checks_of_torch_with_gradients():
+    spec = SPECS["grouped_gemm"]
+    inputs = spec.make_inputs(M=19, N=40, K=72, a_dtype=FP32)
+    args = inputs | {name: inputs[name].requires_grad_() for name in ("a", "b")}
+    torch.library.opcheck(spec.op, (), args)
+
+
 def test_nan_of_a_weight_reaches_its_own_group_only(run):
     inputs = run.inputs(M=9, N=24, K=16, E=3, counts=(4, 2, 3))
     (before,) = run(inputs)

@@ -24,6 +24,7 @@ from moela.kernels import (
     _fp8,
     _rest,
     fp8_gemm,
+    fused_experts,
     grouped_fp8_gemm,
     grouped_fp8_gemm_masked,
     grouped_gemm,
@@ -162,6 +163,16 @@ def unpermute(dtype: torch.dtype, has_weights: bool, H=7168, topk=8) -> Launch:
     return moe_unpermute.launch, args, {"out": (torch.empty(100, H, dtype=dtype),)}
 
 
+def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
+    ids = torch.empty(100, topk, dtype=dtype)
+    return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
+
+
+def biased(dtype: torch.dtype, E: int) -> Launch:
+    args = (torch.empty(100, 5760), torch.empty(E, 5760, dtype=dtype), torch.empty(E + 1, dtype=torch.int32))
+    return fused_experts.add_bias, args, {}
+
+
 VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-e4m3": lambda: gemm(FP8),
     "fp8_gemm-e4m3-pointers": lambda: gemm(FP8, row_pad=8),
@@ -176,6 +187,11 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "fp8_gemm-bf16-narrow": lambda: gemm(BF16, N=64),
     "fp8_gemm-f32-odd": lambda: gemm(F32, out_dtype=F32, K=2047),
     "fp8_gemm-f32": lambda: gemm(F32, out_dtype=F32),
+    # Its other kernels are those of the ops that it is made of.
+    "fused_experts-sort-i32": lambda: sorted_ids(torch.int32, 8),
+    "fused_experts-sort-i64": lambda: sorted_ids(torch.int64, 6),
+    "fused_experts-bias-bf16": lambda: biased(BF16, 128),
+    "fused_experts-bias-f32-384": lambda: biased(F32, 384),
     "grouped_fp8_gemm-e4m3": lambda: experts(FP8),
     "grouped_fp8_gemm-e4m3-pointers": lambda: experts(FP8, row_pad=8),
     "grouped_fp8_gemm-e4m3-odd": lambda: experts(FP8, K=2047),
