@@ -7,6 +7,7 @@ import pytest
 import torch
 from moela.bench.selection import default_layers, lineups
 from moela.bench.suite import Bench, check
+from moela.shapes import MODELS
 
 LINEAR, EXPERTS = ("deepseek-v3", "kv_a"), ("qwen3-30b-a3b", None)  # the smallest experts, any layer of them
 TOKENS = (1, 16)
@@ -15,7 +16,7 @@ TOKENS = (1, 16)
 def small_layer(bench: Bench) -> tuple[str, str]:
     """A model, and a layer of it that fits into memory beside its copies for the baselines."""
     model, layer = EXPERTS if bench.has_routing else LINEAR
-    return model, layer or default_layers(bench, model)[0]
+    return model, layer if layer in bench.layers(MODELS[model]) else default_layers(bench, model)[0]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from moela.shapes import ExpertShape, LinearShape, ModelShape
+from moela.shapes import ExpertShape, LinearShape, ModelShape, RouterShape
 from torch import Tensor
 
 KINDS = ("balanced", "zipf", "one")
@@ -71,3 +71,8 @@ def expert_linears(model: ModelShape) -> Mapping[str, LinearShape]:
 def experts(model: ModelShape) -> Mapping[str, ExpertShape]:
     """The routed experts as one layer."""
     return {"experts": ExpertShape(model.hidden, model.intermediate)}
+
+
+def router(model: ModelShape) -> Mapping[str, RouterShape]:
+    """What comes before the experts and after them: the layer of ops that move tokens."""
+    return {"router": RouterShape(model.num_experts, model.topk, model.hidden)}

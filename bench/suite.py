@@ -13,12 +13,12 @@ from moela.bench.routing import DEFAULT_EXPERTS, KINDS, Routed
 from moela.bench.timer import Clock, Contestant, race
 from moela.ops import SPECS
 from moela.ops._spec import run_python
-from moela.shapes import MODELS, ExpertShape, LinearShape, ModelShape
+from moela.shapes import MODELS, ExpertShape, LinearShape, ModelShape, RouterShape
 from torch import Tensor
 
 Inputs = dict[str, Any]
 Outputs = tuple[Tensor, ...]
-Shape = LinearShape | ExpertShape
+Shape = LinearShape | ExpertShape | RouterShape
 Layer = Shape | Routed
 # (inputs, outputs -> outputs): a share of a case, small enough for its exact result in float64.
 Part = tuple[Inputs, Callable[[Outputs], Outputs]]

@@ -20,11 +20,13 @@ inline float horner(const float (&terms)[8], float x) {
   return p;
 }
 
-// e^t for t <= 0; NaN stays.
+// e^t for t <= 0, which as integers are in the opposite order. A choice between floats would be a branch, and
+// with AVX2 the loops would not be vectorized.
 inline float exp_nonpositive(float t) {
   constexpr float kMagic = 0x1.8p23f;
   constexpr float kLog2e = 1.44269504f, kLn2High = 355.f / 512.f, kLn2Low = -2.12194440e-4f;
-  const float clamped = t < -104.f ? -104.f : t;
+  const uint32_t least = bits_of(-104.f), bits = bits_of(t);
+  const float clamped = float_of(bits > least ? least : bits);
   const float shifted = clamped * kLog2e + kMagic;
   const float n = shifted - kMagic;
   const float r = (clamped - n * kLn2High) - n * kLn2Low;
@@ -35,6 +37,9 @@ inline float exp_nonpositive(float t) {
 }
 
 inline float absolute(float x) { return float_of(bits_of(x) & 0x7FFFFFFF); }
+
+// All ones where x is negative, -0 too.
+inline uint32_t sign_mask(float x) { return static_cast<uint32_t>(static_cast<int32_t>(bits_of(x)) >> 31); }
 
 // score[i] of x[i], of which none is NaN and the largest is `most`: for softmax a finite one.
 inline void scores_of(const float* x, int64_t E, moela::cpu::Scoring scoring, float most, float* score) {
@@ -50,7 +55,8 @@ inline void scores_of(const float* x, int64_t E, moela::cpu::Scoring scoring, fl
     case moela::cpu::Scoring::kSigmoid:
       for (int64_t i = 0; i < E; ++i) {
         const float e = exp_nonpositive(-absolute(x[i]));
-        score[i] = (x[i] >= 0.f ? 1.f : e) / (e + 1.f);
+        const uint32_t is_negative = sign_mask(x[i]);
+        score[i] = float_of((bits_of(e) & is_negative) | (bits_of(1.f) & ~is_negative)) / (e + 1.f);
       }
       return;
     case moela::cpu::Scoring::kSqrtSoftplus:
@@ -58,7 +64,7 @@ inline void scores_of(const float* x, int64_t E, moela::cpu::Scoring scoring, fl
         const float e = exp_nonpositive(-absolute(x[i]));
         const float q = (e + e) / (e + 2.f);
         const float log1p = q * horner(kAtanhTerms, q * q * 0.25f);
-        score[i] = __builtin_sqrtf((x[i] < 0.f ? 0.f : x[i]) + log1p);
+        score[i] = __builtin_sqrtf(float_of(bits_of(x[i]) & ~sign_mask(x[i])) + log1p);
       }
       return;
   }

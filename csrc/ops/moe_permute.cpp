@@ -17,6 +17,8 @@ void check(const Tensor& x, const Tensor& topk_ids, int64_t num_experts) {
   if (topk_ids.size(0) != x.size(0))
     fail(kOp, "topk_ids", "T=" + std::to_string(x.size(0)), "T=" + std::to_string(topk_ids.size(0)));
   check_last_dim_contiguous(kOp, "topk_ids", topk_ids);
+  const int64_t num_pairs = topk_ids.size(0) * topk_ids.size(1);
+  if (num_pairs >= int64_t{1} << 31) fail(kOp, "topk_ids", "less than 2^31 elements", num_pairs);
   check_cpu(kOp, "topk_ids", topk_ids, "x");
   if (num_experts <= 0) fail(kOp, "num_experts", "a positive number", num_experts);
 }

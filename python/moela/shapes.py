@@ -30,6 +30,18 @@ class ExpertShape:
 
 
 @dataclass(frozen=True)
+class RouterShape:
+    """A router: num_experts logits of a token of `hidden` columns, of which topk are chosen."""
+
+    num_experts: int
+    topk: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return f"top {self.topk} of {self.num_experts}, hidden {self.hidden}"
+
+
+@dataclass(frozen=True)
 class MlaShape:
     """Multi-head latent attention. q_lora_rank None: the query has no low-rank projection."""
 

@@ -292,6 +292,66 @@ void activations(const Kernels& kernels, Dtype dtype, moela::cpu::Swiglu activat
   print(kernels, "silu_and_mul_quant_fp8-sf-" + name, sf);
 }
 
+void routers(const Kernels& kernels, Dtype dtype, moela::cpu::Scoring scoring, bool has_bias) {
+  constexpr int64_t kT = 9, kE = 72, kTopk = 11;
+  const std::vector<uint8_t> logits = elements(dtype, kT * kE, 9);
+  const std::vector<float> bias = floats(kE, 10);
+  std::vector<float> weights(kT * kTopk), scratch(moela::cpu::moe_topk_scratch(kE));
+  std::vector<int32_t> ids(kT * kTopk);
+  kernels.moe_topk({.logits = logits.data(),
+                    .dtype = dtype,
+                    .ld = kE,
+                    .bias = has_bias ? bias.data() : nullptr,
+                    .weights = weights.data(),
+                    .ids = ids.data(),
+                    .T = kT,
+                    .E = kE,
+                    .topk = kTopk,
+                    .scoring = scoring,
+                    .num_groups = 8,
+                    .topk_groups = 3,
+                    .group_score = moela::cpu::GroupScore::kTop2Sum,
+                    .renormalize = true,
+                    .scaling = 2.5f},
+                   scratch.data(), 0, kT);
+  const std::string name = std::to_string(static_cast<int>(dtype)) + "-" +
+                           std::to_string(static_cast<int>(scoring)) + (has_bias ? "-bias" : "");
+  print(kernels, "moe_topk-weights-" + name, weights);
+  print(kernels, "moe_topk-ids-" + name, ids);
+}
+
+void permutations(const Kernels& kernels, Dtype dtype) {
+  constexpr int64_t kT = 6, kH = 333, kTopk = 15;
+  const std::vector<uint8_t> y = elements(dtype, kT * kTopk * kH, 11);
+  const std::vector<float> weights = floats(kT * kTopk, 12);
+  std::vector<int32_t> inverse(kT * kTopk);
+  int32_t num_rows = 0;
+  for (size_t i = 0; i < inverse.size(); ++i) inverse[i] = i % 7 == 3 ? -1 : num_rows++;
+  std::vector<uint8_t> out(kT * kH * element_size(dtype)), x_sorted(y.size());
+  kernels.moe_unpermute({.y = y.data(),
+                         .dtype = dtype,
+                         .ldy = kH,
+                         .weights = weights.data(),
+                         .ldw = kTopk,
+                         .inverse = inverse.data(),
+                         .ldi = kTopk,
+                         .out = out.data(),
+                         .R = kT * kTopk,
+                         .H = kH,
+                         .topk = kTopk},
+                        0, kT);
+  kernels.moe_permute({.x = y.data(),
+                       .row_bytes = kH * element_size(dtype),
+                       .ldx_bytes = kH * element_size(dtype),
+                       .inverse = inverse.data(),
+                       .x_sorted = x_sorted.data(),
+                       .topk = kTopk,
+                       .num_rows = num_rows},
+                      0, kT);
+  print(kernels, "moe_unpermute-" + std::to_string(static_cast<int>(dtype)), out);
+  print(kernels, "moe_permute-" + std::to_string(static_cast<int>(dtype)), x_sorted);
+}
+
 void all(const Kernels& kernels) {
   const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
   for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
@@ -315,7 +375,12 @@ void all(const Kernels& kernels) {
   for (const Dtype dtype : wide) {
     activations(kernels, dtype, {.limit = __builtin_inff(), .alpha = 1.f, .shift = 0.f});
     activations(kernels, dtype, {.limit = 7.f, .alpha = 1.702f, .shift = 1.f});
+    permutations(kernels, dtype);
   }
+  using enum moela::cpu::Scoring;
+  for (const Dtype dtype : wide)
+    for (const auto scoring : {kSoftmax, kSigmoid, kSqrtSoftplus})
+      for (const bool has_bias : {false, true}) routers(kernels, dtype, scoring, has_bias);
 }
 
 }  // namespace

@@ -280,6 +280,11 @@ BAD: dict[str, list[Bad]] = {
         ),
         Bad("ids of fewer tokens", put(topk_ids=lambda t: t[:2]), "topk_ids: expected T=3, got T=2"),
         Bad("slots are strided", put(topk_ids=col_major), "topk_ids: " + LAST_DIM.format(3)),
+        Bad(
+            "more pairs than int32 counts",
+            put(x=lambda x: x[:1].expand(2**29, 40), topk_ids=lambda t: t[:1].expand(2**29, 4)),
+            "topk_ids: expected less than 2^31 elements, got 2147483648",
+        ),
         Bad("no experts", put(num_experts=0), "num_experts: expected a positive number, got 0"),
         Bad("no experts", put(num_experts=0), "num_experts: expected a positive number, got 0", True),
         Bad(

@@ -109,6 +109,17 @@ def test_moves_the_bytes_of_every_dtype(run, dtype):
     assert not rows[offsets[-1] :].any()
 
 
+def test_large_results_are_copied_whole(run):
+    """Large enough to be written past the caches, in rows that end anywhere in a line."""
+    T, H, topk = (5, 4201, 3) if run.is_slow else (900, 4201, 3)
+    inputs = run.inputs(T=T, H=H, topk=topk, num_experts=9, x_dtype=torch.uint8)
+    x_sorted, offsets, inverse = run(inputs)
+    named = inverse.flatten()[inverse.flatten() >= 0].long()
+    pairs = (inverse.flatten() >= 0).nonzero().flatten()
+    assert torch.equal(x_sorted[named], inputs["x"][pairs // topk])
+    assert not x_sorted[offsets[-1] :].any()
+
+
 def test_scale_factors_go_along_by_a_second_call(run):
     """A quantized row and its scale factors land in the same row: dequantizing and sorting commute."""
     g = torch.Generator().manual_seed(3)

@@ -6,6 +6,7 @@ import moela
 import pytest
 import torch
 from moela import testing
+from moela.ops._spec import rounding
 from torch import Tensor
 
 NAN = float("nan")
@@ -28,8 +29,6 @@ def test_is_the_formula_of_the_docstring(run):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_is_within_rounding_of_the_exact_sum(run, dtype):
     """float32: a product and a sum per slot, 2^-24 each of at most the sum of magnitudes; then y's dtype."""
-    from moela.ops._spec import rounding
-
     inputs = run.inputs(T=9, H=70, topk=5, x_dtype=dtype)
     y, weights, inverse = (inputs[n].cpu() for n in ("y", "topk_weights", "inverse"))
     terms = y.double()[inverse.long()] * weights[..., None]  # [T, topk, H]

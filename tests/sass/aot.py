@@ -318,8 +318,8 @@ def main(name: str, *only: str) -> None:
         try:
             kernels = what_is_launched(make())
             for kernel, compilation in kernels.items():
-                name = variant if len(kernels) == 1 else f"{variant}-{kernel}"
-                result[name] = facts(compilation, target)
+                label = variant if len(kernels) == 1 else f"{variant}-{kernel}"
+                result[label] = facts(compilation, target)
         except Exception as error:
             result[variant] = {"error": f"{type(error).__name__}: {error}"[-2000:]}
     json.dump(result, sys.stdout)

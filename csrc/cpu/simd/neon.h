@@ -18,6 +18,8 @@ class ExactSubnormals {
  private:
   uint64_t saved_;
 };
+MOELA_INLINE void stream(char* to, const char* from, int64_t n) { __builtin_memcpy(to, from, n); }
+MOELA_INLINE void end_stream() {}
 MOELA_INLINE void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 MOELA_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 

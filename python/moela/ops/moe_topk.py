@@ -166,15 +166,18 @@ def make_inputs(
     renormalize: bool = False,
     scaling: float = 1.0,
     x_dtype: torch.dtype = torch.float32,
+    hostile: bool = True,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Rows of different size and sign, every third with ties, every fifth with experts at -Inf."""
+    """Hostile: rows of different size and sign, every third with ties, every fifth with experts at -Inf."""
     g = torch.Generator().manual_seed(seed)
-    logits = torch.randn(T, E, generator=g) * torch.exp2(torch.randint(-3, 5, (T, 1), generator=g).float())
-    logits += torch.randint(-2, 2, (T, 1), generator=g) * 20.0
-    logits[::3] = (logits[::3] / 4).round()
-    logits[::5, 1::4] = float("-inf")
+    logits = torch.randn(T, E, generator=g)
+    if hostile:
+        logits *= torch.exp2(torch.randint(-3, 5, (T, 1), generator=g).float())
+        logits += torch.randint(-2, 2, (T, 1), generator=g) * 20.0
+        logits[::3] = (logits[::3] / 4).round()
+        logits[::5, 1::4] = float("-inf")
     bias = torch.randn(E, generator=g) / 4 if has_bias else None
     return {
         "logits": logits.to(x_dtype).to(device),
@@ -257,7 +260,7 @@ register(
              "group_score": "top2sum"},
             {"T": 3, "E": 7, "topk": 7, "scoring": "sqrtsoftplus"},
         ),
-        flops=lambda T, E, topk, **_: T * E * 25,
+        flops=lambda T, E, **_: T * E * 25,  # an exponential has 23 operations; a sum, a quotient
         bytes=_bytes,
         batch_args=("logits",),
         autograd=Autograd(_setup_context, _backward),

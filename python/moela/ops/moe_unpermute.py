@@ -66,14 +66,15 @@ def make_inputs(
     topk: int,
     has_weights: bool = True,
     x_dtype: torch.dtype = torch.bfloat16,
+    hostile: bool = True,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """A permutation of which a tenth is dropped; the rows that nobody names hold NaN."""
+    """A permutation. Hostile: a tenth of it is dropped, and the rows that nobody names hold NaN."""
     g = torch.Generator().manual_seed(seed)
     y = torch.randn(T * topk, H, generator=g)
     inverse = torch.randperm(T * topk, generator=g).view(T, topk)
-    is_dropped = torch.rand(T, topk, generator=g) < 0.1
+    is_dropped = torch.rand(T, topk, generator=g) < (0.1 if hostile else 0.0)
     y[inverse[is_dropped]] = float("nan")
     inverse[is_dropped] = -1
     weights = torch.rand(T, topk, generator=g).to(device) if has_weights else None
