@@ -64,18 +64,18 @@ inline cpu::GemmProblem problem_of(const Tensor& a, const std::optional<Tensor>&
   };
 }
 
-// The scale factors, or biases, of some experts as contiguous float32.
+// The scale factors, or biases, of the experts that are asked for as contiguous float32.
 class ExpertFloats {
  public:
-  explicit ExpertFloats(const Tensor& all) : all_(all) {}
+  explicit ExpertFloats(const Tensor& all) : all_(all), views_(all.size(0)) {}
   const float* of(int64_t expert) {
-    views_.emplace_back(all_, expert);
-    return views_.back().data();
+    if (!views_[expert]) views_[expert].emplace(all_, expert);
+    return views_[expert]->data();
   }
 
  private:
   const Tensor& all_;
-  std::vector<Float32View> views_;  // each keeps its values where they are when it moves
+  std::vector<std::optional<Float32View>> views_;
 };
 
 }  // namespace moela
