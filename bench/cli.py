@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from moela import backends, info
 from moela.bench.choices import Parser, list_of, new_file, one_of, whole_number
+from moela.bench.routing import DEFAULT_EXPERTS, KINDS
 from moela.ops import SPECS
 from moela.shapes import MODELS
 
@@ -99,7 +100,10 @@ def _add_options(parser: Parser) -> None:
     option("model", "deepseek-v3", one_of(MODELS), "see `moela bench list` (default: deepseek-v3)")
     option("layers", None, str, "names, or all (default: one of each shape, less the dense layers)")
     option("tokens", [1, 16, 64, 256], list_of(whole_number(1, 8192)), "rows (default: 1,16,64,256)")
-    option("activations", ["bf16"], list_of(str), "bf16, e4m3 or both, of fp8_gemm (default: bf16)")
+    option("activations", None, list_of(str), "bf16, e4m3 or both, of fp8_gemm (default: bf16)")
+    option("weights", None, list_of(str), "dtypes, of ops with experts (default: the first that an op has)")
+    option("routing", ["balanced"], list_of(one_of(KINDS)), f"of {', '.join(KINDS)} (default: balanced)")
+    option("experts", DEFAULT_EXPERTS, whole_number(1, 1024), f"in memory (default: {DEFAULT_EXPERTS})")
     option("device", devices[0], one_of(devices), f"one of {', '.join(devices)} (default: {devices[0]})")
     option("threads", threads, whole_number(1, os.cpu_count() or 1), f"of the CPU (default: {threads})")
     option("rounds", 11, whole_number(1, 10_000), "samples of each contestant (default: 11)")

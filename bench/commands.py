@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from moela.bench import report, tables
 from moela.bench.report import Case, Report, Result, Wrong
 from moela.bench.roofline import Probes, probes_for
-from moela.bench.selection import Lineup, bench_of, lineups, select_cases
+from moela.bench.selection import Lineup, Wanted, bench_of, lineups, select_cases
 from moela.bench.suite import measure
 from moela.bench.timer import Clock, clock_for
 from moela.ops import SPECS
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     benches = [bench_of(op) for op in (SPECS if args.op == "all" else [args.op])]
     takes_part = {x.bench.op: x for x in lineups(benches, device, args.backends, args.baselines)}
-    cases = select_cases(benches, args.model, args.layers, args.tokens, args.activations)
+    cases = select_cases(benches, Wanted(**{f.name: getattr(args, f.name) for f in fields(Wanted)}))
     plot = importlib.import_module("moela.bench.plot").plot if args.plot else None
 
     where = report.machine(device) | {"load_before": report.load_average()}
@@ -139,6 +140,8 @@ def _show(found: Report, takes_part: Collection[Lineup]) -> None:
         console.print(
             "Rates are the algorithm's; data is cold, code is warm; error is |got - exact| / |exact|."
         )
+    if any(r.extra_bytes is not None for r in found.results):
+        console.print("extra: the peak of a first call's memory beyond its inputs, result included.")
     if any(r.is_baseline for r in found.results):
         console.print('"cpu is 2.00x": twice as fast as the row; "~": no difference, p10 .. p90 overlap.')
     if any(r.roofline_percent > ABOVE_THE_ROOF for r in found.results):

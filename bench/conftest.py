@@ -5,10 +5,18 @@ For profiling one contestant, and for tools that read pytest-benchmark's files. 
 
 import pytest
 import torch
-from moela.bench.selection import lineups
-from moela.bench.suite import check
+from moela.bench.selection import default_layers, lineups
+from moela.bench.suite import Bench, check
+from moela.shapes import MODELS
 
-MODEL, LAYER, TOKENS = "deepseek-v3", "kv_a", (1, 16)
+LINEAR, EXPERTS = ("deepseek-v3", "kv_a"), ("qwen3-30b-a3b", None)  # the smallest experts, any layer of them
+TOKENS = (1, 16)
+
+
+def small_layer(bench: Bench) -> tuple[str, str]:
+    """A model, and a layer of it that fits into memory beside its copies for the baselines."""
+    model, layer = EXPERTS if bench.has_routing else LINEAR
+    return model, layer if layer in bench.layers(MODELS[model]) else default_layers(bench, model)[0]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -16,11 +24,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     bench = metafunc.module.BENCH
     [lineup] = lineups([bench], torch.device("cpu"), ["all"], ["all"])
+    model, layer = small_layer(bench)
     metafunc.parametrize(
         "contestant",
         [
-            pytest.param((bench, case, name), id=f"{MODEL}.{LAYER}/{case.tokens}-{name}")
-            for case in bench.cases(MODEL, [LAYER], TOKENS, bench.dtypes[:1])
+            pytest.param((bench, case, name), id=f"{model}.{layer}/{case.tokens}-{name}")
+            for case in bench.cases(model, [layer], TOKENS, bench.dtypes[:1])
             for name in [*lineup.backends, *lineup.baselines]
         ],
         indirect=True,

@@ -1,9 +1,15 @@
 """How much memory a stretch of this process takes, and how much of that is pages of mapped files."""
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
 
 _SELF = Path("/proc/self")
 
@@ -39,6 +45,40 @@ class Usage:
             f"peak {_mb(after['VmHWM'])} = {_mb(self._before['VmRSS'])} before + {_mb(pages)} pages of the "
             f"{_mb(file_bytes)} file + {_mb(own)} its own"
         )
+
+
+class Extra:
+    """A call that measures the peak of what it takes beyond what was there, its result included.
+
+    On the CPU by pages of this process: what the heap had free is given back first, so that it counts anew.
+    `warm` runs before, so that the pages of code do not count. Scratch that a kernel keeps from one call to
+    the next counts at the first.
+    """
+
+    def __init__(
+        self, call: Callable[[], Any], warm: Callable[[], object] | None, device: torch.device
+    ) -> None:
+        self.bytes: int | None = None  # None: not called yet, or a system that does not tell
+        self._call, self._warm, self._device = call, warm, device
+
+    def __call__(self) -> Any:
+        if self._warm is not None:
+            self._warm()
+        gc.collect()
+        if self._device.type == "cuda":
+            before = torch.cuda.memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            result = self._call()
+            self.bytes = torch.cuda.max_memory_allocated(self._device) - before
+            return result
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # of glibc
+        with contextlib.suppress(OSError):
+            (_SELF / "clear_refs").write_text("5")  # the peak starts anew
+        before = status().get("VmRSS", 0)
+        result = self._call()
+        self.bytes = max(status()["VmHWM"] - before, 0) if before else None
+        return result
 
 
 def _mb(num_bytes: int) -> str:

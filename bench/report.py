@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,27 @@ class Case:
     op: str
     model: str
     layer: str
-    dtype: str  # of the activations; of what is cast for casts
+    dtype: str  # of the activations, or of the weights; of what is cast for casts
     tokens: int  # rows; 0 where the op has no tokens
     flops: int
     bytes: int
+    # Of ops with experts, see moela.bench.routing. Files of before there were any have neither.
+    routing: str = ""
+    num_experts: int = 0  # held in memory
 
     @property
-    def key(self) -> tuple[str, str, str, str, int]:
-        return self.op, self.model, self.layer, self.dtype, self.tokens
+    def layer_key(self) -> tuple[str, str, str, str, str, int]:
+        """All but the number of tokens."""
+        return self.op, self.model, self.layer, self.dtype, self.routing, self.num_experts
+
+    @property
+    def key(self) -> tuple[tuple[str, str, str, str, str, int], int]:
+        return self.layer_key, self.tokens
 
     def __str__(self) -> str:
+        routing = f" {self.routing} E={self.num_experts}" if self.routing else ""
         tokens = f" M={self.tokens}" if self.tokens else ""
-        return f"{self.op} {self.model}.{self.layer} {self.dtype}{tokens}"
+        return f"{self.op} {self.model}.{self.layer} {self.dtype}{routing}{tokens}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class Result:
     error: float  # relative, of the whole result: |got - exact| / |exact| in the Frobenius norm
     roof_gbytes_per_s: float
     roof_gflops_per_s: float
+    # Peak of what a call takes beyond its inputs, result included; None: not measured, or a file of before.
+    extra_bytes: int | None = None
 
     @property
     def gbytes_per_s(self) -> float:
@@ -99,7 +110,13 @@ class Wrong:
 
 
 def result(
-    case: Case, contestant: str, is_baseline: bool, timing: Timing, error: float, roofline: Roofline
+    case: Case,
+    contestant: str,
+    is_baseline: bool,
+    timing: Timing,
+    error: float,
+    roofline: Roofline,
+    extra_bytes: int | None,
 ) -> Result:
     return Result(
         case,
@@ -109,6 +126,7 @@ def result(
         error,
         roofline.read_bytes_per_s * 1e-9,
         roofline.flops_per_s * 1e-9,
+        extra_bytes,
     )
 
 
@@ -217,7 +235,11 @@ def read(path: Path) -> Report:
 
 
 def _record(kind: type, row: dict[str, Any]) -> Any:
-    values = {f.name: row[f.name] for f in fields(kind) if f.name != "case"}
+    values = {
+        f.name: row[f.name]
+        for f in fields(kind)
+        if f.name != "case" and (f.name in row or f.default is MISSING)
+    }
     times = [float(value) for name, value in values.items() if name.endswith("_us")]
     if not all(0 < t < math.inf for t in times):
         raise ValueError(f"times {times}")

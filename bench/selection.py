@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from moela import backends
@@ -11,36 +12,66 @@ from moela.bench.suite import Bench, Entry, Inputs, backend_call, why_not_timed
 from moela.shapes import MODELS
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure ops on, as the command line says it. None: what the bench has as its default."""
+
+    model: str
+    layers: str | None
+    tokens: Sequence[int]
+    activations: Sequence[str] | None
+    weights: Sequence[str] | None
+    routing: Sequence[str]
+    experts: int
+
+
 def bench_of(op: str) -> Bench:
     return importlib.import_module(f"moela.bench.bench_{op}").BENCH
 
 
 def default_layers(bench: Bench, model: str) -> list[str]:
     """The first layer of each shape that the op tells apart, less the dense ones: a model has few of them."""
-    layers = MODELS[model].linear_layers()
     by_dims = {}
-    for name, shape in layers.items():
+    for name in bench.layers(MODELS[model]):
         if not name.startswith("dense_"):
-            by_dims.setdefault(str(bench.dims(shape, 1, bench.dtypes[0])), name)
+            [case] = bench.cases(model, [name], [1], bench.dtypes[:1])
+            by_dims.setdefault(str(bench.dims(bench.layer(case), 1, case.dtype)), name)
     return list(by_dims.values())
 
 
-def select_cases(
-    benches: Sequence[Bench], model: str, layers: str | None, tokens: Sequence[int], dtypes: Sequence[str]
-) -> list[Case]:
+def select_cases(benches: Sequence[Bench], wanted: Wanted) -> list[Case]:
     """The cases of every op, in the order in which they are measured."""
-    known = list(MODELS[model].linear_layers())
-    names = [] if layers is None else list(dict.fromkeys(layers.split(",")))
+    known = list(dict.fromkeys(name for bench in benches for name in bench.layers(MODELS[wanted.model])))
+    names = [] if wanted.layers is None else list(dict.fromkeys(wanted.layers.split(",")))
     for name in names:
-        expect_one_of(f"--layers of {model}", name, [*known, "all"])
-    all_dtypes = list(dict.fromkeys(dtype for bench in benches for dtype in bench.dtypes))
-    for dtype in dtypes:
-        expect_one_of("--activations", dtype, all_dtypes)
+        expect_one_of(f"--layers of {wanted.model}", name, [*known, "all"])
+    expect_dtypes(benches, "activations", wanted.activations)
+    expect_dtypes(benches, "weights", wanted.weights)
+    topk = MODELS[wanted.model].topk
+    if wanted.experts < topk:
+        got = f"expected at least its topk {topk}, got {wanted.experts}"
+        raise ValueError(f"--experts of {wanted.model}: {got}")
     cases = []
     for bench in benches:
-        chosen = known if "all" in names else names or default_layers(bench, model)
-        cases += bench.cases(model, chosen, tokens, [dtype for dtype in bench.dtypes if dtype in dtypes])
+        layers = list(bench.layers(MODELS[wanted.model]))
+        if names and "all" not in names:
+            layers = [name for name in names if name in layers]
+        elif not names:
+            layers = default_layers(bench, wanted.model)
+        dtypes = getattr(wanted, bench.dtype_option) or bench.dtypes[:1]
+        dtypes = [dtype for dtype in bench.dtypes if dtype in dtypes]
+        cases += bench.cases(wanted.model, layers, wanted.tokens, dtypes, wanted.routing, wanted.experts)
     return cases
+
+
+def expect_dtypes(benches: Sequence[Bench], option: str, dtypes: Sequence[str] | None) -> None:
+    """The dtypes of --activations, or of --weights, are such as an op has there."""
+    mine = [bench for bench in benches if bench.dtype_option == option]
+    known = list(dict.fromkeys(dtype for bench in mine for dtype in bench.dtypes))
+    for dtype in dtypes or ():
+        if not known:
+            raise ValueError(f"--{option}: expected none for {benches[0].op}, got {dtype!r}")
+        expect_one_of(f"--{option}", dtype, known)
 
 
 class Lineup:

@@ -1,22 +1,25 @@
 """What the bench_<op> files declare, and how one case of them is checked and timed."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from moela import backends, testing
-from moela.bench import report
+from moela.bench import memory, report
 from moela.bench.report import Case, Result, Wrong
 from moela.bench.roofline import Probes
+from moela.bench.routing import DEFAULT_EXPERTS, KINDS, Routed
 from moela.bench.timer import Clock, Contestant, race
 from moela.ops import SPECS
 from moela.ops._spec import run_python
-from moela.shapes import MODELS, LinearShape
+from moela.shapes import MODELS, ExpertShape, LinearShape, ModelShape, RouterShape
 from torch import Tensor
 
 Inputs = dict[str, Any]
 Outputs = tuple[Tensor, ...]
+Shape = LinearShape | ExpertShape | RouterShape
+Layer = Shape | Routed
 # (inputs, outputs -> outputs): a share of a case, small enough for its exact result in float64.
 Part = tuple[Inputs, Callable[[Outputs], Outputs]]
 
@@ -46,36 +49,58 @@ class Bench:
     op: str
     dtypes: tuple[str, ...]  # of the activations, or of what is cast; the first is the default
     has_tokens: bool
-    dims: Callable[[LinearShape, int, str], dict[str, Any]]  # (layer, tokens, dtype) -> those of make_inputs
-    item_bytes: Callable[[str], dict[str, int]]  # dtype -> the arguments of OpSpec.bytes that depend on it
+    dims: Callable[[Any, int, str], dict[str, Any]]  # (Layer, tokens, dtype) -> those of make_inputs
+    item_bytes: Callable[[str], dict[str, float]]  # dtype -> the arguments of OpSpec.bytes that depend on it
     parts: Callable[[Inputs], Iterator[Part]]
     baselines: tuple[Baseline, ...]
+    layers: Callable[[ModelShape], Mapping[str, Shape]] = ModelShape.linear_layers
+    has_routing: bool = False  # then `dims` gets a Routed instead of a shape
+    dtype_option: str = "activations"  # or "weights": the option of the command line that chooses dtypes
 
     def cases(
-        self, model: str, layers: Sequence[str], tokens: Sequence[int], dtypes: Sequence[str]
+        self,
+        model: str,
+        layers: Sequence[str],
+        tokens: Sequence[int],
+        dtypes: Sequence[str],
+        routings: Sequence[str] = KINDS[:1],
+        num_experts: int = DEFAULT_EXPERTS,
     ) -> list[Case]:
-        """Every combination, layer by layer."""
+        """Every combination, layer by layer. The experts are at most those of the model."""
+        kinds = [(kind, min(num_experts, MODELS[model].num_experts)) for kind in routings]
         return [
-            self._case(model, layer, M, dtype)
+            self._case(Case(self.op, model, layer, dtype, M, 0, 0, *of_experts))
             for layer in layers
             for dtype in dtypes
+            for of_experts in (kinds if self.has_routing else [()])
             for M in (tokens if self.has_tokens else (0,))
         ]
 
-    def _case(self, model: str, layer: str, M: int, dtype: str) -> Case:
-        dims = self.dims(MODELS[model].linear_layers()[layer], M, dtype)
-        spec = SPECS[self.op]
-        num_bytes = spec.bytes(**dims, **self.item_bytes(dtype))
-        return Case(self.op, model, layer, dtype, M, spec.flops(**dims), num_bytes)
+    def layer(self, case: Case) -> Layer:
+        model = MODELS[case.model]
+        return self._routed(case, self.layers(model)[case.layer])
 
     def inputs(self, case: Case, device: torch.device) -> Inputs:
-        return self._inputs(case, MODELS[case.model].linear_layers()[case.layer], device)
+        return self._inputs(case, self.layer(case), device)
 
     def small_inputs(self, case: Case, device: torch.device) -> Inputs:
         """The same of one block: takes the same code, and next to no time."""
-        return self._inputs(case, LinearShape(128, 128), device)
+        shape = self.layers(MODELS[case.model])[case.layer]
+        one_block = replace(shape, **{extent.name: 128 for extent in fields(shape)})
+        return self._inputs(case, self._routed(case, one_block), device)
 
-    def _inputs(self, case: Case, layer: LinearShape, device: torch.device) -> Inputs:
+    def _case(self, case: Case) -> Case:
+        """The case with its costs."""
+        dims, spec = self.dims(self.layer(case), case.tokens, case.dtype), SPECS[self.op]
+        num_bytes = spec.bytes(**dims, **self.item_bytes(case.dtype))
+        return replace(case, flops=spec.flops(**dims), bytes=num_bytes)
+
+    def _routed(self, case: Case, shape: Shape) -> Layer:
+        if not self.has_routing:
+            return shape
+        return Routed(shape, case.num_experts, MODELS[case.model].topk, case.routing)
+
+    def _inputs(self, case: Case, layer: Layer, device: torch.device) -> Inputs:
         return SPECS[self.op].make_inputs(**self.dims(layer, case.tokens, case.dtype), device=device)
 
 
@@ -146,7 +171,10 @@ def measure(
     on_sample: Callable[[str], object] | None = None,
 ) -> tuple[list[Result], list[Wrong]]:
     """Check every entry, then time those that are right, beside the roofs and with cold caches."""
-    verdicts = check(bench, inputs, entries)
+    device = next(t.device for t in inputs.values() if isinstance(t, Tensor))
+    # The first call of each, as what a kernel keeps for later calls counts too.
+    extra = {e.name: memory.Extra(e.call, e.warm, device) for e in entries}
+    verdicts = check(bench, inputs, [replace(e, call=extra[e.name]) for e in entries])
     wrong = [Wrong(case, e.name, str(verdicts[e.name])) for e in entries if isinstance(verdicts[e.name], str)]
     right = [e for e in entries if not isinstance(verdicts[e.name], str)]
     if not right:
@@ -156,7 +184,16 @@ def measure(
     timings = race(contestants, rounds=rounds, clock=clock, before=probes.evict, on_sample=on_sample)
     roofline = probes.roofline(timings)
     return [
-        report.result(case, e.name, e.is_baseline, timings[e.name], verdicts[e.name], roofline) for e in right
+        report.result(
+            case,
+            e.name,
+            e.is_baseline,
+            timings[e.name],
+            verdicts[e.name],
+            roofline,
+            extra[e.name].bytes if bench.has_routing else None,
+        )
+        for e in right
     ], wrong
 
 
@@ -207,8 +244,8 @@ def _add_squares(squares: list[list[float]], got: Outputs, bounds: list[tuple[Te
 def _accum(inputs: Inputs) -> float:
     """Hopper's FP8 tensor cores keep fewer bits than float32: see moela.testing."""
     first = next(iter(inputs.values()))
-    is_fp8_on_gpu = first.device.type == "cuda" and first.dtype == torch.float8_e4m3fn
-    return testing.HOPPER_FP8_SUM if is_fp8_on_gpu else testing.FLOAT32_SUM
+    is_fp8 = first.dtype == torch.float8_e4m3fn or bool(inputs.get("quantize_activations"))
+    return testing.HOPPER_FP8_SUM if is_fp8 and first.device.type == "cuda" else testing.FLOAT32_SUM
 
 
 def _first_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from moela import backends
 from moela.bench.report import Case, Ratio, Report, Result, Wrong
+from moela.bench.selection import bench_of
 from moela.bench.suite import Bench, why_not_timed
 from moela.shapes import MODELS, ModelShape
 from rich.box import SIMPLE
@@ -26,21 +27,22 @@ def result_tables(results: Sequence[Result], wrong: Sequence[Wrong]) -> list[Tab
     """One table per layer, a section per number of tokens, in it moela's backends first."""
     layers: dict[tuple, list[Case]] = {}
     for case in {r.case: None for r in [*results, *wrong]}:
-        layers.setdefault(case.key[:4], []).append(case)
+        layers.setdefault(case.layer_key, []).append(case)
     return [_layer_table(cases, results, wrong) for cases in layers.values()]
 
 
 def _layer_table(cases: Sequence[Case], results: Sequence[Result], wrong: Sequence[Wrong]) -> Table:
     first = cases[0]
-    shape = MODELS[first.model].linear_layers()[first.layer]
-    title = f"{first.op}  {first.model}.{first.layer}  {shape.N} x {shape.K}  {first.dtype}"
+    title = _title(first)
     mine = [r for r in results if r.case in cases]
     own = list(dict.fromkeys(r.contestant for r in mine if not r.is_baseline))
     table = Table(title=title, **LOOK)
     if first.tokens:
         table.add_column("M", justify="right")
     table.add_column("contestant", no_wrap=True)
-    for column in ("µs", "p10 .. p90", "GB/s", "GFLOP/s", "% roof", "error", *(f"{n} is" for n in own)):
+    has_extra = any(r.extra_bytes is not None for r in mine)
+    columns = ["µs", "p10 .. p90", "GB/s", "GFLOP/s", "% roof", "error", *["extra MB"] * has_extra]
+    for column in (*columns, *(f"{n} is" for n in own)):
         table.add_column(column, justify="right", no_wrap=True)
     for case in sorted(cases, key=lambda c: c.tokens):
         table.add_section()
@@ -48,12 +50,22 @@ def _layer_table(cases: Sequence[Case], results: Sequence[Result], wrong: Sequen
         label = [str(case.tokens)] if case.tokens else []
         for r in rows:
             over = [_over(name, r, rows) for name in own]
-            table.add_row(*label, *_numbers(r), *over, style="none" if r.is_baseline else "bold")
+            extra = ["" if r.extra_bytes is None else f"{r.extra_bytes / 1e6:,.1f}"] * has_extra
+            table.add_row(*label, *_numbers(r), *extra, *over, style="none" if r.is_baseline else "bold")
             label = [""] * len(label)
         for w in (w for w in wrong if w.case == case):
             table.add_row(*label, w.contestant, Text("wrong", style="red"))
             label = [""] * len(label)
     return table
+
+
+def _title(case: Case) -> str:
+    model = MODELS[case.model]
+    shape = bench_of(case.op).layers(model)[case.layer]
+    title = f"{case.op}  {case.model}.{case.layer}  {shape}  {case.dtype}"
+    if case.routing:
+        title += f"  {case.num_experts} of {model.num_experts} experts, top {model.topk}, {case.routing}"
+    return title
 
 
 def _over(name: str, baseline: Result, rows: Sequence[Result]) -> str:

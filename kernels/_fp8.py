@@ -20,20 +20,21 @@ class Target:
 
     fp8: bool
     tma: bool
+    multiprocessors: int
     interpreted: bool = False
 
 
-INTERPRETER = Target(fp8=False, tma=False, interpreted=True)
+INTERPRETER = Target(fp8=False, tma=False, multiprocessors=1, interpreted=True)
 
 
-def cuda_target(capability: int) -> Target:
+def cuda_target(capability: int, multiprocessors: int) -> Target:
     """sm_<capability>."""
-    return Target(fp8=capability >= 89, tma=capability >= 90)
+    return Target(fp8=capability >= 89, tma=capability >= 90, multiprocessors=multiprocessors)
 
 
-def hip_target(arch: str) -> Target:
+def hip_target(arch: str, multiprocessors: int) -> Target:
     """gfx<arch>. gfx942 has e4m3fnuz, another number format, so its e4m3fn is decoded in registers."""
-    return Target(fp8=arch.startswith("gfx95"), tma=False)
+    return Target(fp8=arch.startswith("gfx95"), tma=False, multiprocessors=multiprocessors)
 
 
 def target_of(device: torch.device) -> Target:
@@ -44,8 +45,8 @@ def target_of(device: torch.device) -> Target:
 def _device_target(index: int) -> Target:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
-        return hip_target(properties.gcnArchName)
-    return cuda_target(10 * properties.major + properties.minor)
+        return hip_target(properties.gcnArchName, properties.multi_processor_count)
+    return cuda_target(10 * properties.major + properties.minor, properties.multi_processor_count)
 
 
 @triton.jit

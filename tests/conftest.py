@@ -84,8 +84,9 @@ class Runner:
         """What the accumulator may lose: see moela.testing."""
         first = next(iter(inputs.values()))
         on_hopper = self.device == "cuda" and torch.cuda.get_device_capability() == (9, 0)
-        is_fp8 = self.backend in ("cuda", "triton") and first.dtype == torch.float8_e4m3fn
-        return testing.HOPPER_FP8_SUM if on_hopper and is_fp8 else testing.FLOAT32_SUM
+        is_fp8 = first.dtype == torch.float8_e4m3fn or bool(inputs.get("quantize_activations"))
+        is_kernel = self.backend in ("cuda", "triton")
+        return testing.HOPPER_FP8_SUM if on_hopper and is_kernel and is_fp8 else testing.FLOAT32_SUM
 
 
 def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:

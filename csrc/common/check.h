@@ -88,6 +88,20 @@ inline void check_shape(const char* op, const char* arg, const Tensor& t, const 
   if (!same) fail(op, arg, "shape " + shape_text(shape), shape_text(t));
 }
 
+// `size`, the extent of `arg` that is called `name`, is that of `owner`.
+inline void check_same(const char* op, const char* arg, const char* name, int64_t size, int64_t wanted,
+                       const char* owner) {
+  if (size == wanted) return;
+  const std::string prefix = std::string(name) + "=";
+  fail(op, arg, prefix + std::to_string(wanted) + " (that of " + owner + ")", prefix + std::to_string(size));
+}
+
+inline void check_same_dtype(const char* op, const char* arg, ScalarType dtype, ScalarType wanted,
+                             const char* owner) {
+  if (dtype != wanted)
+    fail(op, arg, std::string(dtype_name(wanted)) + " (that of " + owner + ")", dtype_name(dtype));
+}
+
 // The CPU kernels run on CPU tensors only; the dispatcher sees to the first argument, the rest is checked
 // here.
 inline void check_cpu(const char* op, const char* arg, const Tensor& t, const char* owner) {
@@ -103,6 +117,14 @@ inline void check_last_dim_contiguous(const char* op, const char* arg, const Ten
   if (t.size(last) > 1 && t.stride(last) != 1)
     fail(op, arg, "a contiguous last dimension (stride 1)", "stride " + std::to_string(t.stride(last)),
          "call .contiguous()");
+}
+
+// What an _out variant is given to write rows to, which may be strided.
+inline void check_rows_out(const char* op, const char* arg, const Tensor& t,
+                           const std::vector<int64_t>& shape) {
+  check_shape(op, arg, t, shape);
+  check_cpu(op, arg, t, "the inputs");
+  check_last_dim_contiguous(op, arg, t);
 }
 
 // What an _out variant is given to write to. The quantizing ops write it densely.

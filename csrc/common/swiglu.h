@@ -1,4 +1,4 @@
-// The arguments of the gated activation, which two ops share, in the words of
+// The arguments of the gated activation, which some ops share, in the words of
 // python/moela/ops/silu_and_mul.py.
 #pragma once
 
@@ -10,6 +10,13 @@
 
 namespace moela {
 
+inline void check_limits(const char* op, const std::optional<double>& limit,
+                         const std::optional<double>& alpha) {
+  if (limit && !(*limit > 0)) fail(op, "limit", "a positive number", *limit);
+  if (alpha && !limit) fail(op, "alpha", "None because limit is None", *alpha);
+  if (alpha && !(*alpha > 0)) fail(op, "alpha", "a positive number", *alpha);
+}
+
 inline void check_swiglu(const char* op, const Tensor& x, const std::optional<double>& limit,
                          const std::optional<double>& alpha) {
   using enum ScalarType;
@@ -18,9 +25,7 @@ inline void check_swiglu(const char* op, const Tensor& x, const std::optional<do
   check_last_dim_contiguous(op, "x", x);
   const int64_t columns = x.size(x.dim() - 1);
   if (columns % 2 != 0) fail(op, "x", "an even last dimension", columns);
-  if (limit && !(*limit > 0)) fail(op, "limit", "a positive number", *limit);
-  if (alpha && !limit) fail(op, "alpha", "None because limit is None", *alpha);
-  if (alpha && !(*alpha > 0)) fail(op, "alpha", "a positive number", *alpha);
+  check_limits(op, limit, alpha);
 }
 
 inline cpu::Swiglu swiglu_of(const std::optional<double>& limit, const std::optional<double>& alpha) {

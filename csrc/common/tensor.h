@@ -34,13 +34,14 @@ inline int32_t shim_dtype(ScalarType dtype) {
     case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
     case ScalarType::Half: return aoti_torch_dtype_float16();
     case ScalarType::Float8_e4m3fn: return aoti_torch_dtype_float8_e4m3fn();
+    case ScalarType::Int: return aoti_torch_dtype_int32();
     default: throw std::logic_error("no op returns this dtype");
   }
 }
 
 // An uninitialised contiguous CPU tensor. Through the C shim: torch::stable::empty goes through the
 // dispatcher and costs 1.2 microseconds more.
-inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
+inline Tensor empty_cpu(const std::vector<int64_t>& shape, int32_t dtype) {
   std::vector<int64_t> strides(shape.size());
   int64_t stride = 1;
   for (size_t i = shape.size(); i-- > 0;) {
@@ -49,9 +50,20 @@ inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
   }
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), shim_dtype(dtype),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
+                                                  strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
+                                                  &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty_cpu(const std::vector<int64_t>& shape, ScalarType dtype) {
+  return empty_cpu(shape, shim_dtype(dtype));
+}
+
+// Of t's dtype, whichever that is.
+inline Tensor empty_cpu(const std::vector<int64_t>& shape, const Tensor& t) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return empty_cpu(shape, dtype);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {
@@ -71,18 +83,29 @@ inline std::vector<int64_t> block_grid(const Tensor& w) {
 // For the small operands (scale factors, bias).
 class Float32View {
  public:
-  explicit Float32View(const Tensor& t) {
-    if (t.scalar_type() == ScalarType::Float && t.is_contiguous()) {
-      data_ = static_cast<const float*>(t.const_data_ptr());
-      return;
-    }
-    copy_.reserve(t.numel());
-    append(t, cpu_dtype(t.scalar_type()), 0, 0);
-    data_ = copy_.data();
-  }
+  explicit Float32View(const Tensor& t) : Float32View(t, 0, 0) {}
+  // Of t[index].
+  Float32View(const Tensor& t, int64_t index) : Float32View(t, 1, index * t.stride(0)) {}
   const float* data() const { return data_; }
 
  private:
+  // Dimensions `dim` and later, from element `offset` on.
+  Float32View(const Tensor& t, int64_t dim, int64_t offset) {
+    if (t.scalar_type() == ScalarType::Float && is_dense(t, dim)) {
+      data_ = static_cast<const float*>(t.const_data_ptr()) + offset;
+      return;
+    }
+    append(t, cpu_dtype(t.scalar_type()), dim, offset);
+    data_ = copy_.data();
+  }
+  static bool is_dense(const Tensor& t, int64_t dim) {
+    int64_t expected = 1;
+    for (int64_t i = t.dim() - 1; i >= dim; --i) {
+      if (t.size(i) > 1 && t.stride(i) != expected) return false;
+      expected *= t.size(i);
+    }
+    return true;
+  }
   void append(const Tensor& t, cpu::Dtype dtype, int64_t dim, int64_t offset) {
     if (dim == t.dim()) {
       copy_.push_back(load_float(t.const_data_ptr(), dtype, offset));
@@ -136,6 +159,8 @@ class Scratch {
  private:
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
+
+inline Scratch<float> allocate_floats(int64_t count) { return Scratch<float>(count); }
 
 // Runs f(begin, end) over [0, count) on torch's own threads. `cost` is the time of one item in nanoseconds,
 // roughly: work below 50 microseconds is not worth a second thread.

@@ -33,6 +33,15 @@ bool has_avx512() {
 constexpr const Kernels* kAvx512IfBuilt = nullptr;
 bool has_avx512() { return false; }
 #endif
+#if defined(MOELA_ISA_avx512_bf16)
+constexpr const Kernels* kAvx512Bf16IfBuilt = &kAvx512Bf16;
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16");
+}
+#else
+constexpr const Kernels* kAvx512Bf16IfBuilt = nullptr;
+bool has_avx512_bf16() { return false; }
+#endif
 #if defined(MOELA_ISA_neon)
 constexpr const Kernels* kNeonIfBuilt = &kNeon;
 #else
@@ -40,8 +49,9 @@ constexpr const Kernels* kNeonIfBuilt = nullptr;
 #endif
 
 // The preferred first.
-const std::array<Isa, 4>& isas() {
-  static const std::array<Isa, 4> table = {{
+const std::array<Isa, 5>& isas() {
+  static const std::array<Isa, 5> table = {{
+      {"avx512_bf16", kAvx512Bf16IfBuilt, has_avx512_bf16(), true},
       {"avx512", kAvx512IfBuilt, has_avx512(), true},
       {"avx2", kAvx2IfBuilt, has_avx2(), true},
       {"neon", kNeonIfBuilt, kNeonIfBuilt != nullptr, false},

@@ -1,7 +1,11 @@
 // One set of kernels per instruction set, and which of them this process runs.
 #pragma once
 
-#include "cpu/fp8_gemm.h"
+#include "cpu/fused_experts.h"
+#include "cpu/gemm.h"
+#include "cpu/moe_permute.h"
+#include "cpu/moe_topk.h"
+#include "cpu/moe_unpermute.h"
 #include "cpu/per_block_dequant_fp8.h"
 #include "cpu/per_block_quant_fp8.h"
 #include "cpu/per_token_group_quant_fp8.h"
@@ -13,7 +17,12 @@ namespace moela::cpu {
 
 struct Kernels {
   const char* isa;
-  Fp8GemmKernels fp8_gemm;
+  GemmKernels gemm;
+  GemmKernels grouped_gemm_wgrad;
+  FusedExpertsKernels fused_experts;
+  MoePermute moe_permute;
+  MoeTopk moe_topk;
+  MoeUnpermute moe_unpermute;
   PerBlockDequantFp8 per_block_dequant_fp8;
   PerBlockQuantFp8 per_block_quant_fp8;
   PerTokenGroupQuantFp8 per_token_group_quant_fp8;
@@ -23,9 +32,10 @@ struct Kernels {
 };
 
 extern const Kernels kScalar;
-extern const Kernels kAvx2;    // defined where MOELA_ISA_avx2 is
-extern const Kernels kAvx512;  // defined where MOELA_ISA_avx512 is
-extern const Kernels kNeon;    // defined where MOELA_ISA_neon is
+extern const Kernels kAvx2;        // defined where MOELA_ISA_avx2 is
+extern const Kernels kAvx512;      // defined where MOELA_ISA_avx512 is
+extern const Kernels kAvx512Bf16;  // defined where MOELA_ISA_avx512_bf16 is
+extern const Kernels kNeon;        // defined where MOELA_ISA_neon is
 
 // The widest set that this machine runs, or the one that MOELA_CPU_ISA names. Chosen once. Throws
 // std::invalid_argument if MOELA_CPU_ISA names none, or one that this machine does not run.

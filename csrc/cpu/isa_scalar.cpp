@@ -1,21 +1,5 @@
 // The kernels for one instruction set. CMakeLists.txt has the compiler options that belong to it.
 #define MOELA_SIMD_SCALAR
-#include "cpu/fp8_gemm_kernel.h"
-#include "cpu/isa.h"
-#include "cpu/per_block_dequant_fp8_kernel.h"
-#include "cpu/per_block_quant_fp8_kernel.h"
-#include "cpu/per_token_group_quant_fp8_kernel.h"
-#include "cpu/probe_kernel.h"
-#include "cpu/silu_and_mul_kernel.h"
-#include "cpu/silu_and_mul_quant_fp8_kernel.h"
+#include "cpu/isa_kernels.h"
 
-const moela::cpu::Kernels moela::cpu::kScalar = {
-    .isa = "scalar",
-    .fp8_gemm = kFp8GemmKernels,
-    .per_block_dequant_fp8 = per_block_dequant_fp8,
-    .per_block_quant_fp8 = per_block_quant_fp8,
-    .per_token_group_quant_fp8 = per_token_group_quant_fp8,
-    .silu_and_mul = silu_and_mul,
-    .silu_and_mul_quant_fp8 = silu_and_mul_quant_fp8,
-    .probe = kProbe,
-};
+constinit const moela::cpu::Kernels moela::cpu::kScalar = kernels_of("scalar");

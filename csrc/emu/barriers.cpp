@@ -18,6 +18,25 @@ struct GenerationWait final : Waiting {
   }
 };
 
+// A thread arrives once per generation, and knows that the one before is over: otherwise the hardware might
+// count it there. Two groups of threads that share an id by mistake are found so.
+void check_turn(NamedBarrier& b, int id, Where where) {
+  Fiber& me = current();
+  if (b.completion == 0) b.completion = me.block->new_agent("barrier " + std::to_string(id), "");
+  if (b.has_arrived[static_cast<size_t>(me.thread)])
+    fail("barrier",
+         "a second arrival at barrier " + std::to_string(id) + " of " + name_of(*me.block) +
+             " before its other threads have arrived (" + std::to_string(b.arrived) + " of " +
+             std::to_string(b.needed) + ")",
+         where);
+  if (world->options.races && me.self.known.seen.get(b.completion) < b.generation)
+    fail("barrier",
+         "an arrival at barrier " + std::to_string(id) + " of " + name_of(*me.block) +
+             ", but nothing orders it after the last use of that barrier: the arrivals may be counted "
+             "together; wait for the last use, or take another id",
+         where);
+}
+
 // Arrives at barrier `id`; returns the generation that it arrived for.
 uint32_t arrive(NamedBarrier& b, int id, int threads, Where where) {
   Fiber& me = current();
@@ -30,13 +49,17 @@ uint32_t arrive(NamedBarrier& b, int id, int threads, Where where) {
          "barrier " + std::to_string(id) + " is used with " + std::to_string(threads) + " threads and with " +
              std::to_string(b.needed),
          where);
+  check_turn(b, id, where);
   b.needed = threads;
   b.gather.release(me.self);
+  b.has_arrived.set(static_cast<size_t>(me.thread));
   const uint32_t generation = b.generation;
   if (++b.arrived == threads) {
     b.arrived = 0;
+    b.has_arrived.reset();
     ++b.generation;
     b.released = b.gather.all;
+    b.released.seen.set(b.completion, b.generation);
   }
   return generation;
 }
@@ -105,7 +128,8 @@ WarpWords warp_exchange(Collective kind, const uint32_t* words, int count, Where
   WarpWords& exchanged = w.words[generation & 1];
   if (count > 0)
     std::memcpy(exchanged.of[me.thread % 32], words, static_cast<size_t>(count) * sizeof(uint32_t));
-  const bool is_sync = kind == Collective::kSync;  // only __syncwarp orders memory
+  // No other orders memory.
+  const bool is_sync = kind == Collective::kSync || kind == Collective::kPublishMap;
   if (is_sync) w.gather.release(me.self);
   if (++w.arrived == 32) {
     w.arrived = 0;
@@ -149,9 +173,13 @@ void set_registers(int count, bool is_increase, Where where) {
   wait_until(waiting, where);
   me.block->free_registers -= waiting.needed;
   me.registers = count;
+  ++me.register_changes;
 }
 
-void grid_dependency_wait() { current().has_waited_for_previous = true; }
+void grid_dependency_wait() {
+  Fiber& me = current();
+  me.self.known.seen.set(world->previous_kernels.at(me.block->rank), 1);
+}
 
 Ids ids() {
   const Fiber& me = current();

@@ -89,6 +89,13 @@ void Clock::join(const Clock& other) {
   table_ = known.result;
 }
 
+bool Clock::knows_all_of(const Clock& other) const {
+  if (!other.table_) return true;
+  Clock both = *this;
+  both.join(other);
+  return both.is_same(*this);
+}
+
 void Clock::meet(const Clock& other) {
   if (table_ == other.table_) return;
   if (!table_ || !other.table_) {

@@ -27,6 +27,7 @@ class Clock {
   void join(const Clock& other);
   // What both know.
   void meet(const Clock& other);
+  bool knows_all_of(const Clock& other) const;
   bool is_same(const Clock& other) const { return table_ == other.table_; }
 
  private:

@@ -67,6 +67,21 @@ inline uint8_t e4m3_of_float(float x) {
   return static_cast<uint8_t>(sign | rounded_code(magnitude, 3, EMU_MUTANT(12, 7, 8)));
 }
 
+// cvt.rn.satfinite.e5m2x2.f32 of one value.
+inline uint8_t e5m2_of_float(float x) {
+  if (x != x) return 0x7F;
+  const uint32_t sign = std::signbit(x) ? 0x80 : 0;
+  const float magnitude = std::fabs(x);
+  if (magnitude >= 57344.f) return static_cast<uint8_t>(sign | EMU_MUTANT(13, 0x7B, 0x7C));
+  return static_cast<uint8_t>(sign | rounded_code(magnitude, 2, 15));
+}
+
+// The device may be 2^-22 off.
+inline float ex2_approx(float x) {
+  const float power = std::exp2(x);
+  return power < EMU_MUTANT(14, 0x1p-126f, 0.f) ? 0.f : power;
+}
+
 inline float float_of_e4m3(uint8_t code) {
   return (code & 0x7F) == 0x7F ? std::bit_cast<float>(0x7FC00000u) : float_of_small<4, 3>(code);
 }

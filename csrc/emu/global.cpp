@@ -56,11 +56,25 @@ void publish(const void* at, Scope scope, bool is_update) {
   }
 }
 
-void observe(const void* at, Scope scope) {
+// What the releases that a load at this scope may take its value from have published.
+Knowledge published_at(const void* at, Scope scope) {
+  Knowledge found;
+  if (const Flag* flag = find_flag(at, current().block->rank)) found.join(flag->known);
+  if (scope != Scope::kSys) return found;
+  if (const Flag* flag = find_flag(at, -1)) found.join(flag->known);
+  return found;
+}
+
+void observe(const void* at, Scope scope) { current().self.known.join(published_at(at, scope)); }
+
+// A relaxed store carries what the thread's last fence has published, at the narrower of the two scopes.
+void publish_fenced(const void* at, Scope scope) {
   Fiber& me = current();
-  if (const Flag* flag = find_flag(at, me.block->rank)) me.self.known.join(flag->known);
-  if (scope != Scope::kSys) return;
-  if (const Flag* flag = find_flag(at, -1)) me.self.known.join(flag->known);
+  for (const Scope fence : {Scope::kGpu, Scope::kSys}) {
+    const Knowledge& known = me.fenced_for_flags[static_cast<size_t>(fence)];
+    world->flags[{at, me.block->rank}].known.join(known);
+    if (fence == Scope::kSys && scope == Scope::kSys) world->flags[{at, -1}].known.join(known);
+  }
 }
 
 GlobalRange atomic_access(const void* at, uint32_t bytes, bool is_write, const char* what, Where where) {
@@ -120,15 +134,23 @@ GlobalRange resolve_global(const void* address, size_t bytes, const char* what, 
   return {found, static_cast<size_t>(static_cast<const uint8_t*>(address) - found->base)};
 }
 
+void check_has_value(GlobalRange range, size_t bytes, const Actor& actor, const char* what, Where where) {
+  if (!world->options.races || range.allocation->shadow.is_initialised(range.offset, bytes)) return;
+  Conflict found;
+  found.kind = Conflict::kUninitialised;
+  fail_with(found, true, actor, what, global_name(range, range.offset), where);
+}
+
 void access_global(GlobalRange range, size_t bytes, bool is_write, const Actor& actor, const char* what,
                    Where where) {
   const Fiber& me = current();
   if (me.block->grid->shape.overlaps_previous && !range.allocation->is_constant &&
-      !me.has_waited_for_previous)
+      me.self.known.seen.get(world->previous_kernels.at(me.block->rank)) == 0)
     fail("race",
          std::string(what) + " touches " + global_name(range, range.offset) +
              " before griddepcontrol.wait: the previous kernel may still be writing it",
          where);
+  if (is_write) ++world->effects;
   if (!world->options.races) return;
   Shadow& shadow = range.allocation->shadow;
   const Conflict found =
@@ -145,6 +167,7 @@ void load_global(const void* from, void* value, uint32_t bytes, Path path, Where
   actor.is_read_only_path = path == Path::kReadOnly;
   access_global(range, bytes, false, actor, what, where);
   std::memcpy(value, from, bytes);
+  note_look(from, where);
 }
 
 void store_global(void* to, const void* value, uint32_t bytes, Where where) {
@@ -159,7 +182,12 @@ void store_global(void* to, const void* value, uint32_t bytes, Where where) {
 void load_atomic(const void* from, void* value, uint32_t bytes, bool is_acquire, Scope scope, Where where) {
   atomic_access(from, bytes, false, "a flag load", where);
   std::memcpy(value, from, bytes);
-  if (is_acquire) observe(from, scope);
+  if (is_acquire) {
+    observe(from, scope);
+  } else {
+    current().found_in_flags[static_cast<size_t>(scope)].join(published_at(from, scope));
+  }
+  note_look(from, where);
 }
 
 void store_atomic(void* to, const void* value, uint32_t bytes, bool is_release, Scope scope, Where where) {
@@ -170,11 +198,23 @@ void store_atomic(void* to, const void* value, uint32_t bytes, bool is_release, 
   } else {
     world->flags.erase({to, current().block->rank});
     world->flags.erase({to, -1});
+    publish_fenced(to, scope);
   }
+}
+
+void fence_acq_rel(Scope scope) {
+  Fiber& me = current();
+  me.self.known.join(me.found_in_flags[static_cast<size_t>(Scope::kGpu)]);
+  if (scope == Scope::kSys) me.self.known.join(me.found_in_flags[static_cast<size_t>(Scope::kSys)]);
+  Gather gather;
+  gather.release(me.self);
+  me.fenced_for_flags[static_cast<size_t>(scope)] = gather.all;
 }
 
 uint64_t add_atomic(void* to, uint64_t value, uint32_t bytes, bool is_acquire, bool is_release, Scope scope,
                     Where where) {
+  const GlobalRange range = resolve_global(to, bytes, "a flag update", where);
+  check_has_value(range, bytes, thread_actor(current(), where), "a flag update", where);
   atomic_access(to, bytes, true, "a flag update", where);
   const uint64_t old = value_at(to, bytes), sum = old + value;
   std::memcpy(to, &sum, bytes);

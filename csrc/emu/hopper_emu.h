@@ -3,8 +3,11 @@
 #pragma once
 
 #include "cuda/hopper/types.h"
+#include "emu/hopper_cache.h"
 #include "emu/hopper_copy.h"
 #include "emu/hopper_memory.h"
 #include "emu/hopper_mma.h"
+#include "emu/hopper_reduce.h"
 #include "emu/hopper_sync.h"
+#include "emu/hopper_tensor_map.h"
 #include "emu/hopper_warp.h"

@@ -26,14 +26,14 @@ template <class T>
 T lds(SmemAddr from, Where where = Where::current()) {
   static_assert(kIsAccessible<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
   T value;
-  emu::load_shared(from, &value, sizeof(T), where);
+  emu::load_shared(from, &value, sizeof(T), emu::Window::kOwn, where);
   return value;
 }
 
 template <class T>
 void sts(SmemAddr to, T value, Where where = Where::current()) {
   static_assert(kIsAccessible<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  emu::store_shared(to, &value, sizeof(T), where);
+  emu::store_shared(to, &value, sizeof(T), emu::Window::kOwn, where);
 }
 
 inline SmemAddr mapa(SmemAddr address, int rank, Where where = Where::current()) {
@@ -42,12 +42,16 @@ inline SmemAddr mapa(SmemAddr address, int rank, Where where = Where::current())
 
 template <class T>
 T lds_cluster(SmemAddr from, Where where = Where::current()) {
-  return lds<T>(from, where);
+  static_assert(kIsAccessible<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  T value;
+  emu::load_shared(from, &value, sizeof(T), emu::Window::kCluster, where);
+  return value;
 }
 
 template <class T>
 void sts_cluster(SmemAddr to, T value, Where where = Where::current()) {
-  sts(to, value, where);
+  static_assert(kIsAccessible<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  emu::store_shared(to, &value, sizeof(T), emu::Window::kCluster, where);
 }
 
 inline void st_async(SmemAddr to, uint32_t value, SmemAddr barrier, Where where = Where::current()) {
@@ -109,6 +113,11 @@ template <Scope kScope, class T>
 void st_relaxed(T* to, T value, Where where = Where::current()) {
   static_assert(kIsFlag<T>, "a flag has 4 or 8 bytes");
   emu::store_atomic(to, &value, sizeof(T), false, emulated(kScope), where);
+}
+
+template <Scope kScope>
+void fence_acq_rel() {
+  emu::fence_acq_rel(emulated(kScope));
 }
 
 template <Scope kScope, class T>

@@ -31,51 +31,78 @@ class Acc {
   mutable emu::AccumulatorState state;
 };
 
-template <int... kN>
-void wgmma_fence(Acc<kN>&...) {
+// Knows whether a wgmma may still be reading it.
+class AFragment {
+ public:
+  AFragment() = default;
+  AFragment(const AFragment&) = delete;
+  AFragment& operator=(const AFragment&) = delete;
+  ~AFragment() { emu::drop_fragment(state); }
+
+  uint32_t get(int i, Where where = Where::current()) const {
+    emu::touch_fragment(state, i, false, where);
+    return r[i];
+  }
+  void set(int i, uint32_t x, Where where = Where::current()) {
+    emu::touch_fragment(state, i, true, where);
+    r[i] = x;
+  }
+
+  uint32_t r[4] = {};
+  mutable emu::FragmentState state;
+};
+
+template <class... Registers>
+void wgmma_fence(Registers&...) {
   emu::wgmma_fence();
 }
 inline void wgmma_commit(Where where = Where::current()) { emu::wgmma_commit(where); }
 
-// Gives back what it waits for; the accumulators among the arguments are those that the caller reads next.
-template <int kPending, int... kN>
-void wgmma_wait(Acc<kN>&...) {
+// Gives back what it waits for, whatever the arguments: those only tell the compiler what is touched next.
+template <int kPending, class... Registers>
+void wgmma_wait(Registers&...) {
   emu::wgmma_wait(kPending, Where::current());
 }
 
 template <int kN>
 void wgmma_e4m3(Acc<kN>& acc, uint64_t a, uint64_t b, bool accumulate, Where where = Where::current()) {
-  emu::wgmma(acc.state, acc.d, {emu::MmaType::kE4m3, kN, false, false, nullptr, a, b, accumulate}, where);
+  emu::wgmma(acc.state, acc.d, {emu::MmaType::kE4m3, kN, false, false, nullptr, nullptr, a, b, accumulate},
+             where);
 }
 
 template <int kN>
-void wgmma_e4m3_rs(Acc<kN>& acc, const uint32_t (&a)[4], uint64_t b, bool accumulate,
+void wgmma_e4m3_rs(Acc<kN>& acc, const AFragment& a, uint64_t b, bool accumulate,
                    Where where = Where::current()) {
-  emu::wgmma(acc.state, acc.d, {emu::MmaType::kE4m3, kN, false, false, a, 0, b, accumulate}, where);
+  emu::wgmma(acc.state, acc.d, {emu::MmaType::kE4m3, kN, false, false, a.r, &a.state, 0, b, accumulate},
+             where);
 }
 
 template <bool kTransposeA, bool kTransposeB, int kN>
 void wgmma_bf16(Acc<kN>& acc, uint64_t a, uint64_t b, bool accumulate, Where where = Where::current()) {
   emu::wgmma(acc.state, acc.d,
-             {emu::MmaType::kBFloat16, kN, kTransposeA, kTransposeB, nullptr, a, b, accumulate}, where);
+             {emu::MmaType::kBFloat16, kN, kTransposeA, kTransposeB, nullptr, nullptr, a, b, accumulate},
+             where);
 }
 
 template <bool kTransposeB, int kN>
-void wgmma_bf16_rs(Acc<kN>& acc, const uint32_t (&a)[4], uint64_t b, bool accumulate,
+void wgmma_bf16_rs(Acc<kN>& acc, const AFragment& a, uint64_t b, bool accumulate,
                    Where where = Where::current()) {
-  emu::wgmma(acc.state, acc.d, {emu::MmaType::kBFloat16, kN, false, kTransposeB, a, 0, b, accumulate}, where);
+  emu::wgmma(acc.state, acc.d,
+             {emu::MmaType::kBFloat16, kN, false, kTransposeB, a.r, &a.state, 0, b, accumulate}, where);
 }
 
 template <bool kTransposeA, bool kTransposeB, int kN>
 void wgmma_f16(Acc<kN>& acc, uint64_t a, uint64_t b, bool accumulate, Where where = Where::current()) {
   emu::wgmma(acc.state, acc.d,
-             {emu::MmaType::kFloat16, kN, kTransposeA, kTransposeB, nullptr, a, b, accumulate}, where);
+             {emu::MmaType::kFloat16, kN, kTransposeA, kTransposeB, nullptr, nullptr, a, b, accumulate},
+             where);
 }
 
 template <bool kTransposeB, int kN>
-void wgmma_f16_rs(Acc<kN>& acc, const uint32_t (&a)[4], uint64_t b, bool accumulate,
+void wgmma_f16_rs(Acc<kN>& acc, const AFragment& a, uint64_t b, bool accumulate,
                   Where where = Where::current()) {
-  emu::wgmma(acc.state, acc.d, {emu::MmaType::kFloat16, kN, false, kTransposeB, a, 0, b, accumulate}, where);
+  emu::wgmma(acc.state, acc.d,
+             {emu::MmaType::kFloat16, kN, false, kTransposeB, a.r, &a.state, 0, b, accumulate}, where);
 }
 
 }  // namespace moela::cuda::sm90

@@ -54,16 +54,16 @@ inline void mbarrier_inval(SmemAddr barrier, Where where = Where::current()) {
 }
 inline void fence_mbarrier_init() { emu::fence_mbarrier_init(); }
 inline void mbarrier_arrive(SmemAddr barrier, Where where = Where::current()) {
-  emu::mbarrier_arrive(barrier, 1, 0, where);
+  emu::mbarrier_arrive(barrier, 1, 0, emu::Window::kOwn, where);
 }
 inline void mbarrier_arrive_remote(SmemAddr barrier, Where where = Where::current()) {
-  emu::mbarrier_arrive(barrier, 1, 0, where);
+  emu::mbarrier_arrive(barrier, 1, 0, emu::Window::kCluster, where);
 }
 inline void mbarrier_arrive_expect_tx(SmemAddr barrier, uint32_t bytes, Where where = Where::current()) {
-  emu::mbarrier_arrive(barrier, 1, bytes, where);
+  emu::mbarrier_arrive(barrier, 1, bytes, emu::Window::kOwn, where);
 }
 inline void mbarrier_expect_tx(SmemAddr barrier, uint32_t bytes, Where where = Where::current()) {
-  emu::mbarrier_arrive(barrier, 0, bytes, where);
+  emu::mbarrier_arrive(barrier, 0, bytes, emu::Window::kOwn, where);
 }
 inline bool mbarrier_test_wait(SmemAddr barrier, uint32_t parity, Where where = Where::current()) {
   return emu::mbarrier_test(barrier, parity, false, where);

@@ -87,6 +87,13 @@ inline uint32_t cvt_f16x2_of_e4m3x2(uint16_t codes) {
   return low | static_cast<uint32_t>(emu::f16_of_float(emu::float_of_e4m3(static_cast<uint8_t>(codes >> 8))))
                    << 16;
 }
+inline uint16_t cvt_e5m2x2(float low, float high) {
+  return static_cast<uint16_t>(emu::e5m2_of_float(low) | emu::e5m2_of_float(high) << 8);
+}
+// A code is the upper byte of the half.
+inline uint32_t cvt_f16x2_of_e5m2x2(uint16_t codes) {
+  return (codes & 0xFFu) << 8 | static_cast<uint32_t>(codes >> 8) << 24;
+}
 inline uint32_t cvt_bf16x2(float low, float high) {
   return emu::bf16_of_float(low) | static_cast<uint32_t>(emu::bf16_of_float(high)) << 16;
 }
@@ -96,6 +103,6 @@ inline uint32_t cvt_f16x2(float low, float high) {
 inline float cvt_f32_of_f16(uint16_t half) { return emu::float_of_f16(half); }
 inline float cvt_f32_of_bf16(uint16_t bits) { return emu::float_of_bf16(bits); }
 inline float div_rn(float x, float y) { return x / y; }
-inline float ex2_approx(float x) { return std::exp2(x); }  // the device may be 2^-22 off
+inline float ex2_approx(float x) { return emu::ex2_approx(x); }
 
 }  // namespace moela::cuda::sm90

@@ -37,7 +37,8 @@ void complete_phase_if_due(Mbarrier& b) {
   if (b.copies_in_phase > 0) {
     set_fault("mbarrier", "phase " + std::to_string(b.phase) + " of the mbarrier at " +
                               smem_name(*b.block, b.offset) +
-                              " completes while a copy issued for it is under way: expect_tx was too small");
+                              " completes while a copy issued for it is under way: expect_tx was missing or "
+                              "too small");
     return;
   }
   check_not_lapped(b);
@@ -78,7 +79,15 @@ struct MbarrierWait final : Waiting {
 };
 
 Mbarrier& own_mbarrier(uint32_t address, const char* what, Where where) {
-  return find_mbarrier(resolve_shared(address, 8, what, where), what, where);
+  return find_mbarrier(resolve_own_shared(address, 8, what, where), what, where);
+}
+
+Mbarrier& awaited_mbarrier(uint32_t address, const char* what, Where where) {
+  Mbarrier& b = find_mbarrier(resolve_shared(address, 8, what, where), what, where);
+  Fiber& me = current();
+  if (b.block != me.block) fail("mbarrier", "a wait for a barrier of another block", where);
+  b.used.set(me.self.agent, me.self.tick);
+  return b;
 }
 
 }  // namespace
@@ -100,7 +109,7 @@ Mbarrier& find_mbarrier(SharedRange at, const char* what, Where where) {
 }
 
 void mbarrier_init(uint32_t address, uint32_t count, Where where) {
-  const SharedRange at = resolve_shared(address, 8, "mbarrier.init", where);
+  const SharedRange at = resolve_own_shared(address, 8, "mbarrier.init", where);
   Fiber& me = current();
   if (address % 8) fail("alignment", "an mbarrier is aligned to 8 bytes", where);
   if (count < 1 || count > kMaxCount) fail("mbarrier", "a count is in 1..2^20-1", where);
@@ -115,7 +124,8 @@ void mbarrier_init(uint32_t address, uint32_t count, Where where) {
   b.block = at.block;
   b.offset = at.offset;
   b.count = b.pending = count;
-  b.traffic = at.block->new_agent("a copy for the mbarrier at smem+" + std::to_string(at.offset));
+  b.traffic = at.block->new_agent("a copy for the mbarrier at smem+" + std::to_string(at.offset),
+                                  "a wait for the phase of that mbarrier at which the copy completes");
   b.initialiser = me.self.agent;
   b.init_tick = me.self.tick;
   at.block->mbarriers.emplace(at.offset, std::move(b));
@@ -123,18 +133,48 @@ void mbarrier_init(uint32_t address, uint32_t count, Where where) {
 
 void mbarrier_invalidate(uint32_t address, Where where) {
   Mbarrier& b = own_mbarrier(address, "mbarrier.inval", where);
+  Fiber& me = current();
+  const std::string name = smem_name(*b.block, b.offset);
+  if (b.waiting > 0)
+    fail("mbarrier",
+         "mbarrier.inval of " + name + " while " + std::to_string(b.waiting) + " threads wait for it", where);
+  if (b.copies_in_phase > 0)
+    fail("mbarrier", "mbarrier.inval of " + name + " while a copy that completes there is under way", where);
+  Clock known = me.self.known.seen;
+  known.set(me.self.agent, me.self.tick);
+  if (world->options.races && !known.knows_all_of(b.used))
+    fail("race", "mbarrier.inval of " + name + " is not ordered after every arrival and wait there", where);
+  const SharedRange at = {b.block, b.offset};
   b.block->mbarriers.erase(b.offset);
+  access_shared(at, 8, true, thread_actor(me, where), "mbarrier.inval", where);
 }
 
+// What the thread does later has a higher tick, so that others can tell whether they know of the fence.
 void fence_mbarrier_init() {
   Fiber& me = current();
   for (auto& [offset, b] : me.block->mbarriers)
-    if (b.initialiser == me.self.agent) b.is_fenced = true;
+    if (b.initialiser == me.self.agent && b.fence_tick == 0) b.fence_tick = me.self.tick;
+  ++me.self.tick;
 }
 
-void mbarrier_arrive(uint32_t address, uint32_t arrivals, int64_t expect_bytes, Where where) {
-  Mbarrier& b = own_mbarrier(address, "mbarrier.arrive", where);
+void check_published(const Mbarrier& b, const char* what, Where where) {
+  const Self& self = current().self;
+  const bool is_published =
+      b.fence_tick > 0 && (b.initialiser == self.agent || self.known.seen.get(b.initialiser) >= b.fence_tick);
+  if (!is_published)
+    fail("proxy",
+         std::string(what) + " at the mbarrier " + smem_name(*b.block, b.offset) +
+             ", whose initialisation no fence.mbarrier_init has followed before",
+         where);
+}
+
+void mbarrier_arrive(uint32_t address, uint32_t arrivals, int64_t expect_bytes, Window window, Where where) {
+  const char* what = "mbarrier.arrive";
+  Mbarrier& b = window == Window::kOwn ? own_mbarrier(address, what, where)
+                                       : find_mbarrier(resolve_shared(address, 8, what, where), what, where);
   Fiber& me = current();
+  ++world->effects;
+  b.used.set(me.self.agent, me.self.tick);
   if (expect_bytes < 0 || b.bytes + expect_bytes > kMaxBytes)
     fail("mbarrier", "more than 2^20-1 bytes expected at " + smem_name(*b.block, b.offset), where);
   b.bytes += expect_bytes;
@@ -145,11 +185,7 @@ void mbarrier_arrive(uint32_t address, uint32_t arrivals, int64_t expect_bytes, 
              state_of(b) + ")",
          where);
   if (b.block != me.block) {
-    if (!b.is_fenced)
-      fail("proxy",
-           "an arrival from another block at the mbarrier " + smem_name(*b.block, b.offset) +
-               ", whose initialisation no fence.mbarrier_init has followed",
-           where);
+    check_published(b, "an arrival from another block", where);
     b.remote_arrivals[me.self.agent] = me.self.tick;
   }
   if (b.block == me.block) b.arrived_local.release(me.self);
@@ -159,21 +195,25 @@ void mbarrier_arrive(uint32_t address, uint32_t arrivals, int64_t expect_bytes, 
 }
 
 bool mbarrier_test(uint32_t address, uint32_t parity, bool is_cluster_wide, Where where) {
-  Mbarrier& b = own_mbarrier(address, "mbarrier.test_wait", where);
-  if (has_parity(b, parity)) return false;
+  Mbarrier& b = awaited_mbarrier(address, "mbarrier.test_wait", where);
+  if (has_parity(b, parity)) {
+    note_look(&b, where);
+    return false;
+  }
   note_wait(b, parity, where);
   current().self.known.join(is_cluster_wide ? b.done : b.done_local);
   return true;
 }
 
 void mbarrier_wait(uint32_t address, uint32_t parity, bool is_cluster_wide, Where where) {
-  Mbarrier& b = own_mbarrier(address, "mbarrier.try_wait", where);
-  if (b.block != current().block) fail("mbarrier", "a wait for a barrier of another block", where);
+  Mbarrier& b = awaited_mbarrier(address, "mbarrier.try_wait", where);
   note_wait(b, parity, where);
   MbarrierWait waiting;
   waiting.barrier = &b;
   waiting.parity = parity;
+  ++b.waiting;
   wait_until(waiting, where);
+  --b.waiting;
   current().self.known.join(is_cluster_wide ? b.done : b.done_local);
 }
 

@@ -3,9 +3,17 @@
 
 namespace moela::emu {
 
-Agent Block::new_agent(std::string name) {
-  agent_names.push_back(std::move(name));
-  return slot << kLocalBits | static_cast<uint32_t>(threads() + agent_names.size() - 1);
+Agent Block::new_agent(std::string name, std::string remedy) {
+  agents.push_back({std::move(name), std::move(remedy)});
+  return slot << kLocalBits | static_cast<uint32_t>(threads() + agents.size() - 1);
+}
+
+std::string remedy_for(Agent agent) {
+  const Block& block = world->blocks[slot_of(agent)];
+  const uint32_t local = local_of(agent);
+  const auto threads = static_cast<uint32_t>(block.threads());
+  if (local >= threads) return block.agents[local - threads].remedy;
+  return "a barrier that both take part in, or a release by that thread and an acquire by this one";
 }
 
 std::string name_of(const Block& block) {
@@ -22,7 +30,7 @@ std::string name_of(Agent agent) {
   const auto threads = static_cast<uint32_t>(block.threads());
   const std::string who =
       local < threads ? "thread " + std::to_string(local) + " (warp " + std::to_string(local / 32) + ")"
-                      : block.agent_names[local - threads];
+                      : block.agents[local - threads].name;
   return who + " of " + name_of(block);
 }
 

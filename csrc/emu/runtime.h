@@ -22,8 +22,9 @@ Ids ids();
 // the cluster into the upper bits.
 constexpr uint32_t kSmemWindow = 0x400;
 constexpr int kRankShift = 24;
-void load_shared(uint32_t address, void* value, uint32_t bytes, Where where);
-void store_shared(uint32_t address, const void* value, uint32_t bytes, Where where);
+enum class Window { kOwn, kCluster };  // of addresses: .shared::cta or .shared::cluster
+void load_shared(uint32_t address, void* value, uint32_t bytes, Window window, Where where);
+void store_shared(uint32_t address, const void* value, uint32_t bytes, Window window, Where where);
 uint32_t map_shared_rank(uint32_t address, int rank, Where where);
 void store_async(uint32_t address, const void* value, uint32_t bytes, uint32_t barrier, Where where);
 void fence_proxy_async(bool shared, bool global);
@@ -31,6 +32,7 @@ void fence_proxy_async(bool shared, bool global);
 // Global memory.
 enum class Path { kCoherent, kReadOnly };
 enum class Scope { kGpu, kSys };
+void fence_acq_rel(Scope scope);
 void load_global(const void* from, void* value, uint32_t bytes, Path path, Where where);
 void store_global(void* to, const void* value, uint32_t bytes, Where where);
 void load_atomic(const void* from, void* value, uint32_t bytes, bool is_acquire, Scope scope, Where where);
@@ -42,7 +44,7 @@ void wait_flag_at_least(const void* flag, uint64_t value, uint32_t bytes, Scope 
 // mbarrier
 void mbarrier_init(uint32_t barrier, uint32_t count, Where where);
 void mbarrier_invalidate(uint32_t barrier, Where where);
-void mbarrier_arrive(uint32_t barrier, uint32_t arrivals, int64_t expect_bytes, Where where);
+void mbarrier_arrive(uint32_t barrier, uint32_t arrivals, int64_t expect_bytes, Window window, Where where);
 bool mbarrier_test(uint32_t barrier, uint32_t parity, bool is_cluster_wide, Where where);
 void mbarrier_wait(uint32_t barrier, uint32_t parity, bool is_cluster_wide, Where where);
 void fence_mbarrier_init();
@@ -54,12 +56,25 @@ struct Coordinates {
 void tensor_load(uint32_t smem, const TensorMap* map, int rank, Coordinates at, uint32_t barrier,
                  uint32_t cluster_mask, Where where);
 void tensor_store(const TensorMap* map, int rank, Coordinates at, uint32_t smem, Where where);
+void tensor_reduce_add(const TensorMap* map, int rank, Coordinates at, uint32_t smem, Where where);
 void bulk_load(uint32_t smem, const void* global, uint32_t bytes, uint32_t barrier, uint32_t cluster_mask,
                Where where);
 void bulk_store(void* global, uint32_t smem, uint32_t bytes, Where where);
+void bulk_reduce_add(void* global, uint32_t smem, uint32_t bytes, cuda::ElementType type, Where where);
 void bulk_copy_cluster(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barrier, Where where);
+// Cache policies are opaque; these two come from createpolicy.
+constexpr uint64_t kEvictFirst = 0x6D6F656C61'01, kEvictLast = 0x6D6F656C61'02;
+void check_cache_policy(uint64_t policy, Where where);
 void bulk_commit();
 void bulk_wait(int max_pending, bool is_read, Where where);
+
+// Tensor maps that kernels edit
+enum class MapField { kAddress, kSize, kStride };
+void edit_shared_tensor_map(uint32_t map, MapField field, int dim, uint64_t value, Where where);
+void edit_global_tensor_map(TensorMap* map, MapField field, int dim, uint64_t value, Where where);
+void publish_tensor_map(TensorMap* to, uint32_t from, Where where);
+void fence_tensor_map_release();
+void fence_tensor_map_acquire(const TensorMap* map, Where where);
 
 // Barriers among threads
 void barrier_sync(int id, int threads, Where where);  // threads 0: the whole block
@@ -68,7 +83,17 @@ void cluster_arrive(bool is_release, Where where);
 void cluster_wait(Where where);
 
 // Warp collectives: every lane gives `words` words and gets those of all 32.
-enum class Collective { kSync, kElect, kShuffle, kReduce, kVote, kStoreMatrix, kLoadMatrix, kRegisters };
+enum class Collective {
+  kSync,
+  kElect,
+  kShuffle,
+  kReduce,
+  kVote,
+  kStoreMatrix,
+  kLoadMatrix,
+  kRegisters,
+  kPublishMap
+};
 constexpr int kMaxWords = 5;
 struct WarpWords {
   uint32_t of[32][kMaxWords];
@@ -84,14 +109,22 @@ enum class MmaType { kE4m3, kBFloat16, kFloat16 };
 struct AccumulatorState {
   AccumulatorState();
   bool is_in_flight = false, is_initialised = false;
-  uint32_t touched_at;  // how many wgmma.fence the thread had executed at the last register access
+  uint32_t touched_at;     // how many wgmma.fence the thread had executed at the last register access
+  uint32_t issued_at = 0;  // and at the last wgmma
   std::shared_ptr<Operation> last;
+};
+struct FragmentState {
+  FragmentState();
+  uint32_t words_set = 0;   // a bit per register
+  uint32_t touched_at;      // as for an accumulator
+  uint32_t read_until = 0;  // how many wgmma groups must retire before the registers may be touched
 };
 struct MmaOperands {
   MmaType type;
   int n;
   bool transpose_a, transpose_b;
   const uint32_t* a_registers;  // or null: a_descriptor
+  FragmentState* a_state;       // of a_registers
   uint64_t a_descriptor, b_descriptor;
   bool accumulate;
 };
@@ -101,5 +134,7 @@ void wgmma_commit(Where where);
 void wgmma_wait(int max_pending, Where where);
 void touch_accumulator(AccumulatorState& state, bool is_write, Where where);
 void drop_accumulator(const AccumulatorState& state);
+void touch_fragment(FragmentState& state, int word, bool is_write, Where where);
+void drop_fragment(const FragmentState& state);
 
 }  // namespace moela::emu

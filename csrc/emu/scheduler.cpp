@@ -14,6 +14,8 @@ int mutant = 0;
 namespace {
 
 constexpr int kMaxThreads = 1024, kMaxCluster = 8, kRegistersPerSm = 65536;
+constexpr uint32_t kPatience = 1000;   // fruitless passes until a loop that looks for something is a deadlock
+constexpr uint32_t kLooksInARow = 16;  // at few places, until a thread counts as looking for something
 
 // Continues with the scheduler until it picks this thread again.
 void leave_fiber() {
@@ -28,6 +30,7 @@ void end_thread(Fiber& fiber) {
   if (fiber.has_open_stores)
     fail("exit", "a thread ends with bulk stores that it has not committed", fiber.where);
   block.exited.release(fiber.self);
+  ++world->effects;
   fiber.is_done = true;
   if (--block.live == 0) check_block_exit(block);
 }
@@ -74,10 +77,13 @@ void start_cluster(const Grid& grid, int rank, int first) {
     block.warpgroups.resize((grid.shape.block + 127) / 128);
     cluster.blocks.push_back(&block);
     for (size_t w = 0; w < block.warpgroups.size(); ++w)
-      block.new_agent("tensor core of warpgroup " + std::to_string(w));
+      block.new_agent("tensor core of warpgroup " + std::to_string(w),
+                      "wgmma_wait by all warps of that warpgroup, then a barrier");
     // The compiler gives a thread as many registers as fit, in units of 8.
     const int registers = std::min(255, kRegistersPerSm / grid.shape.block) / 8 * 8;
     for (int t = 0; t < grid.shape.block; ++t) add_fiber(block, t, registers);
+    if (!world->previous_kernels.contains(rank))
+      world->previous_kernels[rank] = block.new_agent("the previous kernel", "griddep_wait");
   }
 }
 
@@ -94,9 +100,10 @@ void drop_finished() {
 
 std::string describe_deadlock(int not_started) {
   std::map<std::string, std::vector<const Fiber*>> waiting;
-  for (const Fiber* f : world->live)
-    if (!f->is_done)
-      waiting[name_of(*f->block) + ", " + f->waiting->what() + "\n      at " + place(f->where)].push_back(f);
+  for (const Fiber* f : world->live) {
+    const std::string what = f->waiting ? f->waiting->what() : "a loop that finds the same again and again";
+    if (!f->is_done) waiting[name_of(*f->block) + ", " + what + "\n      at " + place(f->where)].push_back(f);
+  }
   std::string text = "every thread waits, and no copy is under way:";
   for (const auto& [what, fibers] : waiting) {
     auto [low, high] = std::minmax_element(fibers.begin(), fibers.end(),
@@ -109,6 +116,7 @@ std::string describe_deadlock(int not_started) {
 }
 
 void land(size_t i) {
+  ++world->effects;
   const PendingCopy copy = std::move(world->pending[i]);
   world->pending.erase(world->pending.begin() + static_cast<std::ptrdiff_t>(i));
   copy.land();
@@ -120,8 +128,11 @@ void resume(Fiber& fiber) {
   world->current = nullptr;
 }
 
-// One pass over all threads. Returns whether any of them ran.
+// One pass over all threads. Returns whether any of them got further: a thread that looks for something in a
+// loop of its own has not, unless somebody has changed anything.
 bool run_all_once() {
+  const uint64_t effects = world->effects;
+  bool has_polled = false;
   std::vector<Fiber*> order = world->live;
   if (world->options.schedule == Schedule::kLazy) std::reverse(order.begin(), order.end());
   if (world->options.schedule == Schedule::kRandom) std::shuffle(order.begin(), order.end(), world->random);
@@ -130,8 +141,14 @@ bool run_all_once() {
     if (fiber->is_done || (fiber->waiting != nullptr && !fiber->waiting->is_over())) continue;
     has_run = true;
     resume(*fiber);
+    has_polled |= fiber->is_polling;
     if (world->is_aborted) break;
   }
+  if (has_polled && effects == world->effects) {
+    ++world->passes_without_effect;
+    return false;
+  }
+  world->passes_without_effect = 0;
   return has_run;
 }
 
@@ -159,7 +176,8 @@ void run_to_the_end(const std::vector<Grid>& grids) {
     if (!world->pending.empty() && (!has_run || (is_random && world->random() % 4 == 0))) {
       land(is_random ? world->random() % world->pending.size() : 0);
       if (world->is_aborted) return;
-    } else if (!has_run && !world->live.empty()) {
+    } else if (!has_run && !world->live.empty() &&
+               (world->passes_without_effect == 0 || world->passes_without_effect > kPatience)) {
       world->report.kind = "deadlock";
       world->report.text = "deadlock: " + describe_deadlock(not_started);
       return;
@@ -185,6 +203,21 @@ void wait_until(const Waiting& waiting, Where where) {
   me.waiting = &waiting;
   while (!waiting.is_over()) leave_fiber();
   me.waiting = nullptr;
+}
+
+void note_look(const void* at, Where where) {
+  Fiber& me = current();
+  for (const Look& look : me.looks) {
+    if (look.at != at || look.where.line() != where.line()) continue;
+    if (++me.repeated_looks < kLooksInARow) return;
+    me.where = where;
+    me.is_polling = true;
+    leave_fiber();
+    me.is_polling = false;
+    return;
+  }
+  me.repeated_looks = 0;
+  me.looks[me.next_look++ % me.looks.size()] = {at, where};
 }
 
 void start_copy(PendingCopy copy) {

@@ -14,23 +14,26 @@
 
 namespace moela::emu {
 
-enum class Proxy : uint8_t { kNone, kGeneric, kAsync, kAtomic };
+// kAtomic: flags and counters; kReduce: cp.reduce.async.bulk. Both are atomic among themselves only.
+enum class Proxy : uint8_t { kNone, kGeneric, kAsync, kAtomic, kReduce };
 
 struct Access {
   Agent agent = 0;
   uint32_t tick = 0;
   uint16_t site = 0;  // source line, see sites.h
   Proxy proxy = Proxy::kNone;
+  bool is_write = false;
 };
 
 // An access and what its agent knows when it makes it.
 struct Actor {
   Access access;
   const Clock* seen;
-  const Clock* fenced = nullptr;   // set for the async proxy: generic writes that a proxy fence has published
-  bool is_read_only_path = false;  // ld.global.nc
-  uint32_t own_fenced = 0;         // the tick up to which the issuing thread's own writes are fenced
-  Agent self = 0;                  // the issuing thread: its own accesses precede this one
+  const Clock* fenced = nullptr;  // set for other proxies: generic writes that a proxy fence has published
+  const char* fence = "fence.proxy.async";  // which fence that is
+  bool is_read_only_path = false;           // ld.global.nc
+  uint32_t own_fenced = 0;                  // the tick up to which the issuing thread's own writes are fenced
+  Agent self = 0;                           // the issuing thread: its own accesses precede this one
 };
 
 struct Conflict {
@@ -46,6 +49,8 @@ class Shadow {
 
   Conflict read(size_t offset, size_t bytes, const Actor& actor);
   Conflict write(size_t offset, size_t bytes, const Actor& actor);
+  // Whether all bytes have a value.
+  bool is_initialised(size_t offset, size_t bytes) const;
   // Marks bytes as having a value (written by the host).
   void initialise(size_t offset, size_t bytes);
   // Drops every access, keeps what is initialised: a kernel boundary orders everything.
@@ -59,7 +64,7 @@ class Shadow {
 
   struct Cell {
     Access write;
-    std::vector<Access> reads;
+    std::vector<Access> others;  // reads since; if the write is atomic, also what came before it
     size_t prune_at = 32;
   };
   struct Line {
@@ -69,7 +74,10 @@ class Shadow {
   using Page = std::array<Line, kPage / kLine>;
 
   Line& line(size_t index);
+  static void split(Line& line);
   static void record_read(Cell& cell, const Actor& actor);
+  static void record_write(Cell& cell, const Actor& actor);
+  static void check_earlier_write(const Access& write, const Actor& actor, Conflict& found);
   static void check_read(const Cell& cell, const Actor& actor, Conflict& found);
   static void check_write(const Cell& cell, const Actor& actor, Conflict& found);
 
@@ -87,7 +95,7 @@ void Shadow::for_each(F f) const {
         const Cell& cell = line.bytes ? (*line.bytes)[b] : line.whole;
         const size_t offset = p * kPage + l * kLine + b;
         if (cell.write.proxy != Proxy::kNone) f(offset, cell.write, true);
-        for (const Access& access : cell.reads) f(offset, access, false);
+        for (const Access& access : cell.others) f(offset, access, access.is_write);
       }
     }
   }

@@ -17,8 +17,8 @@ std::string conflict_text(const Conflict& found, bool is_write, const Actor& act
       return by + (is_write ? " overwrites " : " reads ") + where + " while " + other +
              " may still be writing it";
     case Conflict::kProxy:
-      return by + (is_write ? " overwrites " : " reads ") + where + ", written by " + other +
-             ", with no fence.proxy.async between";
+      return by + (is_write ? " overwrites " : " reads ") + where + ", written by " + other + ", with no " +
+             actor.fence + " between";
     default:
       return by + " reads " + where + " through the read-only path, but this kernel writes it: " + other;
   }
@@ -55,6 +55,9 @@ void fail_with(const Conflict& found, bool is_write, const Actor& actor, const c
   std::string text = conflict_text(found, is_write, actor, what, memory);
   if (found.kind != Conflict::kUninitialised)
     text += "\n    the other access is at " + place(world->sites[found.other.site]);
+  if (found.kind == Conflict::kRead || found.kind == Conflict::kWrite)
+    text += "\n    missing between them: " + remedy_for(found.other.agent);
+  if (found.kind == Conflict::kUninitialised) text += "\n    missing: what fills it, or the wait for that";
   fail(conflict_kind(found.kind), text, where);
 }
 
@@ -81,24 +84,35 @@ SharedRange resolve_shared(uint32_t address, uint32_t bytes, const char* what, W
   return {block, static_cast<uint32_t>(offset)};
 }
 
+SharedRange resolve_own_shared(uint32_t address, uint32_t bytes, const char* what, Where where) {
+  if (address >> kRankShift)
+    fail("bounds",
+         std::string(what) + " takes an address of the own block, and this one is from mapa() for rank " +
+             std::to_string((address >> kRankShift) - 1),
+         where);
+  return resolve_shared(address, bytes, what, where);
+}
+
 Actor thread_actor(Fiber& fiber, Where where) {
   return {.access = {fiber.self.agent, fiber.self.tick, site_of(where), Proxy::kGeneric},
           .seen = &fiber.self.known.seen,
           .self = fiber.self.agent};
 }
 
-Actor async_actor(Agent agent, uint32_t tick, const Clock* fenced, Where where) {
+Actor async_actor(Agent agent, uint32_t tick, AsyncSide side, Where where) {
   const Self& self = current().self;
+  const bool is_shared = side == AsyncSide::kShared;
   return {.access = {agent, tick, site_of(where), Proxy::kAsync},
           .seen = &self.known.seen,
-          .fenced = fenced,
-          .own_fenced = self.fenced_tick,
+          .fenced = is_shared ? &self.known.fenced_shared : &self.known.fenced_global,
+          .own_fenced = is_shared ? self.fenced_shared_tick : self.fenced_global_tick,
           .self = self.agent};
 }
 
 void access_shared(SharedRange range, uint32_t bytes, bool is_write, const Actor& actor, const char* what,
                    Where where) {
   check_no_mbarrier(range, bytes, what, where);
+  if (is_write) ++world->effects;
   if (!world->options.races) return;
   Shadow& shadow = *range.block->shadow;
   const Conflict found =
@@ -108,16 +122,21 @@ void access_shared(SharedRange range, uint32_t bytes, bool is_write, const Actor
               where);
 }
 
-void load_shared(uint32_t address, void* value, uint32_t bytes, Where where) {
+void load_shared(uint32_t address, void* value, uint32_t bytes, Window window, Where where) {
   check_alignment(address, bytes, "a shared load", where);
-  const SharedRange range = resolve_shared(address, bytes, "a shared load", where);
+  const SharedRange range = window == Window::kOwn
+                                ? resolve_own_shared(address, bytes, "a shared load", where)
+                                : resolve_shared(address, bytes, "a shared load", where);
   access_shared(range, bytes, false, thread_actor(current(), where), "a shared load", where);
   std::memcpy(value, range.data(), bytes);
+  note_look(range.data(), where);
 }
 
-void store_shared(uint32_t address, const void* value, uint32_t bytes, Where where) {
+void store_shared(uint32_t address, const void* value, uint32_t bytes, Window window, Where where) {
   check_alignment(address, bytes, "a shared store", where);
-  const SharedRange range = resolve_shared(address, bytes, "a shared store", where);
+  const SharedRange range = window == Window::kOwn
+                                ? resolve_own_shared(address, bytes, "a shared store", where)
+                                : resolve_shared(address, bytes, "a shared store", where);
   access_shared(range, bytes, true, thread_actor(current(), where), "a shared store", where);
   std::memcpy(range.data(), value, bytes);
 }
@@ -131,9 +150,24 @@ uint32_t map_shared_rank(uint32_t address, int rank, Where where) {
 // Later writes get a later tick, so that they do not count as fenced.
 void fence_proxy_async(bool shared, bool global) {
   Self& self = current().self;
-  self.fenced_tick = self.tick++;
+  if (shared) self.fenced_shared_tick = self.tick;
+  if (global) {
+    self.fenced_global_tick = self.tick;
+    self.known.fenced_global.join(self.known.seen);
+  }
+  ++self.tick;
   if (shared) fence_mbarrier_init();
-  if (global) self.known.fenced_global.join(self.known.seen);
+}
+
+// setmaxnreg is for whole warpgroups: "" or the one whose warps disagree.
+std::string uneven_registers(const Block& block) {
+  for (const auto& fiber : block.fibers) {
+    const Fiber& first = *block.fibers[static_cast<size_t>(fiber->thread / 128 * 128)];
+    if (fiber->registers != first.registers || fiber->register_changes != first.register_changes)
+      return "warps of warpgroup " + std::to_string(fiber->thread / 128) + " of " + name_of(block) +
+             " have executed different setmaxnreg: all four must execute the same";
+  }
+  return "";
 }
 
 // Everything done to this block's memory from outside its threads - by copies, tensor cores and other blocks
@@ -159,6 +193,7 @@ void check_block_exit(Block& block) {
       fault = name_of(block) + " ends while a copy that completes at its mbarrier smem+" +
               std::to_string(offset) + " is under way";
   }
+  if (fault.empty()) fault = uneven_registers(block);
   if (!fault.empty()) set_fault("exit", fault);
 }
 

@@ -38,7 +38,7 @@ void note_knowledge(Operation& op, const Self& self) {
       ++knower.count;
       return;
     }
-  op.knowers.push_back({self.known, &self, self.fenced_tick, 1});
+  op.knowers.push_back({self.known, &self, self.fenced_shared_tick, 1});
 }
 
 Agent tensor_core(const Block& block, int warpgroup) {
@@ -50,6 +50,13 @@ void check_operand(const Operation& op, uint64_t descriptor, int rows, bool is_m
   const Descriptor d(descriptor);
   if (d.base_offset != 0)
     fail("wgmma", "a descriptor with a base offset: tiles start on their swizzle repeat", where);
+  const uint32_t repeat = 8 * d.span;
+  if (d.is_swizzled && d.start % repeat >= d.span)
+    fail("wgmma",
+         "an operand at " + smem_name(*op.block, d.start - kSmemWindow) + " starts in row " +
+             std::to_string(d.start % repeat / d.span) +
+             " of the repeat of its swizzle: a tile starts at a multiple of " + std::to_string(repeat),
+         where);
   const Actor actor = {.access = {tensor_core(*op.block, current().thread / kWarpgroup), op.group + 1,
                                   site_of(where), Proxy::kAsync},
                        .seen = &known.seen,
@@ -84,14 +91,37 @@ std::shared_ptr<Operation> start_operation(const MmaOperands& operands, Fiber& m
   return op;
 }
 
+// A product that some threads have left out would never be complete on hardware, or take another's place.
+void check_all_have_issued(const Warpgroup& group, uint32_t groups, Where where) {
+  for (const auto& op : group.operations)
+    if (op && op->group < groups && op->issued < kWarpgroup)
+      fail("divergence",
+           "only " + std::to_string(op->issued) +
+               " of the 128 threads of the warpgroup have issued a wgmma "
+               "of group " +
+               std::to_string(op->group) + ", which all have committed",
+           where);
+}
+
+// Fragments of A: the instruction reads them until its group has retired.
+void take_fragment(FragmentState& state, const Fiber& me, Where where) {
+  if (state.words_set != 0xF)
+    fail("fragment", "wgmma reads a fragment of A of which not all registers have a value", where);
+  if (state.touched_at >= me.wgmma_fences)
+    fail("fragment", "no wgmma.fence between the last access to the fragment of A and wgmma", where);
+  state.read_until = me.wgmma_group + 1;
+}
+
 }  // namespace
 
 AccumulatorState::AccumulatorState() : touched_at(current().wgmma_fences) {}
+FragmentState::FragmentState() : touched_at(current().wgmma_fences) {}
 
 void wgmma_fence() { ++current().wgmma_fences; }
 
 void touch_accumulator(AccumulatorState& state, bool is_write, Where where) {
-  if (state.is_in_flight) fail("accumulator", "an accumulator is touched before wgmma.wait_group", where);
+  if (state.is_in_flight)
+    fail("accumulator", "an accumulator is touched before the wgmma.wait_group that gives it back", where);
   if (!is_write && !state.is_initialised)
     fail("accumulator", "an accumulator is read before it has a value", where);
   state.is_initialised = true;
@@ -101,6 +131,22 @@ void touch_accumulator(AccumulatorState& state, bool is_write, Where where) {
 void drop_accumulator(const AccumulatorState& state) {
   if (state.is_in_flight && !world->is_aborted)
     fail("accumulator", "an accumulator ends while the tensor core writes it", current().where);
+}
+
+void touch_fragment(FragmentState& state, int word, bool is_write, Where where) {
+  if (state.read_until > current().wgmma_retired)
+    fail("fragment", "a fragment of A is touched while wgmma may still read it: wgmma.wait_group comes first",
+         where);
+  if (is_write) state.words_set |= 1u << word;
+  if (!is_write && !(state.words_set >> word & 1))
+    fail("fragment", "a fragment of A is read before it has a value", where);
+  state.touched_at = current().wgmma_fences;
+}
+
+void drop_fragment(const FragmentState& state) {
+  if (state.read_until > current().wgmma_retired && !world->is_aborted)
+    fail("fragment", "a fragment of A ends while wgmma may still read it: wgmma.wait_group comes first",
+         current().where);
 }
 
 void wgmma(AccumulatorState& state, float* registers, const MmaOperands& operands, Where where) {
@@ -115,6 +161,10 @@ void wgmma(AccumulatorState& state, float* registers, const MmaOperands& operand
   if (!state.is_in_flight && state.touched_at >= me.wgmma_fences)
     fail("accumulator", "no wgmma.fence between the last access to the accumulator and wgmma", where);
 
+  if (state.is_in_flight && state.issued_at >= me.wgmma_fences &&
+      k_of(state.last->operands.type) != k_of(operands.type))
+    fail("accumulator", "no wgmma.fence between products of different shapes in one accumulator", where);
+  if (operands.a_state != nullptr) take_fragment(*operands.a_state, me, where);
   const size_t index = me.wgmma_count++;
   while (group.first + group.operations.size() <= index) group.operations.emplace_back();
   std::shared_ptr<Operation>& slot = group.operations[index - group.first];
@@ -131,6 +181,7 @@ void wgmma(AccumulatorState& state, float* registers, const MmaOperands& operand
   if (operands.a_registers != nullptr) take_a_fragment(*op, t, operands.a_registers);
 
   state.is_in_flight = state.is_initialised = true;
+  state.issued_at = me.wgmma_fences;
   state.last = op;
   auto mine = std::find_if(me.in_flight.begin(), me.in_flight.end(),
                            [&](const InFlight& f) { return f.state == &state; });
@@ -182,6 +233,7 @@ void wgmma_wait(int max_pending, Where where) {
   waiting.target = me.wgmma_group > pending ? me.wgmma_group - pending : 0;
   wait_until(waiting, where);
 
+  check_all_have_issued(*waiting.group, waiting.target, where);
   std::vector<InFlight> still;
   for (InFlight& f : me.in_flight) {
     Operation& op = *f.operation;
@@ -199,6 +251,7 @@ void wgmma_wait(int max_pending, Where where) {
     f.state->touched_at = 0;
   }
   me.in_flight.swap(still);
+  me.wgmma_retired = std::max(me.wgmma_retired, waiting.target);
   me.self.known.seen.set(tensor_core(*me.block, index), waiting.target);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <deque>
 #include <map>
 #include <memory>
@@ -34,6 +35,11 @@ struct InFlight {  // an accumulator that the tensor core owns
   std::shared_ptr<Operation> operation;
 };
 
+struct Look {
+  const void* at = nullptr;
+  Where where;
+};
+
 struct Fiber {
   Block* block = nullptr;
   int thread = 0;
@@ -44,6 +50,7 @@ struct Fiber {
   Self self;
 
   uint32_t wgmma_fences = 1, wgmma_group = 0;
+  uint32_t wgmma_retired = 0;  // groups that this thread has waited for
   size_t wgmma_count = 0;
   std::vector<InFlight> in_flight;
 
@@ -55,7 +62,14 @@ struct Fiber {
 
   uint32_t cluster_arrivals = 0, has_cluster_waited_for = 0;
   int registers = 0;
-  bool has_waited_for_previous = false;
+  uint32_t register_changes = 0;
+  // fence.acq_rel, by scope: what it published for later relaxed stores, and what relaxed loads have found.
+  std::array<Knowledge, 2> fenced_for_flags, found_in_flags;
+  std::map<const void*, Clock> acquired_maps;  // what the last fence.proxy.tensormap acquire has published
+
+  std::array<Look, 4> looks;  // the last places that the thread has loaded from
+  uint32_t next_look = 0, repeated_looks = 0;
+  bool is_polling = false;
 };
 
 struct Waited {  // a wait for the completion of a phase
@@ -71,20 +85,24 @@ struct Mbarrier {
   int64_t bytes = 0;  // expected minus arrived
   uint32_t phase = 0;
   Gather arrived;              // of threads of any block
+  Clock used;                  // who has arrived or waited, and when
   Gather arrived_local;        // of threads of the own block: what a wait at the scope of the block acquires
   Knowledge done, done_local;  // of the last completed phase
   Agent traffic;               // copies that complete here
   Agent initialiser;
   uint32_t init_tick;
-  bool is_fenced = false;
+  uint32_t fence_tick = 0;       // of the initialiser: when it executed fence.mbarrier_init
   uint32_t copies_in_phase = 0;  // issued for this phase, not landed
   std::vector<Waited> waits;
+  int waiting = 0;                            // threads that are in a wait
   std::map<Agent, uint32_t> remote_arrivals;  // of threads of other blocks
 };
 
 struct NamedBarrier {
   uint32_t generation = 0;
   int arrived = 0, needed = 0;
+  std::bitset<1024> has_arrived;  // by thread
+  Agent completion = 0;           // its ticks are the generations
   Gather gather;
   Knowledge released;
 };
@@ -127,13 +145,17 @@ struct Block {
   std::array<NamedBarrier, 16> named;
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
-  std::vector<std::string> agent_names;  // of agents that are not threads
-  int free_registers = 0;                // per thread
+  struct Named {
+    std::string name;
+    std::string remedy;  // what orders others after it, for reports
+  };
+  std::vector<Named> agents;  // those that are not threads
+  int free_registers = 0;     // per thread
   Gather exited;
 
   bool is_done() const { return live == 0; }
   int threads() const { return grid->shape.block; }
-  Agent new_agent(std::string name);
+  Agent new_agent(std::string name, std::string remedy);
 };
 
 // A copy whose data have not moved yet.
@@ -159,6 +181,9 @@ struct World {
   std::vector<Where> sites;
   std::vector<std::unique_ptr<Stack>> free_stacks;
   std::mt19937_64 random;
+  std::map<int, Agent> previous_kernels;  // by rank: stands for the kernels that a grid overlaps
+  uint64_t effects = 0;                   // changes that another thread could see
+  uint32_t passes_without_effect = 0;
   void* scheduler_stack = nullptr;
   Fiber* current = nullptr;
   bool is_aborted = false;
@@ -174,6 +199,8 @@ void set_fault(const char* kind, const std::string& text);
 
 // Blocks the running thread.
 void wait_until(const Waiting& waiting, Where where);
+// Lets others run if the thread loads from the same few places over and over: it is a loop that waits.
+void note_look(const void* at, Where where);
 void start_copy(PendingCopy copy);
 // Lands the bulk stores of a thread up to a group, for a thread that waits for them.
 void land_stores(Fiber& fiber, uint32_t groups);
@@ -181,6 +208,8 @@ void check_block_exit(Block& block);
 
 // Names for reports.
 std::string name_of(Agent agent);
+// What would order an access after one of this agent.
+std::string remedy_for(Agent agent);
 std::string name_of(const Block& block);
 std::string smem_name(const Block& block, uint32_t offset);
 std::string place(Where where);
@@ -193,9 +222,12 @@ struct SharedRange {
   uint8_t* data() const { return &block->smem[offset]; }
 };
 SharedRange resolve_shared(uint32_t address, uint32_t bytes, const char* what, Where where);
+// For instructions that take an address of the own block, not one from mapa().
+SharedRange resolve_own_shared(uint32_t address, uint32_t bytes, const char* what, Where where);
 Actor thread_actor(Fiber& fiber, Where where);
-// For copies: `agent` at `tick` acts with what the running thread knows.
-Actor async_actor(Agent agent, uint32_t tick, const Clock* fenced, Where where);
+// For copies: `agent` at `tick` acts with what the running thread knows, on one of the two memories.
+enum class AsyncSide { kShared, kGlobal };
+Actor async_actor(Agent agent, uint32_t tick, AsyncSide side, Where where);
 void access_shared(SharedRange range, uint32_t bytes, bool is_write, const Actor& actor, const char* what,
                    Where where);
 
@@ -212,10 +244,18 @@ GlobalRange resolve_global(const void* address, size_t bytes, const char* what, 
 bool is_allocated(const void* address, size_t bytes);
 void access_global(GlobalRange range, size_t bytes, bool is_write, const Actor& actor, const char* what,
                    Where where);
+// For what reads memory and writes it at once.
+void check_has_value(GlobalRange range, size_t bytes, const Actor& actor, const char* what, Where where);
 void forget_global_accesses();
+
+// The tensor map that a copy is given: what it says, and the copy's reading of it.
+cuda::TensorSpec spec_of(const TensorMap* map, int rank, Where where);
+void read_tensor_map(const TensorMap* map, Agent agent, uint32_t tick, Where where);
 
 // mbarriers, for copies.
 Mbarrier& find_mbarrier(SharedRange at, const char* what, Where where);
 void complete_bytes(Mbarrier& barrier, int64_t bytes);
+// Others may use the barrier, and the async proxy: its initialiser has fenced, and the thread knows of it.
+void check_published(const Mbarrier& barrier, const char* what, Where where);
 
 }  // namespace moela::emu

@@ -1,43 +1,20 @@
 // Torch side of the CPU fp8_gemm: check, plan, launch. Definition: python/moela/reference/fp8_gemm.py.
-#include "common/check.h"
-#include "common/tensor.h"
+#include "cpu/fp8_gemm.h"
+
+#include "common/fp8_operands.h"
 #include "cpu/isa.h"
 
 namespace moela {
 namespace {
 
 constexpr const char* kOp = "fp8_gemm";
-constexpr int64_t kBlock = 128;
-
-int64_t blocks(int64_t size) { return (size + kBlock - 1) / kBlock; }
-
 void check(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
            const std::optional<Tensor>& bias, ScalarType out_dtype) {
   using enum ScalarType;
-  check_dim(kOp, "a", a, 2);
-  check_dtype(kOp, "a", a.scalar_type(), {Float8_e4m3fn, BFloat16, Half, Float});
-  check_last_dim_contiguous(kOp, "a", a);
-  check_dim(kOp, "b", b, 2);
-  check_dtype(kOp, "b", b.scalar_type(), {Float8_e4m3fn});
-  const int64_t M = a.size(0), K = a.size(1), N = b.size(0);
-  if (b.size(1) != K)
-    fail(kOp, "b", "K=" + std::to_string(K) + " (that of a)", "K=" + std::to_string(b.size(1)));
-  check_last_dim_contiguous(kOp, "b", b);
-  check_cpu(kOp, "b", b, "a");
-  if (a.scalar_type() == Float8_e4m3fn) {
-    if (!sf_a) fail(kOp, "sf_a", "a tensor because a is float8_e4m3fn", "None");
-    check_dtype(kOp, "sf_a", sf_a->scalar_type(), {Float});
-    check_shape(kOp, "sf_a", *sf_a, {M, blocks(K)});
-    check_cpu(kOp, "sf_a", *sf_a, "a");
-  } else if (sf_a) {
-    fail(kOp, "sf_a", std::string("None because a is ") + dtype_name(a.scalar_type()), "a tensor");
-  }
-  check_dtype(kOp, "sf_b", sf_b.scalar_type(), {Float, BFloat16, Float8_e8m0fnu});
-  check_shape(kOp, "sf_b", sf_b, {blocks(N), blocks(K)});
-  check_cpu(kOp, "sf_b", sf_b, "a");
+  check_operands(kOp, a, sf_a, b, sf_b, 2, 2);
   if (bias) {
     check_dtype(kOp, "bias", bias->scalar_type(), {BFloat16, Half, Float});
-    check_shape(kOp, "bias", *bias, {N});
+    check_shape(kOp, "bias", *bias, {b.size(0)});
     check_cpu(kOp, "bias", *bias, "a");
   }
   check_dtype(kOp, "out_dtype", out_dtype, {BFloat16, Half, Float});
@@ -47,30 +24,11 @@ void launch(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b,
             const std::optional<Tensor>& bias, Tensor& d) {
   const Float32View sf_b_values(sf_b);
   const std::optional<Float32View> bias_values = bias ? std::optional<Float32View>(*bias) : std::nullopt;
-  const cpu::Fp8GemmParams p = {
-      .a = a.const_data_ptr(),
-      .a_dtype = cpu_dtype(a.scalar_type()),
-      .lda = a.stride(0),
-      .sf_a = sf_a ? static_cast<const float*>(sf_a->const_data_ptr()) : nullptr,
-      .sf_a_stride_m = sf_a ? sf_a->stride(0) : 0,
-      .sf_a_stride_k = sf_a ? sf_a->stride(1) : 0,
-      .b = static_cast<const uint8_t*>(b.const_data_ptr()),
-      .ldb = b.stride(0),
-      .sf_b = sf_b_values.data(),
-      .has_large_sf = cpu::has_large_sf(sf_b_values.data(), sf_b.numel()),
-      .bias = bias_values ? bias_values->data() : nullptr,
-      .d = d.mutable_data_ptr(),
-      .d_dtype = cpu_dtype(d.scalar_type()),
-      .ldd = d.stride(0),
-      .M = a.size(0),
-      .N = b.size(0),
-      .K = a.size(1),
-  };
-  if (p.M == 0 || p.N == 0) return;
-  const cpu::Fp8GemmKernels& kernel = cpu::kernels().fp8_gemm;
-  const plan::Fp8GemmPlan plan = plan::plan_fp8_gemm(p.M, p.N, p.has_large_sf, kernel.shape);
-  const Scratch<float> packed(plan.rows_per_chunk * cpu::fp8_gemm_padded_k(p));
-  cpu::fp8_gemm(kernel, plan, p, packed.get(), [](auto... args) { parallel(args...); });
+  cpu::GemmProblem problem = problem_of(a, sf_a, b, d);
+  problem.sf_b = sf_b_values.data();
+  problem.has_large_sf = cpu::has_large_sf(sf_b_values.data(), sf_b.numel());
+  problem.bias = bias_values ? bias_values->data() : nullptr;
+  cpu::fp8_gemm(cpu::kernels().gemm, problem, allocate_floats, [](auto... args) { parallel(args...); });
 }
 
 Tensor fp8_gemm(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
@@ -84,9 +42,7 @@ Tensor fp8_gemm(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor
 void fp8_gemm_out(const Tensor& a, const std::optional<Tensor>& sf_a, const Tensor& b, const Tensor& sf_b,
                   const std::optional<Tensor>& bias, Tensor d) {
   check(a, sf_a, b, sf_b, bias, d.scalar_type());
-  check_shape("fp8_gemm_out", "d", d, {a.size(0), b.size(0)});
-  check_cpu("fp8_gemm_out", "d", d, "the inputs");
-  check_last_dim_contiguous("fp8_gemm_out", "d", d);
+  check_rows_out("fp8_gemm_out", "d", d, {a.size(0), b.size(0)});
   launch(a, sf_a, b, sf_b, bias, d);
 }
 

@@ -6,16 +6,18 @@
 #include <sstream>
 #include <vector>
 
-#include "plan/fp8_gemm.h"
 #include "plan/fp8_gemm_sm90.h"
+#include "plan/fused_experts.h"
 #include "plan/grouped_fp8_gemm_sm90.h"
+#include "plan/grouped_gemm.h"
 
 namespace py = pybind11;
-using moela::plan::Fp8GemmPlan;
-using moela::plan::Fp8GemmShape;
 using moela::plan::Fp8GemmSm90Plan;
+using moela::plan::FusedExpertsPlan;
+using moela::plan::GemmRowChunk;
 using moela::plan::GemmSm90Tile;
 using moela::plan::GroupedFp8GemmSm90Plan;
+using moela::plan::GroupedGemmPlan;
 
 namespace {
 
@@ -29,20 +31,38 @@ std::string printed(const T& value) {
 }  // namespace
 
 PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
-  py::class_<Fp8GemmPlan>(m, "Fp8GemmPlan")
-      .def_property_readonly("path", [](const Fp8GemmPlan& p) { return moela::plan::name_of(p.path); })
-      .def_readonly("rows_per_chunk", &Fp8GemmPlan::rows_per_chunk)
-      .def_readonly("num_chunks", &Fp8GemmPlan::num_chunks)
-      .def_readonly("num_tasks", &Fp8GemmPlan::num_tasks)
-      .def("__repr__", printed<Fp8GemmPlan>);
+  py::class_<GemmRowChunk>(m, "GemmRowChunk")
+      .def_readonly("problem", &GemmRowChunk::problem)
+      .def_property_readonly("path", [](const GemmRowChunk& c) { return moela::plan::name_of(c.path); })
+      .def_readonly("m0", &GemmRowChunk::m0)
+      .def_readonly("num_rows", &GemmRowChunk::num_rows)
+      .def_readonly("row_of_wave", &GemmRowChunk::row_of_wave);
+  py::class_<GroupedGemmPlan>(m, "GroupedGemmPlan")
+      .def_readonly("chunks", &GroupedGemmPlan::chunks)
+      .def_readonly("waves", &GroupedGemmPlan::waves)
+      .def_readonly("rows_per_wave", &GroupedGemmPlan::rows_per_wave)
+      .def_readonly("num_tasks", &GroupedGemmPlan::num_tasks)
+      .def("__repr__", printed<GroupedGemmPlan>);
   m.def(
-      "plan_fp8_gemm",
-      [](int64_t M, int64_t N, bool has_large_sf, int cols, int dot_rows) {
-        return moela::plan::plan_fp8_gemm(M, N, has_large_sf,
-                                          Fp8GemmShape{.cols = cols, .dot_rows = dot_rows});
+      "plan_grouped_gemm",
+      [](const std::vector<int64_t>& num_rows, int64_t N, int64_t bytes_per_row, bool needs_panel,
+         bool is_bf16, int cols, int dot_rows, bool has_bf16) {
+        std::vector<moela::plan::GemmRows> problems;
+        for (int64_t count : num_rows)
+          problems.push_back({.count = count, .needs_panel = needs_panel, .is_bf16 = is_bf16});
+        return moela::plan::plan_grouped_gemm(problems, N, bytes_per_row,
+                                              {.cols = cols, .dot_rows = dot_rows, .has_bf16 = has_bf16});
       },
-      py::arg("M"), py::arg("N"), py::kw_only(), py::arg("has_large_sf") = false, py::arg("cols"),
-      py::arg("dot_rows"));
+      py::arg("num_rows"), py::arg("N"), py::arg("bytes_per_row"), py::kw_only(),
+      py::arg("needs_panel") = false, py::arg("is_bf16") = false, py::arg("cols"), py::arg("dot_rows"),
+      py::arg("has_bf16") = false);
+  py::class_<FusedExpertsPlan>(m, "FusedExpertsPlan")
+      .def_readonly("num_chunks", &FusedExpertsPlan::num_chunks)
+      .def_readonly("tokens_per_chunk", &FusedExpertsPlan::tokens_per_chunk)
+      .def("__repr__", printed<FusedExpertsPlan>);
+  m.def("plan_fused_experts", moela::plan::plan_fused_experts, py::arg("num_tokens"), py::arg("hidden"));
+  m.def("fused_experts_row_bytes", moela::plan::fused_experts_row_bytes, py::arg("hidden"),
+        py::arg("intermediate"));
   py::class_<GemmSm90Tile>(m, "GemmSm90Tile")
       .def_readonly("swaps", &GemmSm90Tile::swaps)
       .def_property_readonly("block_left", &GemmSm90Tile::block_left)

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,9 +25,20 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 
 # CUDA kernels that no GPU has run yet (docs/FACTS.md, "Waiting for hardware"): usable by name, never picked.
-UNVERIFIED_CUDA = frozenset({"fp8_gemm", "per_token_group_quant_fp8", "silu_and_mul_quant_fp8"})
+UNVERIFIED_CUDA = frozenset(
+    {
+        "fp8_gemm",
+        "grouped_fp8_gemm",
+        "grouped_fp8_gemm_masked",
+        "per_token_group_quant_fp8",
+        "silu_and_mul_quant_fp8",
+    }
+)
 
 _PACKAGE = Path(__file__).parent
+
+# The backend of the use_backend whose op is running: for the ops that this one is made of.
+_in_use: ContextVar[str | None] = ContextVar("_in_use", default=None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,9 @@ def library(name: str) -> Library:
 
 
 def forced() -> str | None:
-    """The backend that MOELA_BACKEND asks for, or None."""
+    """The backend that MOELA_BACKEND asks for, or the use_backend that an op runs under; or None."""
+    if _in_use.get():
+        return _in_use.get()
     name = os.environ.get("MOELA_BACKEND", "")
     if name in ("", "auto"):
         return None
@@ -234,4 +248,8 @@ class use_backend(TorchDispatchMode):  # noqa: N801  (a context manager, named a
         if self.name == "cpu":
             return func(*args, **kwargs)
         run = _spec.run_python_out if is_out else _spec.run_python
-        return run(_spec.SPECS[op], self.name, args, dict(kwargs))
+        before = _in_use.set(self.name)
+        try:
+            return run(_spec.SPECS[op], self.name, args, dict(kwargs))
+        finally:
+            _in_use.reset(before)

@@ -12,7 +12,7 @@ import moela
 from moela import backends
 from moela.ops import SPECS
 
-ENVIRONMENT = ("MOELA_BACKEND", "MOELA_CPU_ISA", "TRITON_INTERPRET")
+ENVIRONMENT = ("MOELA_BACKEND", "MOELA_CPU_ISA", "MOELA_DEBUG", "TRITON_INTERPRET")
 _HOW_TO_BUILD = {
     "cpu": "to build it: pip install .",
     "cuda": "to build it: MOELA_CUDA=ON pip install .",
@@ -104,7 +104,7 @@ def _isas() -> list[str]:
     if not isas:
         return ["none: the CPU library is not loaded, so ops run on the reference"]
     unverified = "; unverified: the test-suite has not run on it yet"
-    return [f"{name:<8} {_ISA_STATES[state]}{'' if ok else unverified}" for name, state, ok in isas]
+    return [f"{name:<11} {_ISA_STATES[state]}{'' if ok else unverified}" for name, state, ok in isas]
 
 
 def _environment() -> list[str]:

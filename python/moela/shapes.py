@@ -14,6 +14,32 @@ class LinearShape:
     N: int
     K: int
 
+    def __str__(self) -> str:
+        return f"{self.N} x {self.K}"
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """A routed expert: gate and up [2 * intermediate, hidden], down [hidden, intermediate]."""
+
+    hidden: int
+    intermediate: int
+
+    def __str__(self) -> str:
+        return f"{self.hidden} x {self.intermediate}"
+
+
+@dataclass(frozen=True)
+class RouterShape:
+    """A router: num_experts logits of a token of `hidden` columns, of which topk are chosen."""
+
+    num_experts: int
+    topk: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return f"top {self.topk} of {self.num_experts}, hidden {self.hidden}"
+
 
 @dataclass(frozen=True)
 class MlaShape:

@@ -76,6 +76,10 @@ REFUSED = {
         ["bench", "per_block_quant_fp8", "--activations", "e4m3"],
         "expected one of bf16",
     ),
+    "a routing": (
+        ["bench", "all", "--routing", "zipf,on"],
+        "--routing: expected one of balanced, zipf, one, got 'on'",
+    ),
     "tokens that are no number": (
         ["bench", "all", "--tokens", "1,x"],
         "--tokens: expected a number from 1 to",
@@ -215,6 +219,18 @@ def test_every_cast_runs(moela, cast):
     code, out, _ = moela("bench", cast, *TINY, "--baselines", "torch", "--device", "cpu")
     assert code == 0
     assert f"{cast}  deepseek-v3.kv_a" in out
+
+
+def test_experts_run_with_their_routing_and_say_their_memory(moela, tmp_path):
+    argv = ["--model", "glm-4.7-flash", "--experts", "4", "--routing", "zipf", "--rounds", "1"]
+    argv += ["--tokens", "2", "--threads", "1", "--baselines", "torch-loop", "--json", tmp_path / "a.json"]
+    code, out, _ = moela("bench", "fused_experts", *argv, "--device", "cpu")
+    assert code == 0
+    assert "glm-4.7-flash.experts  2048 x 1536  fp8  4 of 64 experts, top 4, zipf" in out
+    found = report.read(tmp_path / "a.json")
+    assert [(r.case.routing, r.contestant) for r in found.results][-1] == ("zipf", "torch-loop")
+    assert "extra MB" in out
+    assert all(r.extra_bytes is not None for r in found.results) == sys.platform.startswith("linux")
 
 
 def test_a_wrong_contestant_is_reported_not_timed_and_fails_the_run(moela, monkeypatch, tmp_path):

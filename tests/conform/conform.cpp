@@ -2,6 +2,7 @@
 //   conform <folder> [schedule]
 // judge.py prepares <folder>/in and judges the dumps.
 #include "copies.h"
+#include "maps.h"
 #include "mma.h"
 #include "threads.h"
 
@@ -22,6 +23,7 @@ int main(int argc, char** argv) {
 #endif
   conform::run_threads(device);
   conform::run_copies(device);
+  conform::run_maps(device);
   conform::run_mma(device);
   return 0;
 }

@@ -141,6 +141,39 @@ MOELA_KERNEL(kCopyThreads) st_async_kernel(uint32_t* out) {
   cluster_sync();
 }
 
+// Generic stores that copies pick up: words to global memory, loaded with a fence for that; then words to
+// both memories, one copied each way with a fence for both. out: [3, kCopyThreads].
+MOELA_KERNEL(kCopyThreads) proxies_kernel(uint32_t* scratch, uint32_t* out) {
+  constexpr uint32_t kBytes = kCopyThreads * 4;
+  const SmemAddr smem = smem_base(), slot = smem + static_cast<uint32_t>(tid()) * 4,
+                 barrier = smem + kCopyBarrier;
+  const auto word = static_cast<uint32_t>(tid());
+  init_copy_barrier();
+  stg(scratch + tid(), 3 * word);
+  fence_proxy_async_global();
+  sync_block();
+  if (tid() == 0) {
+    mbarrier_arrive_expect_tx(barrier, kBytes);
+    bulk_load(smem, scratch, kBytes, barrier);
+  }
+  mbarrier_wait(barrier, 0);
+  stg(out + tid(), lds<uint32_t>(slot));
+  sync_block();
+  stg(scratch + tid(), 5 * word);
+  sts(slot + kBytes, 7 * word);
+  fence_proxy_async();
+  sync_block();
+  if (tid() == 0) {
+    mbarrier_arrive_expect_tx(barrier, kBytes);
+    bulk_load(smem, scratch, kBytes, barrier);
+    bulk_store(out + 2 * kCopyThreads, smem + kBytes, kBytes);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+  mbarrier_wait(barrier, 1);
+  stg(out + kCopyThreads + tid(), lds<uint32_t>(slot));
+}
+
 // Bytes 0, 1, .. mod 251: a byte tells where in the tensor it comes from.
 inline std::vector<uint8_t> counting_bytes(size_t count) {
   std::vector<uint8_t> bytes(count);
@@ -246,6 +279,9 @@ inline void run_bulk(const Device& device) {
   device.dump("bulk_multicast", multicast, kBlocks * kBytes);
   device.launch(kShape, &st_async_kernel, out);
   device.dump("st_async", out, kBlocks * kCopyThreads * 4);
+  auto* scratch = static_cast<uint32_t*>(device.allocate(kCopyThreads * 4));
+  device.launch({.grid = 1, .block = kCopyThreads, .smem_bytes = kCopySmem}, &proxies_kernel, scratch, out);
+  device.dump("proxies", out, 3 * kCopyThreads * 4);
 }
 
 inline void run_copies(const Device& device) {

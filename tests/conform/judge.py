@@ -10,16 +10,18 @@ import sys
 from pathlib import Path
 
 import judge_copies  # noqa: F401  registers its checks
+import judge_maps  # noqa: F401  registers its checks
 import numpy as np
 from facts import CHECKS
 from judge_mma import descriptor_arguments, mma_cases
-from judge_threads import convert_inputs, width_inputs
+from judge_threads import approx_inputs, convert_inputs, width_inputs
 
 
 def prepare(folder: Path) -> None:
     inputs = folder / "in"
     inputs.mkdir(parents=True, exist_ok=True)
     convert_inputs().tofile(inputs / "convert.f32")
+    approx_inputs().tofile(inputs / "approx.f32")
     width_inputs().tofile(inputs / "widths")
     descriptor_arguments().tofile(inputs / "descriptors")
     lines = []

@@ -115,3 +115,9 @@ def bulk_copies_chain_through_the_cluster(folder: Path) -> None:
 def st_async_stores_in_the_next_block(folder: Path) -> None:
     rank, thread = np.divmod(np.arange(512), 128)
     equal(dump(folder, "st_async", np.uint32), (1000 * ((rank + 1) % 2) + thread).astype(np.uint32))
+
+
+@check
+def copies_see_fenced_stores(folder: Path) -> None:
+    thread = np.arange(128, dtype=np.uint32)
+    equal(dump(folder, "proxies", np.uint32).reshape(3, 128), np.stack([3 * thread, 5 * thread, 7 * thread]))

@@ -72,8 +72,17 @@ def convert_inputs() -> np.ndarray:
 
 @check
 def floats_convert_to_e4m3_as_the_golden_vectors(folder: Path) -> None:
-    codes = dump(folder, "convert", np.uint32)[0::3]
-    inputs, table = convert_inputs(), golden("fp8")["cvt"]["e4m3"]
+    check_fp8(dump(folder, "convert", np.uint32)[0::4], "e4m3")
+
+
+@check
+def floats_convert_to_e5m2_as_the_golden_vectors(folder: Path) -> None:
+    check_fp8(dump(folder, "convert", np.uint32)[3::4], "e5m2")
+
+
+def check_fp8(codes: np.ndarray, dtype: str) -> None:
+    """codes: of x in the low byte, of -x in the next."""
+    inputs, table = convert_inputs(), golden("fp8")["cvt"][dtype]
     at = np.searchsorted(inputs, [int(x, 16) for x in table["f32_bits"]])
     equal(codes[at] & 0xFF, np.array(table["satfinite"], np.uint32))
     is_nan = np.isnan(inputs.view(np.float32))
@@ -86,25 +95,43 @@ def floats_convert_to_16_bits_and_divide_as_ieee(folder: Path) -> None:
     words, x = dump(folder, "convert", np.uint32), convert_inputs().view(np.float32)
     finite = np.isfinite(x)
     with np.errstate(all="ignore"):
-        equal(words[1::3][finite] & 0xFFFF, x[finite].astype(np.float16).view(np.uint16).astype(np.uint32))
-        equal(words[1::3][finite] >> 16, (-x[finite]).astype(np.float16).view(np.uint16).astype(np.uint32))
-        equal(words[2::3][finite], (x[finite] / np.float32(3)).view(np.uint32))
+        equal(words[1::4][finite] & 0xFFFF, x[finite].astype(np.float16).view(np.uint16).astype(np.uint32))
+        equal(words[1::4][finite] >> 16, (-x[finite]).astype(np.float16).view(np.uint16).astype(np.uint32))
+        equal(words[2::4][finite], (x[finite] / np.float32(3)).view(np.uint32))
     bits = x[finite].view(np.uint32)
-    equal(words[0::3][finite] >> 16, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
-    assert (words[0::3][np.isnan(x)] >> 16 == 0x7FFF).all()
-    assert (words[1::3][np.isnan(x)] & 0xFFFF == 0x7FFF).all()
+    equal(words[0::4][finite] >> 16, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
+    assert (words[0::4][np.isnan(x)] >> 16 == 0x7FFF).all()
+    assert (words[1::4][np.isnan(x)] & 0xFFFF == 0x7FFF).all()
 
 
 @check
 def codes_convert_back_exactly(folder: Path) -> None:
-    words = dump(folder, "decode", np.uint32).reshape(256, 3)
-    exact = np.array([int(x, 16) for x in golden("fp8")["e4m3_codes"]], np.uint32).view(np.float32)
-    is_number = ~np.isnan(exact)
-    equal(words[is_number, 0] & 0xFFFF, exact[is_number].astype(np.float16).view(np.uint16).astype(np.uint32))
-    high = words[::-1, 0] >> 16
-    equal(high[is_number], exact[is_number].astype(np.float16).view(np.uint16).astype(np.uint32))
-    equal(words[is_number, 1].view(np.float32), exact[is_number])
+    words = dump(folder, "decode", np.uint32).reshape(256, 4)
+    for dtype, column in (("e4m3", 0), ("e5m2", 3)):
+        exact = np.array([int(x, 16) for x in golden("fp8")[f"{dtype}_codes"]], np.uint32).view(np.float32)
+        is_number = ~np.isnan(exact)
+        halves = exact[is_number].astype(np.float16).view(np.uint16).astype(np.uint32)
+        equal(words[is_number, column] & 0xFFFF, halves)
+        equal(words[::-1, column][is_number] >> 16, halves)
+        if dtype == "e4m3":
+            equal(words[is_number, 1].view(np.float32), exact[is_number])
     equal(words[:, 2], (np.arange(256, dtype=np.uint32) << 24) | 0x410000)
+
+
+def approx_inputs() -> np.ndarray:
+    return np.array([int(x, 16) for x, _ in golden("approx")["ex2"]["x"]], np.uint32)
+
+
+@check
+def powers_of_two_are_as_exact_as_documented(folder: Path) -> None:
+    got = dump(folder, "approx_ex2", np.float32).astype(np.float64)
+    golden_ex2 = golden("approx")["ex2"]
+    exact = np.array([float.fromhex(e) for _, e in golden_ex2["x"]])
+    is_special = ~np.isfinite(exact) | (exact == 0)
+    np.testing.assert_array_equal(got[is_special], exact[is_special])
+    error = np.abs(got[~is_special] / exact[~is_special] - 1)
+    assert error.max() <= float.fromhex(golden_ex2["relative_error"]), error.max()
+    assert not np.signbit(got[got == 0]).any()
 
 
 def width_inputs() -> np.ndarray:
@@ -113,7 +140,7 @@ def width_inputs() -> np.ndarray:
 
 @check
 def accesses_of_every_width_move_their_bytes(folder: Path) -> None:
-    equal(dump(folder, "widths"), width_inputs())
+    equal(dump(folder, "widths"), np.concatenate([width_inputs(), width_inputs()[480:]]))
 
 
 @check
@@ -121,3 +148,4 @@ def flags_order_blocks(folder: Path) -> None:
     equal(dump(folder, "flags", np.uint32), np.repeat([2, 4, 8, 16], 32).astype(np.uint32))
     # The last block found 15 and made it 20.
     equal(dump(folder, "flags_counters", np.uint32), np.array([4, 20, 35], np.uint32))
+    equal(dump(folder, "fences", np.uint32), np.repeat([3, 9, 27, 81], 32).astype(np.uint32))

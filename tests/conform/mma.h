@@ -24,8 +24,7 @@ struct MmaParams {
 };
 
 template <MmaInput kInput, bool kTransposeA, bool kTransposeB, bool kRegisters, int kN>
-MOELA_DEVICE void multiply(Acc<kN>& acc, const uint32_t (&fragment)[4], uint64_t a, uint64_t b,
-                           bool accumulate) {
+MOELA_DEVICE void multiply(Acc<kN>& acc, const AFragment& fragment, uint64_t a, uint64_t b, bool accumulate) {
   if constexpr (kRegisters) {
     if constexpr (kInput == MmaInput::kE4m3) wgmma_e4m3_rs(acc, fragment, b, accumulate);
     if constexpr (kInput == MmaInput::kBFloat16) wgmma_bf16_rs<kTransposeB>(acc, fragment, b, accumulate);
@@ -53,18 +52,22 @@ mma_kernel(MOELA_PARAM MmaParams p) {
   }
   mbarrier_wait(barrier, 0);
   Acc<kN> acc;
+  AFragment fragment;
   for (int step = 0; step < p.steps; ++step) {
-    uint32_t fragment[4] = {};
     if constexpr (kRegisters) {
       const auto words = ldg(reinterpret_cast<const Vec4*>(p.a) + step * 128 + tid());
-      fragment[0] = words.x;
-      fragment[1] = words.y;
-      fragment[2] = words.z;
-      fragment[3] = words.w;
+      fragment.set(0, words.x);
+      fragment.set(1, words.y);
+      fragment.set(2, words.z);
+      fragment.set(3, words.w);
     }
     const uint64_t a = ldg(p.descriptors + step) + (smem >> 4);
     const uint64_t b = ldg(p.descriptors + p.steps + step) + ((smem + kMmaB) >> 4);
-    wgmma_fence(acc);
+    if constexpr (kRegisters) {
+      wgmma_fence(acc, fragment);
+    } else {
+      wgmma_fence(acc);
+    }
     multiply<kInput, kTransposeA, kTransposeB, kRegisters>(acc, fragment, a, b, step > 0);
     wgmma_commit();
     wgmma_wait<0>(acc);

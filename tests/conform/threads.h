@@ -109,23 +109,30 @@ MOELA_KERNEL(32) warp_kernel(uint32_t* out) {
   stg(mine + 6, static_cast<uint32_t>(num_blocks() * 100 + warp()));
 }
 
-// For each float: e4m3 | bf16 << 16, then f16 of it, then the quotient by 3.
+// For each float: e4m3 | bf16 << 16, then f16 of it, then the quotient by 3, then e5m2.
 MOELA_KERNEL(128) convert_kernel(const float* in, int count, uint32_t* out) {
   for (int i = tid(); i < count; i += 128) {
     const float x = ldg_nc(in + i);
-    stg(out + 3 * i, static_cast<uint32_t>(cvt_e4m3x2(x, -x)) | (cvt_bf16x2(x, 0.f) & 0xFFFF) << 16);
-    stg(out + 3 * i + 1, cvt_f16x2(x, -x));
-    stg(out + 3 * i + 2, bits_of(div_rn(x, 3.f)));
+    stg(out + 4 * i, static_cast<uint32_t>(cvt_e4m3x2(x, -x)) | (cvt_bf16x2(x, 0.f) & 0xFFFF) << 16);
+    stg(out + 4 * i + 1, cvt_f16x2(x, -x));
+    stg(out + 4 * i + 2, bits_of(div_rn(x, 3.f)));
+    stg(out + 4 * i + 3, static_cast<uint32_t>(cvt_e5m2x2(x, -x)));
   }
 }
 
-// Every e4m3 code as f16 and as float, and every bf16 upper byte as float.
+// 2^x of each float.
+MOELA_KERNEL(128) approx_kernel(const float* in, int count, float* out) {
+  for (int i = tid(); i < count; i += 128) stg(out + i, ex2_approx(ldg_nc(in + i)));
+}
+
+// Every e4m3 code as f16 and as float, every bf16 upper byte as float, and every e5m2 code as f16.
 MOELA_KERNEL(128) decode_kernel(uint32_t* out) {
   for (int code = tid(); code < 256; code += 128) {
     const uint32_t halves = cvt_f16x2_of_e4m3x2(static_cast<uint16_t>(code | (255 - code) << 8));
-    stg(out + 3 * code, halves);
-    stg(out + 3 * code + 1, bits_of(cvt_f32_of_f16(static_cast<uint16_t>(halves))));
-    stg(out + 3 * code + 2, bits_of(cvt_f32_of_bf16(static_cast<uint16_t>(code << 8 | 0x41))));
+    stg(out + 4 * code, halves);
+    stg(out + 4 * code + 1, bits_of(cvt_f32_of_f16(static_cast<uint16_t>(halves))));
+    stg(out + 4 * code + 2, bits_of(cvt_f32_of_bf16(static_cast<uint16_t>(code << 8 | 0x41))));
+    stg(out + 4 * code + 3, cvt_f16x2_of_e5m2x2(static_cast<uint16_t>(code | (255 - code) << 8)));
   }
 }
 
@@ -144,6 +151,8 @@ MOELA_KERNEL(32) widths_kernel(const uint8_t* in, uint8_t* out) {
   copy_as<uint32_t>(in + 96, out + 96);
   copy_as<uint64_t>(in + 224, out + 224);
   copy_as<Vec4>(in + 480, out + 480);
+  stg(reinterpret_cast<Vec4*>(out + 992) + lane(),
+      ldg_nc_once(reinterpret_cast<const Vec4*>(in + 480) + lane()));
 }
 
 // Block i waits for block i-1, at both scopes and both widths. Words: data, then the counters.
@@ -165,6 +174,24 @@ MOELA_KERNEL(32) flags_kernel(uint32_t* narrow, uint64_t* wide, uint32_t* data) 
     st_release<Scope::kSys>(wide, ld_acquire<Scope::kSys>(wide) + 1);
   }
   griddep_launch();
+}
+
+// Block i waits for block i-1 with relaxed accesses between fences.
+MOELA_KERNEL(32) fences_kernel(uint32_t* flag, uint32_t* data) {
+  const int b = block();
+  if (lane() == 0) {
+    while (ld_relaxed<Scope::kGpu>(flag) < static_cast<uint32_t>(b)) {
+    }
+    fence_acq_rel<Scope::kGpu>();
+  }
+  sync_warp();
+  const uint32_t before = b == 0 ? 1 : ldg(data + (b - 1) * 32 + lane());
+  stg(data + b * 32 + lane(), before * 3);
+  sync_warp();
+  if (lane() == 0) {
+    fence_acq_rel<Scope::kSys>();
+    st_relaxed<Scope::kGpu>(flag, static_cast<uint32_t>(b + 1));
+  }
 }
 
 // make_descriptor for a tile at 1024 times the case, then the same 4096 bytes further on.
@@ -203,13 +230,20 @@ inline void run_threads(const Device& device) {
   device.launch({.grid = 1, .block = 32}, &warp_kernel, out);
   device.dump("warp", out, 32 * 7 * 4);
   device.launch({.grid = 1, .block = 128}, &decode_kernel, out);
-  device.dump("decode", out, 256 * 3 * 4);
+  device.dump("decode", out, 256 * 4 * 4);
 
   const std::vector<float> values = device.input<float>("convert.f32");
   const auto count = static_cast<int>(values.size());
   device.launch({.grid = 1, .block = 128}, &convert_kernel, static_cast<const float*>(device.upload(values)),
                 count, out);
-  device.dump("convert", out, values.size() * 12);
+  device.dump("convert", out, values.size() * 16);
+
+  const std::vector<float> exponents = device.input<float>("approx.f32");
+  auto* powers = static_cast<float*>(device.allocate(exponents.size() * 4));
+  device.launch({.grid = 1, .block = 128}, &approx_kernel,
+                static_cast<const float*>(device.upload(exponents)), static_cast<int>(exponents.size()),
+                powers);
+  device.dump("approx_ex2", powers, exponents.size() * 4);
 
   const std::vector<uint32_t> layouts = device.input<uint32_t>("descriptors");
   const auto num_layouts = static_cast<int>(layouts.size() / 3);
@@ -219,15 +253,17 @@ inline void run_threads(const Device& device) {
   device.dump("descriptors", descriptors, static_cast<size_t>(num_layouts) * 16);
 
   const uint8_t* bytes = device.upload(device.input<uint8_t>("widths"));
-  auto* copy = static_cast<uint8_t*>(device.allocate(992));
+  auto* copy = static_cast<uint8_t*>(device.allocate(992 + 512));
   device.launch({.grid = 1, .block = 32, .smem_bytes = 512}, &widths_kernel, bytes, copy);
-  device.dump("widths", copy, 992);
+  device.dump("widths", copy, 992 + 512);
 
   uint32_t* narrow = device.upload(std::vector<uint32_t>(3, 0));
   uint64_t* wide = device.upload(std::vector<uint64_t>(1, 0));
   device.launch({.grid = 4, .block = 32, .overlaps_previous = true}, &flags_kernel, narrow, wide, out);
   device.dump("flags", out, 4 * 32 * 4);
   device.dump("flags_counters", narrow, 3 * 4);
+  device.launch({.grid = 4, .block = 32}, &fences_kernel, device.upload(std::vector<uint32_t>(1, 0)), out);
+  device.dump("fences", out, 4 * 32 * 4);
 }
 
 }  // namespace conform

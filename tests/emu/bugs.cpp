@@ -2,49 +2,20 @@
 //   bugs <kernel> <bug> <schedule: eager, lazy or a seed>
 // Prints "right", "wrong result" or the report.
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "cuda/hopper/launch.h"
+#include "attention.h"
+#include "edited_maps.h"
 #include "exchange.h"
 #include "flags.h"
+#include "host.h"
 #include "pipeline.h"
+#include "reduction.h"
 #include "schedule.h"
 
 namespace {
-
-using namespace moela;
-
-[[noreturn]] void finish(const std::string& text) {
-  std::printf("%s\n", text.c_str());
-  std::exit(0);
-}
-
-void finish_run(const emu::Report& report, bool is_right) {
-  if (!report.ok()) finish(report.text);
-  finish(is_right ? "right" : "wrong result");
-}
-
-template <class T>
-T* upload(const std::vector<T>& host) {
-  auto* device = static_cast<T*>(emu::allocate(host.size() * sizeof(T)));
-  emu::copy_to(device, host.data(), host.size() * sizeof(T));
-  return device;
-}
-
-cuda::TensorSpec matrix(void* base, cuda::ElementType type, int rows, int columns, uint32_t box_rows,
-                        uint32_t box_columns, cuda::Swizzle swizzle) {
-  return {.base = base,
-          .type = type,
-          .rank = 2,
-          .dims = {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows)},
-          .stride_bytes = {static_cast<uint64_t>(columns) * cuda::element_bytes(type)},
-          .box = {box_columns, box_rows},
-          .swizzle = swizzle};
-}
 
 void run_pipeline(Bug bug, cuda::EmulatedStream stream) {
   constexpr int M = 128, N = 192, K = 512, kBlocks = K / 128;
@@ -61,20 +32,18 @@ void run_pipeline(Bug bug, cuda::EmulatedStream stream) {
 
   using cuda::ElementType, cuda::Swizzle;
   using C = PipelineConfig;
-  PipelineParams p = {.a = {}, .b = {}, .sf_a = {}, .d = {}, .M = M, .N = N, .K = K, .bug = bug};
   const uint32_t box_k = bug == Bug::kBoxWiderThanSwizzle ? 256 : C::kK,
                  sf_rows = bug == Bug::kBoxTooTall ? 2 : 1;
   const int rows = bug == Bug::kMapOutsideAllocation ? M + 64 : M;
-  for (const std::string& refusal :
-       {encode_tensor_map(&p.a,
-                          matrix(upload(a), ElementType::kUint8, rows, K, C::kM, box_k, Swizzle::k128B)),
-        encode_tensor_map(&p.b,
-                          matrix(upload(b), ElementType::kUint8, N, K, C::kN / 2, C::kK, Swizzle::k128B)),
-        encode_tensor_map(
-            &p.sf_a, matrix(upload(sf), ElementType::kFloat32, kBlocks, M, sf_rows, C::kM, Swizzle::kNone)),
-        encode_tensor_map(&p.d, matrix(d, ElementType::kBFloat16, M, N, C::kM, C::kN, Swizzle::k128B))})
-    if (!refusal.empty()) finish("refused: " + refusal);
-
+  const PipelineParams p = {
+      .a = encoded(matrix(upload(a), ElementType::kUint8, rows, K, C::kM, box_k, Swizzle::k128B)),
+      .b = encoded(matrix(upload(b), ElementType::kUint8, N, K, C::kN / 2, C::kK, Swizzle::k128B)),
+      .sf_a = encoded(matrix(upload(sf), ElementType::kFloat32, kBlocks, M, sf_rows, C::kM, Swizzle::kNone)),
+      .d = encoded(matrix(d, ElementType::kBFloat16, M, N, C::kM, C::kN, Swizzle::k128B)),
+      .M = M,
+      .N = N,
+      .K = K,
+      .bug = bug};
   const cuda::LaunchShape shape = {
       .grid = M / C::kM,
       .block = C::kThreads,
@@ -141,6 +110,78 @@ void run_flags(Bug bug, cuda::EmulatedStream stream) {
   finish_run(report, is_right);
 }
 
+void run_attention(Bug bug, cuda::EmulatedStream stream) {
+  constexpr int kKeys = 128, kDim = 64, kQueries = 64;
+  std::mt19937 random(3);
+  auto small_numbers = [&](int count) {  // all products and sums are exact
+    std::vector<int> numbers(count);
+    for (int& x : numbers) x = static_cast<int>(random() % 5) - 2;
+    return numbers;
+  };
+  const auto q = small_numbers(kQueries * kDim), k = small_numbers(kKeys * kDim),
+             v = small_numbers(kKeys * kDim);
+  const auto tiles = [](const std::vector<int>& x) {
+    std::vector<uint16_t> bits;
+    for (const int value : x) bits.push_back(emu::bf16_of_float(static_cast<float>(value)));
+    return encoded(matrix(upload(bits), cuda::ElementType::kBFloat16, static_cast<int>(x.size()) / kDim, kDim,
+                          64, 64, cuda::Swizzle::k128B));
+  };
+  auto* out = static_cast<float*>(emu::allocate(kQueries * kDim * 4));
+  launch({.grid = 1, .block = AttentionConfig::kThreads, .smem_bytes = AttentionConfig::kSmemBytes}, &stream,
+         &attention_kernel, AttentionParams{tiles(q), tiles(k), tiles(v), out, bug});
+  bool is_right = true;
+  for (int m = 0; m < kQueries; ++m) {
+    std::vector<int> row(kDim, 0);
+    for (int n = 0; n < kKeys; ++n) {
+      int score = 0;
+      for (int d = 0; d < kDim; ++d) score += q[m * kDim + d] * k[n * kDim + d];
+      for (int d = 0; d < kDim; ++d) row[d] += score * v[n * kDim + d];
+    }
+    for (int d = 0; d < kDim; ++d) is_right &= out[m * kDim + d] == static_cast<float>(row[d]);
+  }
+  finish_run(stream.report, is_right);
+}
+
+void run_reduction(Bug bug, cuda::EmulatedStream stream) {
+  constexpr int kBlocks = 4, kCount = ReductionConfig::kRows * ReductionConfig::kColumns;
+  auto* sum = static_cast<float*>(emu::allocate(kCount * 4));
+  auto* copy = static_cast<float*>(emu::allocate(kCount * 4));
+  auto* done = static_cast<uint32_t*>(emu::allocate(4));
+  if (bug != Bug::kSumNotZeroed) emu::fill(sum, 0, kCount * 4);
+  if (bug != Bug::kCounterNotZeroed) emu::fill(done, 0, 4);
+  const auto tile =
+      encoded(matrix(sum, cuda::ElementType::kFloat32, ReductionConfig::kRows, ReductionConfig::kColumns,
+                     ReductionConfig::kRows, ReductionConfig::kColumns, cuda::Swizzle::kNone));
+  launch({.grid = kBlocks, .block = ReductionConfig::kThreads, .smem_bytes = ReductionConfig::kSmemBytes},
+         &stream, &reduction_kernel, ReductionParams{tile, sum, copy, done, bug});
+  bool is_right = true;
+  for (int i = 0; i < kCount; ++i) is_right &= copy[i] == 1 + 2 + 3 + 4;
+  finish_run(stream.report, is_right);
+}
+
+void run_edited_maps(Bug bug, cuda::EmulatedStream stream) {
+  using C = EditedMapsConfig;
+  const std::vector<int> offsets = {0, 20, 20, 29, 30, 53, 60, 76};
+  const int num_groups = static_cast<int>(offsets.size()) - 1, num_rows = offsets.back(), kBlocks = 2;
+  std::vector<float> x(static_cast<size_t>(num_rows) * C::kColumns);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 97);
+  float* rows = upload(x);
+  const auto map = encoded(matrix(rows, cuda::ElementType::kFloat32, num_rows, C::kColumns, C::kBoxRows,
+                                  C::kColumns, cuda::Swizzle::kNone));
+  auto* sums = static_cast<float*>(emu::allocate(num_groups * C::kColumns * 4));
+  launch({.grid = kBlocks, .block = C::kThreads, .smem_bytes = C::kSmemBytes}, &stream, &edited_maps_kernel,
+         EditedMapsParams{map, rows, upload(offsets), upload(std::vector(kBlocks + 1, map)), sums, num_groups,
+                          bug});
+  bool is_right = true;
+  for (int g = 0; g < num_groups; ++g)
+    for (int c = 0; c < C::kColumns; ++c) {
+      float sum = 0;
+      for (int row = offsets[g]; row < offsets[g + 1]; ++row) sum += x[row * C::kColumns + c];
+      is_right &= sums[g * C::kColumns + c] == sum;
+    }
+  finish_run(stream.report, is_right);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -154,6 +195,9 @@ int main(int argc, char** argv) {
   while (kBugNames[bug] != name) ++bug;
   if (kernel == "pipeline") run_pipeline(static_cast<Bug>(bug), stream);
   if (kernel == "exchange") run_exchange(static_cast<Bug>(bug), stream);
+  if (kernel == "attention") run_attention(static_cast<Bug>(bug), stream);
+  if (kernel == "reduction") run_reduction(static_cast<Bug>(bug), stream);
+  if (kernel == "edited_maps") run_edited_maps(static_cast<Bug>(bug), stream);
   if (kernel == "flags") run_flags(static_cast<Bug>(bug), stream);
   return 1;
 }

@@ -36,7 +36,32 @@
   X(NoWgmmaWait) \
   X(ExitBeforeStoreRead) \
   X(TooManyRegisters) \
-  X(WaitAtBlockScope)
+  X(WaitAtBlockScope) \
+  X(EmptyCountOfOwnBlock) \
+  X(ExpectOnlyInRankZero) \
+  X(ExpectBeforeWait) \
+  X(FenceAfterClusterSync) \
+  X(InitByEveryWarp) \
+  X(WrongMulticastHalf) \
+  X(CoordinatesSwapped) \
+  X(OneLoadTooMany) \
+  X(OneStepTooFew) \
+  X(ElectInDivergentCode) \
+  X(ReleaseByAllLanes) \
+  X(ReleaseToOneRankTwice) \
+  X(ReleaseAtTheWrongAddress) \
+  X(ScalesReadAfterRelease) \
+  X(NoWgmmaCommit) \
+  X(WaitsForOlderProducts) \
+  X(DescriptorAdvance) \
+  X(StagingNotHandedOver) \
+  X(StoreBeforeBarrier) \
+  X(FenceInOneWarpOnly) \
+  X(CommitByAnotherThread) \
+  X(WaitByAnotherThread) \
+  X(WaitLeavesOneStore) \
+  X(BarrierOfAnotherId) \
+  X(RegistersByOneWarp)
 
 // In how the host sets the pipeline up.
 #define MOELA_BUGS_OF_HOST(X) \
@@ -68,8 +93,42 @@
   X(GlobalUninitialised) \
   X(NoGriddepWait)
 
+// In attention.h.
+#define MOELA_BUGS_OF_ATTENTION(X) \
+  X(FragmentRewritten) \
+  X(FragmentNotFenced) \
+  X(ScoresReadEarly) \
+  X(OutputScaledInFlight) \
+  X(NextKeysNotWaitedFor) \
+  X(ValuesAsKMajor) \
+  X(OffsetsSwapped)
+
+// In reduction.h.
+#define MOELA_BUGS_OF_REDUCTION(X) \
+  X(StoreInPlaceOfReduction) \
+  X(ZeroedByOneBlock) \
+  X(CountedWhenRead) \
+  X(CountedWithoutAcquire) \
+  X(NoSyncAfterCount) \
+  X(ReadByEveryBlock) \
+  X(ReadOnlyLoadOfReduced) \
+  X(SumNotZeroed) \
+  X(CounterNotZeroed)
+
+// In edited_maps.h.
+#define MOELA_BUGS_OF_EDITED_MAPS(X) \
+  X(MapEditedInUse) \
+  X(OnlyLastBoxAwaited) \
+  X(MapNotReleased) \
+  X(MapNotAcquired) \
+  X(AnotherMapAcquired) \
+  X(MapNotPublished) \
+  X(NoSyncBeforePublish) \
+  X(OneMapForAllBlocks)
+
 #define MOELA_BUGS(X) \
-  X(None) MOELA_BUGS_OF_PIPELINE(X) MOELA_BUGS_OF_HOST(X) MOELA_BUGS_OF_EXCHANGE(X) MOELA_BUGS_OF_FLAGS(X)
+  X(None) MOELA_BUGS_OF_PIPELINE(X) MOELA_BUGS_OF_HOST(X) MOELA_BUGS_OF_EXCHANGE(X) MOELA_BUGS_OF_FLAGS(X) \
+  MOELA_BUGS_OF_ATTENTION(X) MOELA_BUGS_OF_REDUCTION(X) MOELA_BUGS_OF_EDITED_MAPS(X)
 // clang-format on
 
 enum class Bug {

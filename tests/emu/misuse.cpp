@@ -67,12 +67,58 @@ void receive(const std::function<void()>& issue) {
 
 uint64_t tile_descriptor() { return make_descriptor(smem_base() + kTile, 0, 1024, OperandLayout::k128B); }
 
+SmemAddr tile() { return smem_base() + kTile; }
+
+// The map in shared memory, edited by one thread.
+void edit_map(const std::function<void()>& edit) {
+  if (lane() < 8)
+    sts(tile() + static_cast<uint32_t>(lane()) * 16, reinterpret_cast<const Vec4*>(&map())[lane()]);
+  sync_warp();
+  if (lane() == 0) edit();
+  sync_warp();
+}
+
 // Fills 24 KiB for wgmma.
 void fill_operands() {
   for (uint32_t i = static_cast<uint32_t>(tid()) * 16; i < 24576; i += 128 * 16)
     sts(smem_base() + kTile + i, Vec4{0, 0, 0, 0});
   fence_proxy_async_shared();
   sync_block();
+}
+
+enum class Fault {
+  kChangedInFlight,
+  kChangedToTheSame,
+  kReadInFlight,
+  kEndsInFlight,
+  kSetAfterFence,
+  kNotSet
+};
+
+// A product with A in registers, two groups of which the first has retired.
+void multiply_fragment(Fault fault) {
+  fill_operands();
+  Acc<8> acc;
+  {
+    AFragment retired, a;
+    for (int i = 0; i < 4; ++i) {
+      retired.set(i, 0);
+      if (fault != Fault::kNotSet || i < 3) a.set(i, 0);
+    }
+    wgmma_fence(acc, retired, a);
+    wgmma_e4m3_rs(acc, retired, tile_descriptor(), false);
+    wgmma_commit();
+    if (fault == Fault::kSetAfterFence) a.set(0, 1);
+    wgmma_e4m3_rs(acc, a, tile_descriptor(), true);
+    wgmma_commit();
+    wgmma_wait<1>(retired);
+    retired.set(0, retired.get(0) + 1);
+    if (fault == Fault::kChangedInFlight) a.set(0, 1);
+    if (fault == Fault::kChangedToTheSame) a.set(0, 0);
+    if (fault == Fault::kReadInFlight) a.get(0);
+    if (fault != Fault::kEndsInFlight) wgmma_wait<0>(acc);
+  }
+  wgmma_wait<0>(acc);
 }
 
 const cuda::LaunchShape kWarp = {.grid = 1, .block = 32, .smem_bytes = 8192},
@@ -199,6 +245,40 @@ const std::map<std::string, Misuse> kMisuses = {
       [] {
         Acc<8> acc;
         acc.get(0);
+      }}},
+    {"fragment changed in flight", {kWarpgroup, [] { multiply_fragment(Fault::kChangedInFlight); }}},
+    {"fragment changed to what it was", {kWarpgroup, [] { multiply_fragment(Fault::kChangedToTheSame); }}},
+    {"fragment read in flight", {kWarpgroup, [] { multiply_fragment(Fault::kReadInFlight); }}},
+    {"fragment ends in flight", {kWarpgroup, [] { multiply_fragment(Fault::kEndsInFlight); }}},
+    {"fragment set after the fence", {kWarpgroup, [] { multiply_fragment(Fault::kSetAfterFence); }}},
+    {"fragment without a value", {kWarpgroup, [] { multiply_fragment(Fault::kNotSet); }}},
+    {"products of two shapes in one accumulator",
+     {kWarpgroup,
+      [] {
+        fill_operands();
+        Acc<8> acc;
+        wgmma_fence(acc);
+        wgmma_e4m3(acc, tile_descriptor(), tile_descriptor(), false);
+        wgmma_bf16<false, false>(acc, tile_descriptor(), tile_descriptor(), true);
+        wgmma_commit();
+        wgmma_wait<0>(acc);
+      }}},
+    {"map edited beyond its rank", {kWarp, [] { edit_map([] { tensor_map_set_size<3>(tile(), 8); }); }}},
+    {"map edited to no rows", {kWarp, [] { edit_map([] { tensor_map_set_size<1>(tile(), 0); }); }}},
+    {"map edited to an odd stride", {kWarp, [] { edit_map([] { tensor_map_set_stride<1>(tile(), 40); }); }}},
+    {"map edited to an odd address",
+     {kWarp,
+      [] { edit_map([] { tensor_map_set_address(tile(), reinterpret_cast<uint8_t*>(memory()) + 8); }); }}},
+    {"map edited where none is", {kWarp, [] { tensor_map_set_size<1>(smem_base() + kTile, 8); }}},
+    {"map not aligned", {kWarp, [] { edit_map([] { tensor_map_set_size<1>(tile() + 32, 8); }); }}},
+    {"map published from 64",
+     {kWarp,
+      [] { edit_map([] {}), tensor_map_publish(reinterpret_cast<TensorMap*>(memory()), tile() + 64); }}},
+    {"map published by half a warp",
+     {kWarp,
+      [] {
+        edit_map([] {});
+        if (lane() < 16) tensor_map_publish(reinterpret_cast<TensorMap*>(memory()), tile());
       }}},
     {"store not committed",
      {kWarp,

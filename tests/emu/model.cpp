@@ -67,7 +67,7 @@ bool clocks_agree(uint32_t seed) {
 struct PlainAccess {
   Agent agent;
   uint32_t tick;
-  bool is_write;
+  bool is_write, is_atomic;
 };
 
 // Threads access 64 bytes and pass on their knowledge; every access is remembered for ever.
@@ -90,27 +90,30 @@ bool shadows_agree(uint32_t seed) {
       continue;
     }
     const size_t bytes = size_t{1} << random() % 6, offset = random() % (kBytes / bytes) * bytes;
-    const bool is_write = random() % 3 == 0;
+    const bool is_write = random() % 3 == 0, is_atomic = random() % 2 == 0;
     bool is_conflict = false;
     for (size_t at = offset; at < offset + bytes; ++at)
       for (const PlainAccess& past : history[at])
-        is_conflict |=
-            past.agent != agent && (past.is_write || is_write) && seen[i].get(past.agent) < past.tick;
-    const Actor actor = {.access = {agent, tick[i], 0, Proxy::kGeneric}, .seen = &seen[i], .self = agent};
+        is_conflict |= past.agent != agent && (past.is_write || is_write) && !(past.is_atomic && is_atomic) &&
+                       seen[i].get(past.agent) < past.tick;
+    const Actor actor = {.access = {agent, tick[i], 0, is_atomic ? Proxy::kAtomic : Proxy::kGeneric},
+                         .seen = &seen[i],
+                         .self = agent};
     const Conflict found = is_write ? shadow.write(offset, bytes, actor) : shadow.read(offset, bytes, actor);
     if (static_cast<bool>(found) != is_conflict) return false;
     conflicts += is_conflict;
     for (size_t at = offset; at < offset + bytes; ++at) {
       if (is_conflict) history[at].clear();  // a run ends here; this one goes on with clean bytes
-      history[at].push_back({agent, tick[i], is_write});
+      history[at].push_back({agent, tick[i], is_write, is_atomic});
     }
     if (is_conflict) {
       Actor all_knowing = actor;
       Clock everything;
       for (int a = 0; a < kAgents; ++a) everything.set(agent_of(a), ~0u);
       all_knowing.seen = &everything;
+      all_knowing.access.proxy = Proxy::kGeneric;
       shadow.write(offset, bytes, all_knowing);
-      for (size_t at = offset; at < offset + bytes; ++at) history[at] = {{agent, tick[i], true}};
+      for (size_t at = offset; at < offset + bytes; ++at) history[at] = {{agent, tick[i], true, false}};
     }
   }
   return conflicts > 50;

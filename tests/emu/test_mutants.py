@@ -27,6 +27,10 @@ MUTANTS = {
     "the accumulator keeps 9 bits": (10, "wgmma_e4m3_accumulates_in_the_right_registers"),
     "e4m3 saturates to NaN": (11, "floats_convert_to_e4m3_as_the_golden_vectors"),
     "e4m3 has another bias": (12, "floats_convert_to_e4m3_as_the_golden_vectors"),
+    "e5m2 saturates to infinity": (13, "floats_convert_to_e5m2_as_the_golden_vectors"),
+    "subnormal powers of two are kept": (14, "powers_of_two_are_as_exact_as_documented"),
+    "a reduction replaces": (15, "tma_adds_boxes_of_every_rank"),
+    "an edit sets the stride of the next dimension": (16, "copies_follow_an_edited_tensor_map"),
 }
 
 

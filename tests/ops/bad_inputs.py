@@ -3,65 +3,38 @@
 A `spoil` changes a good dict of arguments by name; those of an _out variant have its outputs among them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
+import bad_fused_experts
+import bad_grouped
 import torch
-from torch import Tensor
+from bad_call import (
+    DENSE,
+    E4M3,
+    FLOATS,
+    LAST_DIM,
+    Args,
+    Bad,
+    as_dtype,
+    col_major,
+    one_wider,
+    put,
+    row_strided,
+)
 
-Args = dict[str, Any]
-FLOATS = "bfloat16, float16 or float32"
-E4M3 = torch.float8_e4m3fn
-
-
-@dataclass(frozen=True)
-class Bad:
-    """One wrong call: what is wrong, how to make it of a good one, and the message, without the op's name."""
-
-    what: str
-    spoil: Callable[[Args], Args]
-    message: str
-    is_out: bool = False
-
-    @property
-    def id(self) -> str:
-        return self.what.replace(" ", "_") + "_out" * self.is_out
-
-
-def put(**values: Any) -> Callable[[Args], Args]:
-    """Replace arguments; a callable gets the old value."""
-    return lambda args: args | {k: v(args[k]) if callable(v) else v for k, v in values.items()}
-
-
-def as_dtype(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    return lambda t: t.to(dtype)
-
-
-def col_major(t: Tensor) -> Tensor:
-    """The same values, with a first dimension of stride 1."""
-    return t.mT.contiguous().mT
-
-
-def one_wider(t: Tensor) -> Tensor:
-    return torch.cat([t, t[..., :1]], -1)
-
-
-def row_strided(t: Tensor) -> Tensor:
-    return torch.empty((*t.shape[:-1], t.size(-1) + 8), dtype=t.dtype, device=t.device)[..., : t.size(-1)]
-
-
-LAST_DIM = "expected a contiguous last dimension (stride 1), got stride {}; call .contiguous()"
-DENSE = "expected a contiguous tensor, got a strided one; allocate it with torch.empty"
+ROW_DTYPES = "bfloat16, float16, float32, float8_e4m3fn, float8_e8m0fnu, int32 or uint8"
 
 # Good arguments that the spoiled ones start from.
 GOOD: dict[str, Args] = {
+    **bad_grouped.GOOD,
     "fp8_gemm": {"M": 3, "N": 130, "K": 200, "bias": True},
     "per_token_group_quant_fp8": {"M": 3, "K": 200},
     "per_block_quant_fp8": {"N": 130, "K": 200},
     "silu_and_mul": {"M": 3, "K": 200, "limit": 7.0, "alpha": 1.702},
     "silu_and_mul_quant_fp8": {"M": 3, "K": 200, "limit": 7.0, "alpha": 1.702},
     "per_block_dequant_fp8": {"N": 130, "K": 200},
+    "fused_experts": bad_fused_experts.GOOD,
+    "moe_topk": {"T": 3, "E": 32, "topk": 4, "has_bias": True, "num_groups": 8, "topk_groups": 3},
+    "moe_permute": {"T": 3, "H": 40, "topk": 4, "num_experts": 8},
+    "moe_unpermute": {"T": 3, "H": 40, "topk": 4},
 }
 
 # What both kinds of the gated activation refuse.
@@ -83,6 +56,8 @@ BAD_SWIGLU = [
 ]
 
 BAD: dict[str, list[Bad]] = {
+    **bad_grouped.BAD,
+    "fused_experts": bad_fused_experts.BAD,
     "silu_and_mul": [
         *BAD_SWIGLU,
         Bad("y is float32", put(y=as_dtype(torch.float32)), "y: expected bfloat16, got float32", is_out=True),
@@ -250,5 +225,113 @@ BAD: dict[str, list[Bad]] = {
         ),
         Bad("w is too wide", put(w=one_wider), "w: expected shape [130, 200], got [130, 201]", is_out=True),
         Bad("w is strided", put(w=row_strided), "w: " + DENSE, is_out=True),
+    ],
+    "moe_topk": [
+        Bad("logits are 1-D", put(logits=lambda x: x[0]), "logits: expected a 2-D tensor, got 1-D"),
+        Bad("logits are int32", put(logits=as_dtype(torch.int32)), f"logits: expected {FLOATS}, got int32"),
+        Bad("logits are strided", put(logits=col_major), "logits: " + LAST_DIM.format(3)),
+        Bad(
+            "scoring is tanh",
+            put(scoring="tanh"),
+            "scoring: expected softmax, sigmoid or sqrtsoftplus, got tanh",
+        ),
+        Bad("bias is float64", put(bias=as_dtype(torch.float64)), f"bias: expected {FLOATS}, got float64"),
+        Bad("bias is short", put(bias=lambda b: b[:31]), "bias: expected shape [32], got [31]"),
+        Bad("bias is 2-D", put(bias=lambda b: b[None]), "bias: expected shape [32], got [1, 32]"),
+        Bad("no groups", put(num_groups=0), "num_groups: expected a positive number, got 0"),
+        Bad("groups do not divide E", put(num_groups=7), "num_groups: expected a divisor of E=32, got 7"),
+        Bad("no group stays", put(topk_groups=0), "topk_groups: expected 1 .. num_groups=8, got 0"),
+        Bad("too many groups stay", put(topk_groups=9), "topk_groups: expected 1 .. num_groups=8, got 9"),
+        Bad("group_score is min", put(group_score="min"), "group_score: expected max or top2sum, got min"),
+        Bad("topk is 0", put(topk=0), "topk: expected 1 .. 12 (experts in the groups that stay), got 0"),
+        Bad("topk is 13", put(topk=13), "topk: expected 1 .. 12 (experts in the groups that stay), got 13"),
+        Bad("scaling is NaN", put(scaling=float("nan")), "scaling: expected a finite number, got nan"),
+        Bad("scaling is Inf", put(scaling=float("inf")), "scaling: expected a finite number, got inf", True),
+        Bad(
+            "weights are bfloat16",
+            put(topk_weights=as_dtype(torch.bfloat16)),
+            "topk_weights: expected float32, got bfloat16",
+            True,
+        ),
+        Bad(
+            "weights are wide",
+            put(topk_weights=one_wider),
+            "topk_weights: expected shape [3, 4], got [3, 5]",
+            True,
+        ),
+        Bad(
+            "ids are int64", put(topk_ids=as_dtype(torch.int64)), "topk_ids: expected int32, got int64", True
+        ),
+        Bad("ids are strided", put(topk_ids=row_strided), "topk_ids: " + DENSE, True),
+    ],
+    "moe_permute": [
+        Bad("x is 3-D", put(x=lambda x: x[None]), "x: expected a 2-D tensor, got 3-D"),
+        Bad(
+            "x is float64",
+            put(x=as_dtype(torch.float64)),
+            f"x: expected {ROW_DTYPES}, got float64",
+        ),
+        Bad("columns of x are strided", put(x=col_major), "x: " + LAST_DIM.format(3)),
+        Bad("ids are 1-D", put(topk_ids=lambda t: t[0]), "topk_ids: expected a 2-D tensor, got 1-D"),
+        Bad(
+            "ids are int16",
+            put(topk_ids=as_dtype(torch.int16)),
+            "topk_ids: expected int32 or int64, got int16",
+        ),
+        Bad("ids of fewer tokens", put(topk_ids=lambda t: t[:2]), "topk_ids: expected T=3, got T=2"),
+        Bad("slots are strided", put(topk_ids=col_major), "topk_ids: " + LAST_DIM.format(3)),
+        Bad(
+            "more pairs than int32 counts",
+            put(x=lambda x: x[:1].expand(2**29, 40), topk_ids=lambda t: t[:1].expand(2**29, 4)),
+            "topk_ids: expected less than 2^31 elements, got 2147483648",
+        ),
+        Bad("no experts", put(num_experts=0), "num_experts: expected a positive number, got 0"),
+        Bad("no experts", put(num_experts=0), "num_experts: expected a positive number, got 0", True),
+        Bad(
+            "x_sorted is float32",
+            put(x_sorted=as_dtype(torch.float32)),
+            "x_sorted: expected bfloat16, got float32",
+            True,
+        ),
+        Bad(
+            "x_sorted is short",
+            put(x_sorted=lambda t: t[:11]),
+            "x_sorted: expected shape [12, 40], got [11, 40]",
+            True,
+        ),
+        Bad("x_sorted is strided", put(x_sorted=row_strided), "x_sorted: " + DENSE, True),
+        Bad(
+            "expert_offsets without the end",
+            put(expert_offsets=lambda t: t[:8]),
+            "expert_offsets: expected shape [9], got [8]",
+            True,
+        ),
+        Bad(
+            "inverse is int64", put(inverse=as_dtype(torch.int64)), "inverse: expected int32, got int64", True
+        ),
+    ],
+    "moe_unpermute": [
+        Bad("y is 1-D", put(y=lambda y: y[0]), "y: expected a 2-D tensor, got 1-D"),
+        Bad("y is e4m3", put(y=as_dtype(E4M3)), f"y: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("columns of y are strided", put(y=col_major), "y: " + LAST_DIM.format(12)),
+        Bad("inverse is 3-D", put(inverse=lambda t: t[None]), "inverse: expected a 2-D tensor, got 3-D"),
+        Bad("inverse is int64", put(inverse=as_dtype(torch.int64)), "inverse: expected int32, got int64"),
+        Bad("slots are strided", put(inverse=col_major), "inverse: " + LAST_DIM.format(3)),
+        Bad(
+            "weights are bfloat16",
+            put(topk_weights=as_dtype(torch.bfloat16)),
+            "topk_weights: expected float32, got bfloat16",
+        ),
+        Bad(
+            "weights are wide",
+            put(topk_weights=one_wider),
+            "topk_weights: expected shape [3, 4], got [3, 5]",
+        ),
+        Bad("weights are strided", put(topk_weights=col_major), "topk_weights: " + LAST_DIM.format(3)),
+        Bad("out is float32", put(out=as_dtype(torch.float32)), "out: expected bfloat16, got float32", True),
+        Bad(
+            "out is short", put(out=lambda t: t[:2]), "out: expected shape [3, 40], got [2, 40]", is_out=True
+        ),
+        Bad("out is strided", put(out=row_strided), "out: " + DENSE, is_out=True),
     ],
 }

@@ -11,8 +11,10 @@ all_wgmma(uint64_t a, uint64_t b, const uint32_t* registers, float* out) {
   Acc<kN> acc;
   MOELA_UNROLL
   for (int i = 0; i < kN / 2; ++i) acc.set(i, 0.f);
-  const uint32_t r[4] = {ldg(registers), ldg(registers + 1), ldg(registers + 2), ldg(registers + 3)};
-  wgmma_fence(acc);
+  AFragment r;
+  MOELA_UNROLL
+  for (int i = 0; i < 4; ++i) r.set(i, ldg(registers + i));
+  wgmma_fence(acc, r);
   wgmma_e4m3(acc, a, b, true);
   wgmma_e4m3_rs(acc, r, b, true);
   wgmma_bf16<false, false>(acc, a, b, true);
@@ -24,7 +26,7 @@ all_wgmma(uint64_t a, uint64_t b, const uint32_t* registers, float* out) {
   wgmma_f16_rs<true>(acc, r, b, true);
   wgmma_f16_rs<false>(acc, r, b, true);
   wgmma_commit();
-  wgmma_wait<0>(acc);
+  wgmma_wait<0>(acc, r);
   MOELA_UNROLL
   for (int i = 0; i < kN / 2; ++i) stg(out + i * 128 + tid(), acc.get(i));
 }
@@ -80,10 +82,48 @@ all_copies(MOELA_PARAM TensorMap map, const void* in, void* out, SmemAddr barrie
   tma_store_3d(&map, 0, 1, 2, smem);
   tma_store_4d(&map, 0, 1, 2, 3, smem);
   tma_store_5d(&map, 0, 1, 2, 3, 4, smem);
+  tma_reduce_add_2d(&map, 0, 1, smem);
+  tma_reduce_add_3d(&map, 0, 1, 2, smem);
+  tma_reduce_add_4d(&map, 0, 1, 2, 3, smem);
+  tma_reduce_add_5d(&map, 0, 1, 2, 3, 4, smem);
+  bulk_reduce_add_f32(out, smem, 64);
+  bulk_reduce_add_bf16(out, smem, 64);
   bulk_store(out, smem, 64);
   bulk_commit();
   bulk_wait_read<1>();
   bulk_wait<0>();
+}
+
+MOELA_KERNEL(128)
+all_cache_hints(MOELA_PARAM TensorMap map, const Vec4* in, Vec4* out, SmemAddr barrier) {
+  const SmemAddr smem = smem_base();
+  const CachePolicy first = tid() == 0 ? policy_evict_first() : policy_evict_last();
+  tma_load_2d(smem, &map, 0, 1, barrier, first);
+  tma_load_3d(smem, &map, 0, 1, 2, barrier, first);
+  tma_load_4d(smem, &map, 0, 1, 2, 3, barrier, first);
+  tma_load_5d(smem, &map, 0, 1, 2, 3, 4, barrier, first);
+  tma_load_multicast_2d(smem, &map, 0, 1, barrier, 3, first);
+  tma_load_multicast_3d(smem, &map, 0, 1, 2, barrier, 3, first);
+  tma_load_multicast_4d(smem, &map, 0, 1, 2, 3, barrier, 3, first);
+  tma_load_multicast_5d(smem, &map, 0, 1, 2, 3, 4, barrier, 3, first);
+  bulk_load(smem, in, 64, barrier, first);
+  stg(out, ldg_nc_once(in + tid()));
+}
+
+MOELA_KERNEL(32)
+all_tensor_maps(TensorMap* map, const void* base, uint32_t size, uint64_t stride) {
+  const SmemAddr smem = smem_base();
+  tensor_map_set_address(smem, base);
+  tensor_map_set_size<0>(smem, size);
+  tensor_map_set_size<4>(smem, size);
+  tensor_map_set_stride<1>(smem, stride);
+  tensor_map_set_stride<4>(smem, stride);
+  tensor_map_publish(map, smem);
+  tensor_map_set_address(map, base);
+  tensor_map_set_size<1>(map, size);
+  tensor_map_set_stride<2>(map, stride);
+  fence_tensor_map_release();
+  fence_tensor_map_acquire(map);
 }
 
 template <class T>
@@ -101,6 +141,7 @@ MOELA_DEVICE void every_flag(T* flag) {
   st_release<kScope>(flag, ld_relaxed<kScope>(flag + 1));
   st_relaxed<kScope>(flag + 2, atom_add_acq_rel<kScope>(flag + 3, T{2}));
   red_add_release<kScope>(flag + 4, T{3});
+  fence_acq_rel<kScope>();
 }
 
 MOELA_KERNEL(128) all_memory(const void* in, void* out, uint32_t* flag, uint64_t* wide_flag) {
@@ -134,7 +175,8 @@ MOELA_KERNEL(32) all_warp(const float* in, uint32_t* out) {
   const float x = ldg(in + lane());
   const uint32_t lanes = vote_ballot(x > 0.f) + redux_max(bits_of(x)) + redux_add(bits_of(x));
   const uint32_t shuffled = bits_of(shfl(x, 3) + shfl_xor(x, 1) + div_rn(x, 3.f) + ex2_approx(x));
-  const uint32_t converted = cvt_f16x2_of_e4m3x2(cvt_e4m3x2(x, x)) + cvt_bf16x2(x, x) + cvt_f16x2(x, x);
+  const uint32_t converted = cvt_f16x2_of_e4m3x2(cvt_e4m3x2(x, x)) + cvt_f16x2_of_e5m2x2(cvt_e5m2x2(x, x)) +
+                             cvt_bf16x2(x, x) + cvt_f16x2(x, x);
   const float widened = cvt_f32_of_f16(static_cast<uint16_t>(converted)) + cvt_f32_of_bf16(7);
   const int where = block() + num_blocks() + cluster() + cluster_rank() + cluster_size() + warp();
   if (elect_one()) stg(out, lanes + shuffled + converted + bits_of(widened) + static_cast<uint32_t>(where));

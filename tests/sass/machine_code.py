@@ -26,6 +26,19 @@ def opcodes_of_sass(listing: str) -> Counter[str]:
     return Counter(_SASS.findall(listing))
 
 
+def innermost_loops(listing: str) -> list[str]:
+    """The parts of `nvdisasm -c` between a label and the last branch back to it, with no such part inside."""
+    places = {m[1]: m.end() for m in re.finditer(r"^(\.L_\w+):", listing, re.M)}
+    branches = re.finditer(r"\bBRA\b[^;]*`\((\.L_\w+)\)", listing)
+    loops = [(places[m[1]], m.end()) for m in branches if places.get(m[1], m.end()) < m.start()]
+    inner = [x for x in loops if not any(y != x and x[0] <= y[0] and y[1] <= x[1] for y in loops)]
+    return [listing[begin:end] for begin, end in inner]
+
+
+def stack_opcodes(opcodes: Iterable[str]) -> set[str]:
+    return {opcode for opcode in opcodes if re.match(r"(LD|ST)L\b|scratch_", opcode)}
+
+
 def tensor_core_opcodes(opcodes: Iterable[str]) -> set[str]:
     """HMMA, QMMA, QGMMA, UTCQMMA ... and v_mfma_... (HFMA2.MMA is a move)."""
     return {opcode for opcode in opcodes if re.match(r"[A-Z]+MMA\b|v_mfma_", opcode)}
@@ -47,7 +60,7 @@ def opcodes_of_assembly(listing: str) -> Counter[str]:
 
 
 def of_cubin(cubin: bytes, ptx: str) -> dict[str, Any]:
-    """Opcodes of SASS and PTX. `sass` is None where nvdisasm is missing, registers where cuobjdump is."""
+    """Opcodes of SASS, of its innermost loops and of PTX; what a missing tool would tell is left out."""
     sass, usage = None, {}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -55,9 +68,12 @@ def of_cubin(cubin: bytes, ptx: str) -> dict[str, Any]:
         if nvdisasm := bundled("nvdisasm"):
             done = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True, check=True)
             sass = opcodes_of_sass(done.stdout)
+            usage["in_loops"] = opcodes_of_sass("\n".join(innermost_loops(done.stdout)))
         if cuobjdump := bundled("cuobjdump"):
             command = [cuobjdump, "--dump-resource-usage", file.name]
-            usage = resource_usage(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            usage |= resource_usage(
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            )
     return {"sass": sass, "ptx": opcodes_of_assembly(ptx), **usage}
 
 

@@ -24,6 +24,11 @@ OPCODES = {
     "tma_prefetch_map": ["UTMACCTL.PF"],
     "bulk_load": ["UBLKCP.S.G", "UBLKCP.S.G.MULTICAST"],
     "bulk_store": ["UBLKCP.G.S", "UTMACMDFLUSH"],
+    "tma_reduce_add": ["UTMAREDG.2D.ADD", "UTMAREDG.3D.ADD", "UTMAREDG.4D.ADD", "UTMAREDG.5D.ADD"],
+    "bulk_reduce_add": ["UBLKRED.G.S.ADD.F32.RN", "UBLKRED.G.S.ADD.BF16.RN"],
+    "fence_tensor_map": ["UTMACCTL.IV", "ATOMG.E.EXCH.STRONG.GPU"],
+    "fence_acq_rel": ["MEMBAR.ALL.GPU", "MEMBAR.ALL.SYS"],
+    "ldg_nc_once": ["LDG.E.NA.LTC256B.128.CONSTANT"],
     "bulk_copy_cluster": ["UBLKCP.S.S"],
     "st_async": ["STAS"],
     "fence_proxy_async": ["FENCE.VIEW.ASYNC.S", "FENCE.VIEW.ASYNC.G"],
@@ -45,7 +50,8 @@ OPCODES = {
     "lds_cluster": ["LD.E.128", "ST.E.128"],
     "ex2": ["MUFU.EX2"],
     "redux": ["REDUX.MAX", "REDUX.SUM"],
-    "cvt": ["F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C", "F2FP.F16.E4M3.UNPACK_B", "F2FP.BF16.F32.PACK_AB"],
+    "cvt": ["F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C", "F2FP.F16.E4M3.UNPACK_B", "F2FP.BF16.F32.PACK_AB",
+            "F2FP.SATFINITE.E5M2.F32.PACK_AB_MERGE_C", "F2FP.F16.E5M2.UNPACK_B"],
     "wgmma_fence": ["WARPGROUP.ARRIVE", "WARPGROUP.DEPBAR.LE"],
     "wgmma_e4m3": [f"QGMMA.64x{n}x32.F32.E4M3.E4M3" for n in range(8, 257, 8)],
     "wgmma_bf16": [f"HGMMA.64x{n}x16.F32.BF16" for n in range(8, 257, 8)],
@@ -66,10 +72,14 @@ def compiled(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def opcodes(compiled):
+def listing(compiled):
     if (nvdisasm := machine_code.bundled("nvdisasm")) is None:
         pytest.skip("Triton's wheel brings no nvdisasm here")
-    listing = subprocess.run([nvdisasm, "-c", compiled[1]], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([nvdisasm, "-c", compiled[1]], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def opcodes(listing):
     return machine_code.opcodes_of_sass(listing)
 
 
@@ -85,6 +95,12 @@ def test_everything_compiles_without_a_complaint_or_a_spill(compiled):
 @pytest.mark.parametrize("function", OPCODES)
 def test_a_function_is_its_instruction(opcodes, function):
     assert [opcode for opcode in OPCODES[function] if opcodes[opcode] == 0] == []
+
+
+def test_a_cache_hint_is_an_operand(listing):
+    hinted = re.findall(r"(UTMALDG\.\dD(?:\.MULTICAST)?|UBLKCP\.S\.G) [^;]*desc\[", listing)
+    loads = [f"UTMALDG.{d}D{m}" for d in (2, 3, 4, 5) for m in ("", ".MULTICAST")]
+    assert sorted(set(hinted)) == sorted(["UBLKCP.S.G", *loads])
 
 
 def test_no_wgmma_is_lost(opcodes):

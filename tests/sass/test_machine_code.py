@@ -68,12 +68,48 @@ def test_registers_and_stack_of_a_cubin_are_found():
     assert machine_code.resource_usage(USAGE) == {"registers": 157, "stack": 24}
 
 
+LOOPS = """
+        /*0000*/                   STL [R1], R0 ;
+.L_x_1:
+        /*0010*/                   LDL R5, [R1] ;
+.L_x_2:
+        /*0020*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0030*/               @P0 BRA `(.L_x_3) ;
+        /*0040*/               @P1 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0050*/                   STG.E [R2], R4 ;
+        /*0060*/               @P2 BRA `(.L_x_1) ;
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_the_loop_inside_a_loop_is_found_without_what_is_around_it():
+    [loop] = machine_code.innermost_loops(LOOPS)
+    assert machine_code.opcodes_of_sass(loop) == {"HMMA.16816.F32": 1, "BRA": 2}
+    assert machine_code.innermost_loops(LOOPS.replace("@P1 BRA `(.L_x_2)", "@P1 BRA `(.L_x_9)")) != [loop]
+
+
+def test_a_jump_ahead_is_no_loop():
+    assert machine_code.innermost_loops("  BRA `(.L_x_1) ;\n.L_x_1:\n  EXIT ;\n") == []
+
+
 TENSOR_CORE = ["HMMA.16816.F32.BF16", "QMMA.16832.F32.E4M3.E4M3", "QGMMA.64x128x32.F32.E4M3.E4M3", "UTCQMMA"]
 TENSOR_CORE += ["HGMMA.64x64x16.F32", "UTCHMMA", "DMMA.884", "v_mfma_f32_32x32x8_f16"]
 FLOAT64 = ["DADD", "DFMA.RP", "DMMA.884", "F2F.F64.F32", "I2F.F64.S64", "v_fma_f64", "v_cvt_f64_f32"]
 FP8 = ["QMMA.16832.F32.E4M3.E4M3", "F2FP.SATFINITE.E4M3.F32.PACK_AB_MERGE_C", "UTCQMMA"]
 FP8 += ["v_cvt_scalef32_pk_fp8_f32", "v_cvt_pk_bf8_f32", "v_mfma_f32_32x32x64_f8f6f4"]
-OTHER = ["HFMA2.MMA", "FFMA", "DEPBAR.LE", "I2F.U64.RP", "LDG.E.64", "v_fma_f32", "v_cmp_gt_i64_e64"]
+STACK = ["LDL", "STL.64", "LDL.LU.128", "scratch_load_dword"]
+OTHER = [
+    "HFMA2.MMA",
+    "LDS.128",
+    "STG.E",
+    "FFMA",
+    "DEPBAR.LE",
+    "I2F.U64.RP",
+    "LDG.E.64",
+    "v_fma_f32",
+    "v_cmp_gt_i64_e64",
+]
 
 
 @pytest.mark.parametrize(
@@ -82,8 +118,9 @@ OTHER = ["HFMA2.MMA", "FFMA", "DEPBAR.LE", "I2F.U64.RP", "LDG.E.64", "v_fma_f32"
         (machine_code.tensor_core_opcodes, TENSOR_CORE),
         (machine_code.float64_opcodes, FLOAT64),
         (machine_code.fp8_opcodes, FP8),
+        (machine_code.stack_opcodes, STACK),
     ],
-    ids=["tensor core", "float64", "fp8"],
+    ids=["tensor core", "float64", "fp8", "stack"],
 )
 def test_a_kind_of_opcode_is_found_among_others(select, planted):
     assert select([*planted, *OTHER]) == set(planted)

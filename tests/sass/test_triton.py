@@ -56,12 +56,16 @@ TARGETS = {
     "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}),
 }
 
+PRODUCTS = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_gemm", "grouped_gemm_wgrad")
+
 # Rows that begin at any byte are loaded byte by byte; the addresses of those loads alone fill the registers.
 # K0 never runs a step.
 BYTEWISE = ("-odd", "-K0")
 BYTEWISE_STACK = 256
 # ptxas takes 80 registers so that three blocks fit a multiprocessor, and pays with six on the stack.
 STACK = {("sm_120", "per_block_dequant_fp8-f32-e8m0"): 24}
+# What a product keeps for after its walk over K may wait on the stack.
+STACK_BESIDE_LOOPS = 24
 
 
 def why_not(target: str) -> str | None:
@@ -125,15 +129,20 @@ def dot_type(variant: str) -> str:
     return variant.split("-")[1]
 
 
+def products(variants: Variants) -> Variants:
+    """Of the ops that multiply matrices."""
+    return {variant: facts for op in PRODUCTS for variant, facts in of_op(variants, op).items()}
+
+
 def test_every_variant_of_every_op_compiles(target, compilations):
     variants = compilations[target].result()
     assert {v: f["error"] for v, f in variants.items() if "error" in f} == {}
-    assert {v.split("-")[0] for v in variants} == set(SPECS)
+    assert {v.split("-")[0] for v in variants} == {*SPECS, "clear_rest"}
 
 
-def test_fp8_gemm_multiplies_with_the_tensor_core_of_its_type(target, compiled):
+def test_products_multiply_with_the_tensor_core_of_their_type(target, compiled):
     """And with no other: float32 with none at all on NVIDIA, where that would be TF32."""
-    for variant, facts in of_op(compiled, "fp8_gemm").items():
+    for variant, facts in products(compiled).items():
         found = machine_code.tensor_core_opcodes(opcodes(facts))
         wanted = TARGETS[target].dots.get(dot_type(variant))
         if wanted is None:
@@ -153,23 +162,25 @@ def test_float32_is_never_rounded_to_tf32(compiled):
 def test_fp8_instructions_are_used_exactly_where_the_target_has_them(target, compiled):
     """Elsewhere e4m3 is decoded and encoded in registers."""
     for variant, facts in compiled.items():
-        multiplies_fp8 = variant.startswith("fp8_gemm-e4m3")
+        multiplies_fp8 = variant.split("-")[0] in PRODUCTS and dot_type(variant) == "e4m3"
         has_any = machine_code.fp8_opcodes(opcodes(facts)) != set()
         assert has_any == (TARGETS[target].has_fp8 and (multiplies_fp8 or "_quant_" in variant)), variant
 
 
-def test_fp8_gemm_loads_by_tma_where_the_rows_are_aligned(target, compiled):
-    for variant, facts in of_op(compiled, "fp8_gemm").items():
-        aligned = not variant.endswith(("-pointers", *BYTEWISE))
+def test_products_load_by_tma_where_the_rows_are_aligned(target, compiled):
+    """Less the sum over rows, whose last load has to leave out those of the next group."""
+    for variant, facts in products(compiled).items():
+        aligned = not variant.endswith(("-pointers", *BYTEWISE)) and "_wgrad-" not in variant
         has_any = any(o.startswith("UTMALDG") for o in opcodes(facts))
         assert has_any == (TARGETS[target].has_tma and aligned), variant
         assert facts["uses_descriptors"] == has_any, variant
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith("sm_")], indirect=True)
-def test_fp8_gemm_by_pointers_loads_while_it_multiplies(target, compiled):
+def test_products_by_pointers_load_while_they_multiply(target, compiled):
     """Rows of 8-byte pieces still come by asynchronous copies."""
-    for variant in ("fp8_gemm-e4m3-pointers", "fp8_gemm-bf16-pointers"):
+    by_pointers = [v for v in products(compiled) if v.endswith("-pointers")]
+    for variant in [*by_pointers, "grouped_gemm_wgrad-bf16"]:
         assert any(o.startswith("LDGSTS") for o in opcodes(compiled[variant])), variant
 
 
@@ -183,6 +194,15 @@ def test_casts_divide_exactly(compiled):
                 assert opcodes(facts)["v_div_fixup_f32"] > 0, variant
 
 
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith("sm_")], indirect=True)
+def test_routing_rounds_every_operation_as_the_definition_does(target, compiled):
+    """A fused multiply-add, an approximation or a subnormal that is flushed could choose another expert."""
+    for op in ("moe_topk", "moe_unpermute"):
+        for variant, facts in of_op(compiled, op).items():
+            wrong = [o for o in facts["ptx"] if re.match(r"fma\.|.*\.(approx|ftz|full)\b", o)]
+            assert wrong == [], variant
+
+
 def test_nothing_is_computed_in_float64(compiled):
     assert {
         v: found for v, f in compiled.items() if (found := machine_code.float64_opcodes(opcodes(f)))
@@ -192,7 +212,12 @@ def test_nothing_is_computed_in_float64(compiled):
 def test_nothing_is_spilled(target, compiled):
     """Registers on the stack go to memory at every step."""
     for variant, facts in compiled.items():
-        limit = BYTEWISE_STACK if variant.endswith(BYTEWISE) else STACK.get((target, variant), 0)
+        beside_loops = STACK_BESIDE_LOOPS if variant.split("-")[0] in PRODUCTS else 0
+        limit = STACK.get((target, variant), beside_loops)
+        if variant.endswith(BYTEWISE):
+            limit = BYTEWISE_STACK
+        elif "in_loops" in facts:
+            assert machine_code.stack_opcodes(facts["in_loops"]) == set(), variant
         assert facts["stack"] <= limit, variant
 
 

@@ -16,7 +16,7 @@ MOELA_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
 MOELA_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
 MOELA_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 MOELA_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-// Keeps x in a register: see multiply_chains in fp8_gemm_kernel.h.
+// Keeps x in a register: see multiply_chain in gemm_panel.h.
 MOELA_INLINE void pin(F& x) { asm("" : "+x"(x)); }
 
 MOELA_INLINE I zero_bytes() { return _mm256_setzero_si256(); }
@@ -27,7 +27,7 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return 0xFFu & ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(clean)));
 }
 
-MOELA_INLINE I load_codes(const uint8_t* p) {
+MOELA_INLINE I load_words(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
@@ -52,9 +52,18 @@ MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[kLanes]) {
 }
 MOELA_INLINE I shift_left16(I x, int n) { return _mm256_slli_epi16(x, n); }
 MOELA_INLINE I shift_left32(I x, int n) { return _mm256_slli_epi32(x, n); }
+MOELA_INLINE I shift_right32(I x, int n) { return _mm256_srli_epi32(x, n); }
 MOELA_INLINE I shift_right_signed16(I x, int n) { return _mm256_srai_epi16(x, n); }
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(bits))));
+}
+MOELA_INLINE F from_low_halves(I x) {
+  const I low = _mm256_and_si256(x, _mm256_set1_epi32(0xFFFF));
+  const I packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+  return _mm256_cvtph_ps(_mm256_castsi256_si128(packed));
+}
+MOELA_INLINE I load_halves(const uint16_t* p) {
+  return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
 MOELA_INLINE void add_chains(const float* chains, float* out) {

@@ -16,7 +16,7 @@ MOELA_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 MOELA_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
 MOELA_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 MOELA_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-// Keeps x in a register: see multiply_chains in fp8_gemm_kernel.h.
+// Keeps x in a register: see multiply_chain in gemm_panel.h.
 MOELA_INLINE void pin(F& x) { asm("" : "+v"(x)); }
 
 MOELA_INLINE I zero_bytes() { return _mm512_setzero_si512(); }
@@ -28,7 +28,7 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return _mm512_test_epi32_mask(_mm512_movm_epi8(bytes), _mm512_set1_epi32(-1));
 }
 
-MOELA_INLINE I load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+MOELA_INLINE I load_words(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
 // Sixty-four codes of sixteen rows -> q[j]: lane n holds codes 4j .. 4j + 3 of row n. Whole rows of 64 bytes
 // are loaded, so that each cache line is touched once: rows are often a power of two apart and fight for the
@@ -60,12 +60,18 @@ MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[kLanes]) {
 }
 MOELA_INLINE I shift_left16(I x, int n) { return _mm512_slli_epi16(x, n); }
 MOELA_INLINE I shift_left32(I x, int n) { return _mm512_slli_epi32(x, n); }
+MOELA_INLINE I shift_right32(I x, int n) { return _mm512_srli_epi32(x, n); }
 MOELA_INLINE I shift_right_signed16(I x, int n) { return _mm512_srai_epi16(x, n); }
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(bits))));
 }
+// The float16 in the low half of each lane.
+MOELA_INLINE F from_low_halves(I x) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x)); }
+MOELA_INLINE I load_halves(const uint16_t* p) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 
-// out[i] = the sum of the sixteen chains[i], for four of them; the tree of fp8_gemm_kernel.h.
+// out[i] = the sum of the sixteen chains[i], for four of them; the tree of gemm_kernel.h.
 MOELA_INLINE void add_chains(const float* chains, float* out) {
   const F x0 = load(chains), x1 = load(chains + 16), x2 = load(chains + 32), x3 = load(chains + 48);
   // Chain c + 8 to chain c: eight chains of two sums in each vector.

@@ -18,6 +18,8 @@ class ExactSubnormals {
  private:
   uint64_t saved_;
 };
+MOELA_INLINE void stream(char* to, const char* from, int64_t n) { __builtin_memcpy(to, from, n); }
+MOELA_INLINE void end_stream() {}
 MOELA_INLINE void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 MOELA_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
@@ -47,7 +49,7 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   lanes |= (vgetq_lane_u32(words, 2) != 0) << 2 | (vgetq_lane_u32(words, 3) != 0) << 3;
   return lanes;
 }
-MOELA_INLINE I load_codes(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
+MOELA_INLINE I load_words(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
 MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
   const I r0 = vreinterpretq_u32_u8(vld1q_u8(p)), r1 = vreinterpretq_u32_u8(vld1q_u8(p + ld));
   const I r2 = vreinterpretq_u32_u8(vld1q_u8(p + 2 * ld)), r3 = vreinterpretq_u32_u8(vld1q_u8(p + 3 * ld));
@@ -59,10 +61,13 @@ MOELA_INLINE void load_quads(const uint8_t* p, int64_t ld, I q[4]) {
 }
 #define shift_left16(x, n) vreinterpretq_u32_u16(vshlq_n_u16(vreinterpretq_u16_u32(x), n))
 #define shift_left32(x, n) vshlq_n_u32(x, n)
+#define shift_right32(x, n) vshrq_n_u32(x, n)
 #define shift_right_signed16(x, n) vreinterpretq_u32_s16(vshrq_n_s16(vreinterpretq_s16_u32(x), n))
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return vreinterpretq_f32_u32(vandq_u32(x, vdupq_n_u32(bits)));
 }
+MOELA_INLINE F from_low_halves(I x) { return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(x))); }
+MOELA_INLINE I load_halves(const uint16_t* p) { return vmovl_u16(vld1_u16(p)); }
 
 MOELA_INLINE void add_chains(const float* chains, float* out) {
   for (int i = 0; i < 4; ++i, chains += 16) {

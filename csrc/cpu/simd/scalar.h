@@ -1,6 +1,7 @@
 // The same operations on four lanes in plain C++: runs anywhere, and is the oracle of the other three.
 #pragma once
 
+#include "cpu/convert.h"
 #if defined(__SSE2__)
 #include "cpu/simd/x86.h"
 #endif
@@ -17,6 +18,8 @@ struct I {
 
 #if !defined(__SSE2__)
 struct ExactSubnormals {};
+MOELA_INLINE void stream(char* to, const char* from, int64_t n) { __builtin_memcpy(to, from, n); }
+MOELA_INLINE void end_stream() {}
 MOELA_INLINE void prefetch_l1(const void* p) { __builtin_prefetch(p, 0, 3); }
 MOELA_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 #endif
@@ -63,7 +66,7 @@ MOELA_INLINE uint32_t nan_lanes(I seen) {
   return lanes;
 }
 
-MOELA_INLINE I load_codes(const uint8_t* p) {
+MOELA_INLINE I load_words(const uint8_t* p) {
   I q;
   for (int l = 0; l < kLanes; ++l) {
     const uint8_t* c = p + 4 * l;
@@ -85,6 +88,9 @@ MOELA_INLINE I shift_left16(I x, int n) {
 MOELA_INLINE I shift_left32(I x, int n) {
   return each_bits([&](int l) { return x.v[l] << n; });
 }
+MOELA_INLINE I shift_right32(I x, int n) {
+  return each_bits([&](int l) { return x.v[l] >> n; });
+}
 MOELA_INLINE I shift_right_signed16(I x, int n) {
   const auto shift = [n](uint32_t half) {
     return static_cast<uint16_t>(static_cast<int16_t>(static_cast<uint16_t>(half)) >> n);
@@ -95,6 +101,12 @@ MOELA_INLINE I shift_right_signed16(I x, int n) {
 }
 MOELA_INLINE F mask_bits(I x, uint32_t bits) {
   return each([&](int l) { return __builtin_bit_cast(float, x.v[l] & bits); });
+}
+MOELA_INLINE F from_low_halves(I x) {
+  return each([&](int l) { return from_float16(static_cast<uint16_t>(x.v[l])); });
+}
+MOELA_INLINE I load_halves(const uint16_t* p) {
+  return each_bits([&](int l) { return uint32_t{p[l]}; });
 }
 
 MOELA_INLINE void add_chains(const float* chains, float* out) {

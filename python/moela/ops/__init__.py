@@ -2,6 +2,14 @@
 
 from moela.ops._spec import SPECS, OpSpec
 from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
+from moela.ops.fused_experts import fused_experts, fused_experts_out
+from moela.ops.grouped_fp8_gemm import grouped_fp8_gemm, grouped_fp8_gemm_out
+from moela.ops.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked, grouped_fp8_gemm_masked_out
+from moela.ops.grouped_gemm import grouped_gemm, grouped_gemm_out
+from moela.ops.grouped_gemm_wgrad import grouped_gemm_wgrad, grouped_gemm_wgrad_out
+from moela.ops.moe_permute import moe_permute, moe_permute_out
+from moela.ops.moe_topk import moe_topk, moe_topk_out
+from moela.ops.moe_unpermute import moe_unpermute, moe_unpermute_out
 from moela.ops.per_block_dequant_fp8 import per_block_dequant_fp8, per_block_dequant_fp8_out
 from moela.ops.per_block_quant_fp8 import per_block_quant_fp8, per_block_quant_fp8_out
 from moela.ops.per_token_group_quant_fp8 import per_token_group_quant_fp8, per_token_group_quant_fp8_out
@@ -13,6 +21,22 @@ __all__ = [
     "OpSpec",
     "fp8_gemm",
     "fp8_gemm_out",
+    "fused_experts",
+    "fused_experts_out",
+    "grouped_fp8_gemm",
+    "grouped_fp8_gemm_masked",
+    "grouped_fp8_gemm_masked_out",
+    "grouped_fp8_gemm_out",
+    "grouped_gemm",
+    "grouped_gemm_out",
+    "grouped_gemm_wgrad",
+    "grouped_gemm_wgrad_out",
+    "moe_permute",
+    "moe_permute_out",
+    "moe_topk",
+    "moe_topk_out",
+    "moe_unpermute",
+    "moe_unpermute_out",
     "per_block_dequant_fp8",
     "per_block_dequant_fp8_out",
     "per_block_quant_fp8",

@@ -3,10 +3,12 @@
 csrc/common/check.h says the same words; tests/ops/test_contract.py holds the two together.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -60,3 +62,41 @@ def expect_last_dim_contiguous(op: str, arg: str, t: Tensor) -> None:
 
 def expect_contiguous(op: str, arg: str, t: Tensor) -> None:
     expect(t.is_contiguous(), op, arg, "a contiguous tensor", "a strided one", "allocate it with torch.empty")
+
+
+def expect_offsets(op: str, offsets: Tensor, num_experts: int, rows: int, owner: str, t: Tensor) -> None:
+    """`expert_offsets`: [num_experts + 1] int32 beside `t`, the argument `owner`, which has `rows` rows."""
+    arg, wanted = "expert_offsets", f"a non-decreasing sequence within [0, {rows}]"
+    _expect_int32(op, arg, offsets, num_experts + 1, owner, t)
+    if not _can_read(offsets):
+        return
+    bounds = offsets.tolist()
+    for expert in range(num_experts):
+        begin, end = bounds[expert], bounds[expert + 1]
+        expect(begin <= end, op, arg, wanted, f"{begin} before {end} at expert {expert}")
+    expect(bounds[0] >= 0, op, arg, wanted, f"{bounds[0]} at the start")
+    expect(bounds[-1] <= rows, op, arg, wanted, f"{bounds[-1]} at the end")
+
+
+def expect_counts(op: str, counts: Tensor, num_experts: int, rows: int, owner: str, t: Tensor) -> None:
+    """`expert_counts`: [num_experts] int32 beside `t`, the argument `owner`, with `rows` rows an expert."""
+    arg = "expert_counts"
+    _expect_int32(op, arg, counts, num_experts, owner, t)
+    if not _can_read(counts):
+        return
+    for expert, count in enumerate(counts.tolist()):
+        expect(0 <= count <= rows, op, arg, f"counts within [0, {rows}]", f"{count} at expert {expert}")
+
+
+def _expect_int32(op: str, arg: str, t: Tensor, size: int, owner: str, beside: Tensor) -> None:
+    expect_dtype(op, arg, t.dtype, (torch.int32,))
+    expect_shape(op, arg, t, (size,))
+    expect_last_dim_contiguous(op, arg, t)
+    expect_device(op, arg, t, beside.device, owner)
+
+
+def _can_read(t: Tensor) -> bool:
+    """Whether to look at values: always on the CPU; on a GPU, where that waits for it, under MOELA_DEBUG."""
+    if is_fake(t) or t.is_meta:
+        return False
+    return t.is_cpu or os.environ.get("MOELA_DEBUG", "0") not in ("", "0")

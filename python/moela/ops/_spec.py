@@ -23,7 +23,7 @@ _cuda_lib = torch.library.Library("moela_cuda", "DEF")
 class Autograd:
     """The derivative of an op, as torch.library.register_autograd takes it; made of ops, so it compiles."""
 
-    setup_context: Callable[..., None]  # (ctx, inputs, keyword_only_inputs, output)
+    setup_context: Callable[..., None]  # (ctx, inputs, output); keyword_only_inputs too if it has some
     backward: Callable[..., Any]  # (ctx, *grads) -> one gradient or None per input
 
 
@@ -52,10 +52,14 @@ class OpSpec:
     # Batch invariance: the arguments whose first dimension is the batch, values first. Row i of the outputs
     # depends on row i of these only.
     batch_args: tuple[str, ...] = ()
-    # (*args) -> per output which elements the op computes, as a bool tensor that broadcasts; None: all. The
-    # others are zero in a returned tensor, and an _out variant leaves them as they are.
-    written: Callable[..., Tensors] | None = None
+    # (*args) -> which rows of the output, a batch of matrices [..., rows, N], the op computes: of matrix i
+    # those from begin[i] (begin None: 0) up to end[i], int32; None: all. The rest is zero in a returned
+    # tensor, and an _out variant leaves it as it is. Such an op has one output.
+    written: Callable[..., tuple[Tensor | None, Tensor]] | None = None
     autograd: "Autograd | None" = None
+    # Of an op without a derivative that someone may train through: what to do instead. torch would warn, and
+    # leave out the gradient.
+    to_train: str | None = None
 
     @property
     def op(self) -> torch._ops.OpOverload:
@@ -118,8 +122,7 @@ def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor 
     out = spec.empty(*args, **kwargs)
     backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
     if spec.written:
-        for t, mask in zip(out, spec.written(*args, **kwargs), strict=True):
-            t.masked_fill_(~mask, 0)
+        _clear_rest(spec, out[0], *spec.written(*args, **kwargs))
     return _returns(out)
 
 
@@ -137,12 +140,30 @@ def run_python_out(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Non
         result = spec.reference(*args, **kwargs)
         theirs = result if isinstance(result, tuple) else (result,)
         if spec.written:
-            masks = spec.written(*args, **kwargs)
-            theirs = tuple(torch.where(w, t, o) for w, t, o in zip(masks, theirs, out, strict=True))
+            mask = written_rows(out[0], *spec.written(*args, **kwargs))
+            theirs = (torch.where(mask, theirs[0], out[0]),)
         for o, t in zip(out, theirs, strict=True):
             o.copy_(t)
     else:
         backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
+
+
+def written_rows(t: Tensor, begin: Tensor | None, end: Tensor) -> Tensor:
+    """[..., rows, 1] bool: which rows of t OpSpec.written means."""
+    row = torch.arange(t.size(-2), device=t.device)
+    mask = row < end[:, None]  # [matrices, rows]
+    if begin is not None:
+        mask &= row >= begin[:, None]
+    return mask.view(*t.shape[:-1], 1)
+
+
+def _clear_rest(spec: OpSpec, t: Tensor, begin: Tensor | None, end: Tensor) -> None:
+    if backends.why_not("triton", spec.name, t.device) is None:
+        from moela.kernels._rest import clear_rest
+
+        clear_rest(t, begin, end)
+    else:
+        t.masked_fill_(~written_rows(t, begin, end), 0)
 
 
 def require_cuda_limits(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> None:
@@ -218,4 +239,33 @@ def register(spec: OpSpec) -> None:
         torch.library.register_autograd(
             f"moela::{spec.name}", spec.autograd.backward, setup_context=spec.autograd.setup_context, lib=_lib
         )
+    if spec.to_train:
+        _lib.impl(spec.name, _without_derivative(spec), "Autograd")
     SPECS[spec.name] = spec
+
+
+class _NoDerivative(torch.autograd.Function):
+    """The result of an op, which cannot be differentiated: backward says so."""
+
+    @staticmethod
+    def forward(ctx, message: str, result: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.message = message
+        return result.detach()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        raise NotImplementedError(ctx.message)
+
+
+def _without_derivative(spec: OpSpec) -> Callable[..., Tensor]:
+    """The kernel for autograd of an op with one output and without a derivative."""
+
+    def call(*args, **kwargs):
+        with torch._C._AutoDispatchBelowAutograd():
+            result = spec.op(*args, **kwargs)
+        tracked = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
+        if not tracked or not torch.is_grad_enabled():
+            return result
+        return _NoDerivative.apply(f"{spec.name}: has no derivative; {spec.to_train}", result, *tracked)
+
+    return call

@@ -56,29 +56,37 @@ def fp8_gemm_out(
     torch.ops.moela.fp8_gemm_out(a, sf_a, b, sf_b, bias=bias, d=d)
 
 
-def _check_args(a, sf_a, b, sf_b, *, bias=None, out_dtype=torch.bfloat16) -> None:
-    _check.expect_dim(OP, "a", a, 2)
-    _check.expect_dtype(OP, "a", a.dtype, (torch.float8_e4m3fn, *_check.FLOAT_DTYPES))
-    _check.expect_last_dim_contiguous(OP, "a", a)
-    _check.expect_dim(OP, "b", b, 2)
-    _check.expect_dtype(OP, "b", b.dtype, (torch.float8_e4m3fn,))
-    (M, K), N = a.shape, b.size(0)
-    _check.expect(b.size(1) == K, OP, "b", f"K={K} (that of a)", f"K={b.size(1)}")
-    _check.expect_last_dim_contiguous(OP, "b", b)
-    _check.expect_device(OP, "b", b, a.device, "a")
+def check_operands(op, a, sf_a, b, sf_b, a_dim=2, b_dim=2) -> None:
+    """What the FP8 products have in common: `a` and `b` are matrices, or one per expert."""
+    _check.expect_dim(op, "a", a, a_dim)
+    _check.expect_dtype(op, "a", a.dtype, (torch.float8_e4m3fn, *_check.FLOAT_DTYPES))
+    _check.expect_last_dim_contiguous(op, "a", a)
+    _check.expect_dim(op, "b", b, b_dim)
+    _check.expect_dtype(op, "b", b.dtype, (torch.float8_e4m3fn,))
+    K, N = a.size(-1), b.size(-2)
+    blocks_k, blocks_n = (K + BLOCK - 1) // BLOCK, (N + BLOCK - 1) // BLOCK
+    if a_dim == 3:
+        _check.expect(b.size(0) == a.size(0), op, "b", f"E={a.size(0)} (that of a)", f"E={b.size(0)}")
+    _check.expect(b.size(-1) == K, op, "b", f"K={K} (that of a)", f"K={b.size(-1)}")
+    _check.expect_last_dim_contiguous(op, "b", b)
+    _check.expect_device(op, "b", b, a.device, "a")
     if a.dtype == torch.float8_e4m3fn:
-        _check.expect(sf_a is not None, OP, "sf_a", "a tensor because a is float8_e4m3fn", "None")
-        _check.expect_dtype(OP, "sf_a", sf_a.dtype, (torch.float32,))
-        _check.expect_shape(OP, "sf_a", sf_a, (M, (K + BLOCK - 1) // BLOCK))
-        _check.expect_device(OP, "sf_a", sf_a, a.device, "a")
+        _check.expect(sf_a is not None, op, "sf_a", "a tensor because a is float8_e4m3fn", "None")
+        _check.expect_dtype(op, "sf_a", sf_a.dtype, (torch.float32,))
+        _check.expect_shape(op, "sf_a", sf_a, (*a.shape[:-1], blocks_k))
+        _check.expect_device(op, "sf_a", sf_a, a.device, "a")
     else:
-        _check.expect(sf_a is None, OP, "sf_a", f"None because a is {_check.dtype_name(a.dtype)}", "a tensor")
-    _check.expect_dtype(OP, "sf_b", sf_b.dtype, SF_DTYPES)
-    _check.expect_shape(OP, "sf_b", sf_b, ((N + BLOCK - 1) // BLOCK, (K + BLOCK - 1) // BLOCK))
-    _check.expect_device(OP, "sf_b", sf_b, a.device, "a")
+        _check.expect(sf_a is None, op, "sf_a", f"None because a is {_check.dtype_name(a.dtype)}", "a tensor")
+    _check.expect_dtype(op, "sf_b", sf_b.dtype, SF_DTYPES)
+    _check.expect_shape(op, "sf_b", sf_b, (*b.shape[:-2], blocks_n, blocks_k))
+    _check.expect_device(op, "sf_b", sf_b, a.device, "a")
+
+
+def _check_args(a, sf_a, b, sf_b, *, bias=None, out_dtype=torch.bfloat16) -> None:
+    check_operands(OP, a, sf_a, b, sf_b)
     if bias is not None:
         _check.expect_dtype(OP, "bias", bias.dtype, _check.FLOAT_DTYPES)
-        _check.expect_shape(OP, "bias", bias, (N,))
+        _check.expect_shape(OP, "bias", bias, (b.size(0),))
         _check.expect_device(OP, "bias", bias, a.device, "a")
     _check.expect_dtype(OP, "out_dtype", out_dtype, _check.FLOAT_DTYPES)
 

@@ -54,6 +54,10 @@ def check_swiglu(op: str, x: Tensor, limit: float | None, alpha: float | None) -
     _check.expect_dtype(op, "x", x.dtype, _check.FLOAT_DTYPES)
     _check.expect_last_dim_contiguous(op, "x", x)
     _check.expect(x.size(-1) % 2 == 0, op, "x", "an even last dimension", x.size(-1))
+    check_limits(op, limit, alpha)
+
+
+def check_limits(op: str, limit: float | None, alpha: float | None) -> None:
     if limit is not None:
         _check.expect(limit > 0, op, "limit", "a positive number", f"{limit:g}")
     if alpha is not None:

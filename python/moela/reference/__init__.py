@@ -1,6 +1,14 @@
 """The definitions in plain torch: the oracle of every test, and the fallback on every device."""
 
 from moela.reference.fp8_gemm import fp8_gemm
+from moela.reference.fused_experts import fused_experts
+from moela.reference.grouped_fp8_gemm import grouped_fp8_gemm
+from moela.reference.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked
+from moela.reference.grouped_gemm import grouped_gemm
+from moela.reference.grouped_gemm_wgrad import grouped_gemm_wgrad
+from moela.reference.moe_permute import moe_permute
+from moela.reference.moe_topk import moe_topk
+from moela.reference.moe_unpermute import moe_unpermute
 from moela.reference.per_block_dequant_fp8 import per_block_dequant_fp8
 from moela.reference.per_block_quant_fp8 import per_block_quant_fp8
 from moela.reference.per_token_group_quant_fp8 import per_token_group_quant_fp8
@@ -9,6 +17,14 @@ from moela.reference.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8
 
 __all__ = [
     "fp8_gemm",
+    "fused_experts",
+    "grouped_fp8_gemm",
+    "grouped_fp8_gemm_masked",
+    "grouped_gemm",
+    "grouped_gemm_wgrad",
+    "moe_permute",
+    "moe_topk",
+    "moe_unpermute",
     "per_block_dequant_fp8",
     "per_block_quant_fp8",
     "per_token_group_quant_fp8",

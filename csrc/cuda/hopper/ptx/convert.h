@@ -20,6 +20,20 @@ MOELA_DEVICE uint32_t cvt_f16x2_of_e4m3x2(uint16_t codes) {
   return halves;
 }
 
+// PTX ISA "cvt.rn.satfinite.e5m2x2.f32": nearest even, clamped to +-57344, NaN -> 0x7F.
+MOELA_DEVICE uint16_t cvt_e5m2x2(float low, float high) {
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+  return codes;
+}
+
+// PTX ISA "cvt.rn.f16x2.e5m2x2": exact.
+MOELA_DEVICE uint32_t cvt_f16x2_of_e5m2x2(uint16_t codes) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e5m2x2 %0, %1;" : "=r"(halves) : "h"(codes));
+  return halves;
+}
+
 // PTX ISA "cvt.rn.bf16x2.f32".
 MOELA_DEVICE uint32_t cvt_bf16x2(float low, float high) {
   uint32_t both;
@@ -51,7 +65,8 @@ MOELA_DEVICE float div_rn(float x, float y) {
   return quotient;
 }
 
-// PTX ISA "ex2.approx.ftz.f32": 2^x with a relative error of at most 2^-22; NaN gives NaN.
+// PTX ISA "ex2.approx.ftz.f32": 2^x with a relative error of at most 2^-22; +0 where that is subnormal, +0
+// and +inf for -inf and +inf, NaN for NaN.
 MOELA_DEVICE float ex2_approx(float x) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));

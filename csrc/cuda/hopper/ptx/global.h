@@ -145,6 +145,17 @@ MOELA_DEVICE void st_relaxed(T* to, T value) {
   }
 }
 
+// PTX ISA "fence.acq_rel". What this thread has done and seen before comes before its relaxed flag accesses
+// after it; what others have released to its relaxed loads before comes before what it does after it.
+template <Scope kScope>
+MOELA_DEVICE void fence_acq_rel() {
+  if constexpr (kScope == Scope::kGpu) {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+  } else {
+    asm volatile("fence.acq_rel.sys;" ::: "memory");
+  }
+}
+
 // PTX ISA "red.release".
 template <Scope kScope, class T>
 MOELA_DEVICE void red_add_release(T* to, T value) {

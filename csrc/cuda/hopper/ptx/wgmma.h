@@ -2,7 +2,7 @@
 // PTX ISA "Asynchronous warpgroup level matrix instructions". K is 32 for e4m3 and 16 for 16-bit types.
 //
 // wgmma_fence() before the first wgmma and after any other access to the registers; wgmma_commit();
-// wgmma_wait() before the accumulator, or A registers, are touched again.
+// wgmma_wait() before the accumulator, or the fragment of A, is touched again.
 #pragma once
 
 #include "cuda/hopper/ptx/wgmma_registers.h"
@@ -20,31 +20,44 @@ struct Acc {
   MOELA_DEVICE void set(int i, float x) { d[i] = x; }
 };
 
+// What a thread holds of A [64, K] in registers. 16 bits: register r of thread t holds row t/32*16 + t%32/4 +
+// 8*(r%2), columns 2*(t%4) + 8*(r/2) and the next; 8 bits: twice the columns.
+struct AFragment {
+  uint32_t r[4];
+  MOELA_DEVICE uint32_t get(int i) const { return r[i]; }
+  MOELA_DEVICE void set(int i, uint32_t x) { r[i] = x; }
+};
+
 // PTX ISA "wgmma.commit_group".
 MOELA_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Ties the accumulator to a place in the program: the compiler may not move its reads over the wait.
+// Ties registers to a place in the program: the compiler may not move their accesses over the fence or wait.
 template <int kN>
 MOELA_DEVICE void pin(Acc<kN>& acc) {
   MOELA_UNROLL
   for (int i = 0; i < kN / 2; ++i) asm volatile("" : "+f"(acc.d[i])::"memory");
 }
 
-// PTX ISA "wgmma.fence". Takes the accumulators that keep a value into the next wgmma: their registers are
-// then settled before the fence, not after it.
-template <int... kN>
-MOELA_DEVICE void wgmma_fence(Acc<kN>&... acc) {
-  (pin(acc), ...);
+MOELA_DEVICE void pin(AFragment& a) {
+  MOELA_UNROLL
+  for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a.r[i])::"memory");
+}
+
+// PTX ISA "wgmma.fence". Takes the accumulators and fragments that carry a value into the next wgmma: their
+// registers are then settled before the fence, not after it.
+template <class... Registers>
+MOELA_DEVICE void wgmma_fence(Registers&... registers) {
+  (pin(registers), ...);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 // PTX ISA "wgmma.wait_group". Until at most kPending groups are under way; takes the accumulators that are
-// then read.
-template <int kPending, int... kN>
-MOELA_DEVICE void wgmma_wait(Acc<kN>&... acc) {
-  (pin(acc), ...);
+// then read and the fragments that are then changed.
+template <int kPending, class... Registers>
+MOELA_DEVICE void wgmma_wait(Registers&... registers) {
+  (pin(registers), ...);
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-  (pin(acc), ...);
+  (pin(registers), ...);
 }
 
 template <int kN>
@@ -105,8 +118,8 @@ MOELA_DEVICE void wgmma_e4m3(Acc<kN>& acc, uint64_t a, uint64_t b, bool accumula
 
 // PTX ISA "wgmma.mma_async". e4m3, K-major, A in registers.
 template <int kN>
-MOELA_DEVICE void wgmma_e4m3_rs(Acc<kN>& acc, const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  Wgmma<kN>::e4m3_rs(acc.d, a, b, accumulate);
+MOELA_DEVICE void wgmma_e4m3_rs(Acc<kN>& acc, const AFragment& a, uint64_t b, bool accumulate) {
+  Wgmma<kN>::e4m3_rs(acc.d, a.r, b, accumulate);
 }
 
 // PTX ISA "wgmma.mma_async". bfloat16, A in shared memory.
@@ -117,8 +130,8 @@ MOELA_DEVICE void wgmma_bf16(Acc<kN>& acc, uint64_t a, uint64_t b, bool accumula
 
 // PTX ISA "wgmma.mma_async". bfloat16, A in registers.
 template <bool kTransposeB, int kN>
-MOELA_DEVICE void wgmma_bf16_rs(Acc<kN>& acc, const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  Wgmma<kN>::template bf16_rs<kTransposeB>(acc.d, a, b, accumulate);
+MOELA_DEVICE void wgmma_bf16_rs(Acc<kN>& acc, const AFragment& a, uint64_t b, bool accumulate) {
+  Wgmma<kN>::template bf16_rs<kTransposeB>(acc.d, a.r, b, accumulate);
 }
 
 // PTX ISA "wgmma.mma_async". float16, A in shared memory.
@@ -129,8 +142,8 @@ MOELA_DEVICE void wgmma_f16(Acc<kN>& acc, uint64_t a, uint64_t b, bool accumulat
 
 // PTX ISA "wgmma.mma_async". float16, A in registers.
 template <bool kTransposeB, int kN>
-MOELA_DEVICE void wgmma_f16_rs(Acc<kN>& acc, const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  Wgmma<kN>::template f16_rs<kTransposeB>(acc.d, a, b, accumulate);
+MOELA_DEVICE void wgmma_f16_rs(Acc<kN>& acc, const AFragment& a, uint64_t b, bool accumulate) {
+  Wgmma<kN>::template f16_rs<kTransposeB>(acc.d, a.r, b, accumulate);
 }
 
 }  // namespace moela::cuda::sm90

@@ -1,0 +1,442 @@
+// Matrix products of bfloat16 operands, two multiply-adds per lane and instruction. Part of gemm_kernel.h;
+// compiled where the instruction set has vdpbf16ps (docs/adr/0011).
+//
+// Takes b of e4m3 codes or bfloat16, and rows of a that bfloat16 holds exactly: bfloat16, or e4m3 codes and
+// their scale factors. Rows of float32 become two rows of bfloat16, 16 bits in all, whose sums are added.
+// Bound: the DRAM rate of b for few rows, the tensor rate of vdpbf16ps beyond.
+//
+// A vector holds eight columns of K of four rows of b, so that a 4 x 4 transpose of 128-bit lanes is all that
+// a line of b needs, and eight elements of a are broadcast as they stand in memory.
+//
+// Numerics for one element of d: every product is exact in float32. Per 128 columns of K there are four
+// chains: chain c sums the pairs of columns with k % 8 / 2 == c, k ascending, as vdpbf16ps does (it rounds to
+// nearest even and takes subnormal numbers for zero). A chain times the scale factors is added to its total
+// by one fused multiply-add; at the end the totals are added as (0 + 2) + (1 + 3).
+#pragma once
+
+#include "cpu/gemm_kernel.h"
+
+namespace {
+
+constexpr int kBf16Cols = 16;                // of d in a register tile
+constexpr int kTileVectors = kBf16Cols / 4;  // of b
+constexpr int kBf16Slab = 512;               // columns of K whose weights, 16 KB, stay in L1
+constexpr int kBf16Step = 8;                 // columns of K in a vector
+constexpr int kBf16Rows = 2;                 // of a in a register tile; three are no faster (docs/FACTS.md)
+constexpr int kBlocksPerSlab = kSlab / kBlock;
+
+// The bfloat16 of e4m3 codes times 2^-8: sums of a block then overflow no sooner than scaled weights would.
+struct E4m3Tables {
+  constexpr E4m3Tables() {
+    for (int code = 0; code < 128; ++code) {
+      const int exponent = code >> 3, fraction = code & 7;
+      uint16_t bits = 0;
+      if (exponent != 0) {
+        bits = static_cast<uint16_t>((exponent - 7 - 8 + 127) << 7 | fraction << 4);
+      } else if (fraction != 0) {
+        const int top = fraction >= 4 ? 2 : fraction >= 2 ? 1 : 0;  // fraction * 2^-9 has its first bit there
+        bits = static_cast<uint16_t>((top - 9 - 8 + 127) << 7 | ((fraction << (7 - top)) & 0x7F));
+      }
+      if (code == 127) bits = 0x7FC0;
+      high[code] = static_cast<uint8_t>(bits >> 8);
+      low[code] = static_cast<uint8_t>(bits & 0xFF);
+    }
+  }
+  alignas(64) uint8_t high[128] = {};
+  alignas(64) uint8_t low[128] = {};
+};
+constexpr E4m3Tables kE4m3Tables;
+constexpr float kUnscale = 0x1p8f;
+
+inline uint16_t bf16_of_code(uint8_t code) {
+  return static_cast<uint16_t>((kE4m3Tables.high[code & 0x7F] | (code & 0x80)) << 8 |
+                               kE4m3Tables.low[code & 0x7F]);
+}
+
+// vdpbf16ps takes subnormal numbers for zero, and a block's sum may overflow although scale factors would
+// bring it back. So where a row has only tiny elements, or huge ones, its slab is multiplied by this power of
+// two. `amax`: the bits of the largest finite magnitude.
+inline float range_factor(uint32_t amax) {
+  return amax == 0 ? 1.f : float_of(amax) < 0x1p-60f ? 0x1p60f : float_of(amax) > 0x1p60f ? 0x1p-60f : 1.f;
+}
+inline uint32_t finite_magnitude(uint32_t bits) {
+  const uint32_t magnitude = bits & 0x7FFFFFFF;
+  return magnitude < 0x7F800000 ? magnitude : 0;
+}
+
+// One row of a slab that is being packed: its columns as bfloat16, in one or two terms, and what each block
+// of products is to be multiplied with.
+struct Bf16Row {
+  uint16_t terms[2][kSlab];
+  float factors[kBlocksPerSlab];
+
+  void set_codes(const uint8_t* codes, int64_t k, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) terms[0][k + i] = bf16_of_code(codes[i]);
+  }
+  void set_bf16(const uint16_t* values, int64_t count) {
+    uint32_t amax = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const uint32_t magnitude = finite_magnitude(static_cast<uint32_t>(values[k]) << 16);
+      amax = magnitude > amax ? magnitude : amax;
+      terms[0][k] = values[k];
+    }
+    const float factor = range_factor(amax);
+    if (factor != 1.f)
+      for (int64_t k = 0; k < count; ++k) terms[0][k] = to_bfloat16(from_bfloat16(values[k]) * factor);
+    for (float& f : factors) f = 1.f / factor;
+  }
+  // value = terms[0] + terms[1] to 16 bits; what is no number stays in the first.
+  void set_two_terms(const float* values, int64_t count) {
+    uint32_t amax = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const uint32_t magnitude = finite_magnitude(bits_of(values[k]));
+      amax = magnitude > amax ? magnitude : amax;
+    }
+    const float factor = range_factor(amax);
+    for (int64_t k = 0; k < count; ++k) {
+      const float value = values[k] * factor;
+      terms[0][k] = to_bfloat16(value);
+      const bool is_number = (terms[0][k] & 0x7FFF) < 0x7F80;
+      terms[1][k] = is_number ? to_bfloat16(value - from_bfloat16(terms[0][k])) : 0;
+    }
+    for (float& f : factors) f = 1.f / factor;
+  }
+};
+
+constexpr int num_terms(const GemmProblem& p) { return p.a_cast == ActivationCast::kTwoBFloat16 ? 2 : 1; }
+
+// Columns [k0, k0 + cols) of row m, zero beyond K up to a whole block.
+inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_t m, Bf16Row& row) {
+  const int64_t from = p.a_rows ? p.a_rows[m] : m, first = from * p.lda + k0;
+  if (p.a_cast == ActivationCast::kTwoBFloat16) {
+    row.set_two_terms(static_cast<const float*>(p.a) + first, cols);
+  } else if (p.a_cast != ActivationCast::kNone) {
+    float values[kBlock];
+    uint8_t codes[kBlock];
+    for (int64_t k = 0; k < cols; k += kBlock) {
+      const int64_t count = min_of(kBlock, cols - k);
+      load_floats(p.a, p.a_dtype, first + k, count, values);
+      const float sf = scale_factor(amax_bits(values, count, 0), p.a_cast == ActivationCast::kFp8Ue8m0);
+      quantize(values, count, sf, codes);
+      row.set_codes(codes, k, count);
+      row.factors[k / kBlock] = sf * kUnscale;
+    }
+  } else if (p.a_dtype == Dtype::kE4m3) {
+    row.set_codes(static_cast<const uint8_t*>(p.a) + first, 0, cols);
+    const float* sf = p.sf_a + from * p.sf_a_stride_m + k0 / kBlock * p.sf_a_stride_k;
+    for (int64_t k = 0; k < cols; k += kBlock, sf += p.sf_a_stride_k)
+      row.factors[k / kBlock] = *sf * kUnscale;
+  } else {
+    row.set_bf16(static_cast<const uint16_t*>(p.a) + first, cols);
+  }
+  if (p.b_dtype == Dtype::kE4m3)
+    for (float& f : row.factors) f *= kUnscale;
+  const int64_t padding = ceil_div(cols, kBlock) * kBlock - cols;
+  for (uint16_t* term : {row.terms[0], row.terms[1]}) std::memset(term + cols, 0, padding * sizeof(uint16_t));
+}
+
+// A packed slab. Each term of a row is a row of its own: [row tile][k / 8][row of the tile][8] of bfloat16,
+// then factors [row][kBlocksPerSlab].
+struct PackedSlab {
+  PackedSlab(const GemmChunk& chunk, int64_t slab)
+      : k0(slab * kSlab),
+        cols(min_of(kSlab, chunk.problem->K - k0)),
+        padded(ceil_div(cols, kBlock) * kBlock),
+        num_rows(chunk.num_rows * num_terms(*chunk.problem)),
+        a(reinterpret_cast<uint16_t*>(chunk.a +
+                                      slab * (kSlab + moela::cpu::kGemmSlabNotes) * chunk.num_rows)),
+        factors(reinterpret_cast<float*>(a + padded * num_rows)) {}
+  int64_t k0;
+  int64_t cols;    // that exist
+  int64_t padded;  // to whole blocks
+  int64_t num_rows;
+  uint16_t* a;
+  float* factors;
+};
+static_assert(2 * kBlocksPerSlab <= moela::cpu::kGemmSlabNotes, "the factors of two terms would not fit");
+
+void pack_for_bf16(const GemmChunk& chunk, int64_t index) {
+  const PackedSlab slab(chunk, index);
+  const RowTiles tiles(slab.num_rows, kBf16Rows);
+  const int terms = num_terms(*chunk.problem);
+  Bf16Row row;
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const int64_t rows = tiles.rows(t);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t m = tiles.begin(t) + r;
+      if (m % terms == 0) load_row_bf16(*chunk.problem, slab.k0, slab.cols, chunk.m0 + m / terms, row);
+      std::memcpy(slab.factors + m * kBlocksPerSlab, row.factors, sizeof row.factors);
+      const uint16_t* from = row.terms[m % terms];
+      uint16_t* to = slab.a + tiles.begin(t) * slab.padded + r * kBf16Step;
+      for (int64_t k = 0; k < slab.padded; k += kBf16Step, to += rows * kBf16Step)
+        std::memcpy(to, from + k, kBf16Step * sizeof(uint16_t));
+    }
+  }
+}
+
+// out[u]: 128-bit lane r is unit u of row r.
+MOELA_INLINE void transpose_lanes(const uint8_t* p, int64_t ld, I out[4]) {
+  const I a = load_words(p), b = load_words(p + ld), c = load_words(p + 2 * ld), d = load_words(p + 3 * ld);
+  const I ab_low = _mm512_shuffle_i32x4(a, b, 0x44), ab_high = _mm512_shuffle_i32x4(a, b, 0xEE);
+  const I cd_low = _mm512_shuffle_i32x4(c, d, 0x44), cd_high = _mm512_shuffle_i32x4(c, d, 0xEE);
+  out[0] = _mm512_shuffle_i32x4(ab_low, cd_low, 0x88);
+  out[1] = _mm512_shuffle_i32x4(ab_low, cd_low, 0xDD);
+  out[2] = _mm512_shuffle_i32x4(ab_high, cd_high, 0x88);
+  out[3] = _mm512_shuffle_i32x4(ab_high, cd_high, 0xDD);
+}
+
+// A line of four rows of b as vectors of eight columns: Reader<Codec>::kVectors of them, in the order of K.
+template <class Codec>
+struct Bf16Reader;
+
+template <>
+struct Bf16Reader<E4m3Codec> {
+  static constexpr int kVectors = 8;
+  MOELA_INLINE void line(const uint8_t* p, int64_t ld, I out[kVectors]) const {
+    I codes[4];
+    transpose_lanes(p, ld, codes);
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
+      const I low = _mm512_permutex2var_epi8(low0, codes[u], low1);
+      I high = _mm512_permutex2var_epi8(high0, codes[u], high1);
+      high = _mm512_ternarylogic_epi32(high, codes[u], sign, 0xF8);  // high | (codes & sign)
+      out[2 * u] = _mm512_unpacklo_epi8(low, high);
+      out[2 * u + 1] = _mm512_unpackhi_epi8(low, high);
+    }
+  }
+  I low0 = _mm512_load_si512(kE4m3Tables.low), low1 = _mm512_load_si512(kE4m3Tables.low + 64);
+  I high0 = _mm512_load_si512(kE4m3Tables.high), high1 = _mm512_load_si512(kE4m3Tables.high + 64);
+  I sign = _mm512_set1_epi8(static_cast<char>(0x80));
+};
+
+template <>
+struct Bf16Reader<BFloat16Codec> {
+  static constexpr int kVectors = 4;
+  MOELA_INLINE void line(const uint8_t* p, int64_t ld, I out[kVectors]) const { transpose_lanes(p, ld, out); }
+};
+
+// Up to kBf16Cols rows of b and the columns [k0, k0 + cols) where they are whole blocks and sixteen rows,
+// else a copy in `staging` with zeros around it.
+template <class Codec>
+struct Bf16Tile {
+  static constexpr int64_t kElement = sizeof(typename Codec::Element);
+  Bf16Tile(const GemmProblem& p, int64_t n0, int64_t rows, int64_t k0, int64_t cols, uint8_t* staging)
+      : codes(row_of_b(p, n0) + k0 * kElement), ld(p.stride_bn * kElement) {
+    if (rows == kBf16Cols && cols % kBlock == 0) return;
+    std::memset(staging, 0, kBf16Cols * kBf16Slab * kElement);
+    for (int64_t n = 0; n < rows; ++n)
+      std::memcpy(staging + n * kBf16Slab * kElement, codes + n * ld, cols * kElement);
+    codes = staging;
+    ld = kBf16Slab * kElement;
+  }
+  const uint8_t* codes;
+  int64_t ld;  // bytes
+};
+
+// Scale factors of the columns of a tile, a vector per four columns: [block of the slab][vector].
+struct Bf16Scales {
+  template <class Codec>
+  MOELA_INLINE void fill(const GemmProblem& p, int64_t n0, int64_t rows, int64_t k0, int64_t blocks) {
+    const bool is_one_row = !Codec::kHasSf || n0 / kBlock == (n0 + rows - 1) / kBlock;
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int v = 0; v < kTileVectors; ++v) {
+        if (is_one_row) {
+          sf[b][v] = set1(Codec::kHasSf ? sf_of_row(p, n0, k0)[b] : 1.f);
+          continue;
+        }
+        alignas(64) float lanes[kLanes];
+        for (int l = 0; l < kLanes; ++l) lanes[l] = sf_of_row(p, n0 + min_of(v * 4 + l / 4, rows - 1), k0)[b];
+        sf[b][v] = load(lanes);
+      }
+  }
+  F sf[kBf16Slab / kBlock][kTileVectors];
+};
+
+MOELA_INLINE F multiply_pairs(F sums, I a, I b) {
+  return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+MOELA_INLINE I broadcast_step(const uint16_t* a) {
+  I x = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
+  asm("" : "+v"(x));  // else gcc 12 loads it again for every product
+  return x;
+}
+
+// What all products of a tile's slab share.
+struct Bf16Slab {
+  const uint16_t* a;     // of the first row tile
+  const float* factors;  // of the first row
+  const F (*sf)[kTileVectors];
+  int64_t blocks;
+};
+
+// totals[row][vector] += kRows rows of a times vectors [v0, v0 + kVectors) of the tile. add_block(b, a, acc)
+// adds the products of block b to acc.
+template <int kRows, int kVectors, class AddBlock>
+MOELA_INLINE void multiply_blocks(const Bf16Slab& slab, int v0, F* totals, const AddBlock& add_block) {
+  F total[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) total[m][v] = totals[m * kTileVectors + v0 + v];
+  const uint16_t* a = slab.a;
+  for (int64_t b = 0; b < slab.blocks; ++b, a += kBlock * kRows) {
+    F acc[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[m][v] = zero();
+    add_block(b, a, acc);
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+      const F factor = set1(slab.factors[m * kBlocksPerSlab + b]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        total[m][v] = fma(acc[m][v], mul(slab.sf[b][v0 + v], factor), total[m][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) totals[m * kTileVectors + v0 + v] = total[m][v];
+}
+
+// Up to kBf16Rows rows: weights go from the codec straight into products, eight rows of b side by side.
+template <class Codec, int kRows>
+__attribute__((noinline)) void multiply_directly(const Bf16Slab& slab, const Bf16Tile<Codec>& tile,
+                                                 Prefetcher& next, F* totals) {
+  constexpr int kVectors = Bf16Reader<Codec>::kVectors, kLines = kBlock / kBf16Step / kVectors, kGroups = 2;
+  const Bf16Reader<Codec> reader;
+  Prefetcher ahead = next;
+  for (int v0 = 0; v0 < kTileVectors; v0 += kGroups)
+    multiply_blocks<kRows, kGroups>(
+        slab, v0, totals, [&](int64_t b, const uint16_t* a, F(&acc)[kRows][kGroups]) {
+          const uint8_t* codes = tile.codes + v0 * 4 * tile.ld + b * kLines * kLine;
+#pragma GCC unroll 4
+          for (int line = 0; line < kLines; ++line) {
+#pragma GCC unroll 2
+            for (int g = 0; g < kGroups; ++g) {
+              const uint8_t* p = codes + g * 4 * tile.ld + line * kLine;
+              for (int r = 0; r < 4; ++r)
+                prefetch_l1(p + r * tile.ld + 512);  // from L2, where `ahead` put it
+              ahead.step(4);
+              I w[kVectors];
+              reader.line(p, tile.ld, w);
+#pragma GCC unroll 8
+              for (int u = 0; u < kVectors; ++u)
+#pragma GCC unroll 2
+                for (int m = 0; m < kRows; ++m)
+                  acc[m][g] = multiply_pairs(
+                      acc[m][g], broadcast_step(a + ((line * kVectors + u) * kRows + m) * kBf16Step), w[u]);
+            }
+          }
+        });
+  next = ahead;
+}
+
+// Weights of a slab, decoded once for all rows: [k / 8][vector].
+struct Bf16Panel {
+  template <class Codec>
+  void fill(const Bf16Tile<Codec>& tile, int64_t blocks, Prefetcher& next) {
+    constexpr int kVectors = Bf16Reader<Codec>::kVectors;
+    const Bf16Reader<Codec> reader;
+    Prefetcher ahead = next;
+    for (int64_t step = 0; step < blocks * (kBlock / kBf16Step); step += kVectors)
+      for (int v = 0; v < kTileVectors; ++v) {
+        ahead.step(4);
+        I out[kVectors];
+        reader.line(tile.codes + v * 4 * tile.ld + step / kVectors * kLine, tile.ld, out);
+#pragma GCC unroll 8
+        for (int u = 0; u < kVectors; ++u) w[step + u][v] = out[u];
+      }
+    next = ahead;
+  }
+  I w[kBf16Slab / kBf16Step][kTileVectors];
+};
+
+template <int kRows>
+__attribute__((noinline)) void multiply_panel(const Bf16Slab& slab, const Bf16Panel& panel, F* totals) {
+  multiply_blocks<kRows, kTileVectors>(slab, 0, totals,
+                                       [&](int64_t b, const uint16_t* a, F(&acc)[kRows][kTileVectors]) {
+                                         constexpr int kSteps = kBlock / kBf16Step;
+                                         const I(*weights)[kTileVectors] = panel.w + b * kSteps;
+#pragma GCC unroll 4
+                                         for (int step = 0; step < kSteps; ++step) {
+                                           I w[kTileVectors];
+#pragma GCC unroll 4
+                                           for (int v = 0; v < kTileVectors; ++v) {
+                                             w[v] = weights[step][v];
+                                             asm("" : "+v"(w[v]));
+                                           }
+#pragma GCC unroll 2
+                                           for (int m = 0; m < kRows; ++m) {
+                                             const I x = broadcast_step(a + (step * kRows + m) * kBf16Step);
+#pragma GCC unroll 4
+                                             for (int v = 0; v < kTileVectors; ++v)
+                                               acc[m][v] = multiply_pairs(acc[m][v], x, w[v]);
+                                           }
+                                         }
+                                       });
+}
+
+// sums[0 .. 3] of a vector of totals: (0 + 2) + (1 + 3) of each quarter.
+MOELA_INLINE void add_quarters(F x, float* sums) {
+  x = add(x, _mm512_permute_ps(x, 0x4E));
+  x = add(x, _mm512_permute_ps(x, 0xB1));
+  _mm_storeu_ps(sums, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, x)));
+}
+
+template <class Codec>
+void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
+  static thread_local Bf16Panel panel;
+  static thread_local F totals[2 * kMaxRows * kTileVectors];
+  alignas(64) static thread_local uint8_t staging[kBf16Cols * kBf16Slab * sizeof(typename Codec::Element)];
+  const GemmProblem& p = *chunk.problem;
+  const int terms = num_terms(p);
+  const int64_t num_rows = chunk.num_rows * terms;
+  const RowTiles tiles(num_rows, kBf16Rows);
+  Bf16Scales scales;
+  for (int64_t n = 0; n < columns.count; n += kBf16Cols) {
+    const int64_t n0 = columns.n0 + n, rows = min_of(kBf16Cols, columns.count - n);
+    // The tile that comes next, while this one is read.
+    const uint8_t* after = row_of_b(p, n0 + rows);
+    Prefetcher next(after, row_of_b(p, columns.n0 + columns.count),
+                    static_cast<const uint8_t*>(columns.next));
+    std::memset(totals, 0, num_rows * kTileVectors * sizeof(F));
+    for (int64_t k0 = 0; k0 < p.K; k0 += kBf16Slab) {
+      const PackedSlab packed(chunk, k0 / kSlab);
+      const int64_t first = k0 - packed.k0, cols = min_of(kBf16Slab, p.K - k0);
+      const Bf16Tile<Codec> tile(p, n0, rows, k0, cols, staging);
+      Bf16Slab slab = {.a = nullptr, .factors = nullptr, .sf = scales.sf, .blocks = ceil_div(cols, kBlock)};
+      scales.fill<Codec>(p, n0, rows, k0, slab.blocks);
+      if (num_rows > kBf16Rows) panel.fill(tile, slab.blocks, next);
+      for (int64_t t = 0; t < tiles.count; ++t) {
+        const int64_t m = tiles.begin(t), rows_of_tile = tiles.rows(t);
+        slab.a = packed.a + m * packed.padded + first * rows_of_tile;
+        slab.factors = packed.factors + m * kBlocksPerSlab + first / kBlock;
+        F* to = totals + m * kTileVectors;
+        if (num_rows > kBf16Rows) {
+          rows_of_tile == 1 ? multiply_panel<1>(slab, panel, to) : multiply_panel<2>(slab, panel, to);
+        } else {
+          rows_of_tile == 1 ? multiply_directly<Codec, 1>(slab, tile, next, to)
+                            : multiply_directly<Codec, 2>(slab, tile, next, to);
+        }
+      }
+    }
+    for (int64_t m = 0; m < chunk.num_rows; ++m)
+      for (int v = 0; v < kTileVectors; ++v) {
+        const F* total = totals + m * terms * kTileVectors + v;
+        const F sum = terms == 1 ? *total : add(total[0], total[kTileVectors]);
+        add_quarters(sum, sums + m * kCols + n + v * 4);
+      }
+  }
+}
+
+void bf16_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
+  if (chunk.problem->b_dtype == Dtype::kE4m3) {
+    tile_sums<E4m3Codec>(chunk, columns, sums);
+  } else {
+    tile_sums<BFloat16Codec>(chunk, columns, sums);
+  }
+}
+
+}  // namespace
