@@ -1,5 +1,5 @@
 // Torch side of the CUDA fp8_gemm: plan, launch. Python has checked the arguments (ops/_spec.py) and keeps
-// what the kernel does not take (ops/fp8_gemm.py, _cuda_limits).
+// what the kernel does not take (ops/fp8_gemm.py, cuda_limits).
 #include "common/gemm_cuda.h"
 #include "cuda/fp8_gemm/fp8_gemm.h"
 

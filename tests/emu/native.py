@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "build" / "emu"
-FOLDERS = ("csrc/emu", "csrc/cuda", "tests/emu", "tests/conform")
+FOLDERS = ("csrc/emu", "csrc/cuda", "csrc/plan", "tests/emu", "tests/conform")
 # -ffp-contract=off: a*b+c is one rounding only where a kernel says so.
 OPTIONS = (
     "-std=c++20",

@@ -38,7 +38,7 @@ class Experts:
         return torch.stack([x[name].view(torch.uint8) for x in self.inputs])
 
 
-def experts(sizes: list[int], N: int = 136, K: int = 300, out_dtype=torch.bfloat16, **kind) -> Experts:
+def experts(sizes: list[int], N: int = 72, K: int = 300, out_dtype=torch.bfloat16, **kind) -> Experts:
     inputs = [make_inputs(M=M, N=N, K=K, seed=i, out_dtype=out_dtype, **kind) for i, M in enumerate(sizes)]
     return Experts(inputs, N, K, out_dtype)
 
@@ -112,17 +112,17 @@ def test_every_tile_is_right_under_every_schedule(tmp_path, tile, schedule):
 @pytest.mark.parametrize("kind", [OFFSETS, COUNTS], ids=["contiguous", "masked"])
 @pytest.mark.parametrize("tile", TILES, ids=TILES.get)
 def test_groups_of_any_size(tmp_path, tile, kind):
-    check(Run(tmp_path, tile=tile, kind=kind), experts([63, 64, 0, 127, 128, 15, 16, 17, 2]))
+    check(Run(tmp_path, tile=tile, kind=kind), experts([63, 64, 0, 127, 15, 16, 17, 2], N=136))
 
 
 @pytest.mark.parametrize("kind", [OFFSETS, COUNTS], ids=["contiguous", "masked"])
-@pytest.mark.parametrize("sizes", [[0, 0, 200], [0, 0, 0], [300], [1] * 40], ids=str)
+@pytest.mark.parametrize("sizes", [[0, 0, 200], [0, 0, 0], [300]], ids=str)
 def test_one_expert_has_all_rows_or_none_has_any(tmp_path, sizes, kind):
     for tile in (1, 3, 5):
         check(Run(tmp_path, tile=tile, kind=kind, rows=70), experts(sizes))
 
 
-@pytest.mark.parametrize(("N", "K", "splits"), [(576, 200, 1), (40, 1100, 4), (131, 1030, 8), (8, 16, 1)])
+@pytest.mark.parametrize(("N", "K", "splits"), [(576, 200, 1), (41, 1100, 4), (131, 1030, 8), (8, 16, 1)])
 def test_any_extents(tmp_path, N, K, splits):
     tiles = [tile for tile in TILES if (SPLITS[tile] > 1) == (splits > 1)]
     for tile in tiles:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from groups import assert_right, nan_like
 from moela import testing
+from moela.ops import SPECS
 
 BF16, FP32, E4M3 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 COUNTS = (0, 1, 63, 64, 65, 127, 129, 130)  # of 130 rows: around the row tiles that kernels have, and all
@@ -85,3 +86,17 @@ def test_the_strides_of_experts_are_free(run):
     (expected,) = run(inputs)
     assert testing.same_bits(run(inputs | views)[0], expected)
     assert testing.same_bits(run(inputs | experts_beside)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked"])
+def test_what_the_cuda_kernels_do_not_take_is_known_before_they_are_called(name):
+    """Not aligned rows, no columns, other activations: they go to Triton, or are an error if asked for."""
+
+    def limits(M=4, N=8, K=32, **kind) -> str | None:
+        inputs = SPECS[name].make_inputs(M=M, N=N, K=K, **kind)
+        return SPECS[name].cuda_limits(**inputs)
+
+    assert limits() is None
+    assert "bfloat16" in limits(a_dtype=BF16)
+    assert limits(K=0) == "K is 0"
+    assert "those of a do not" in limits(K=40)

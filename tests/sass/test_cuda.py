@@ -143,6 +143,17 @@ def test_an_fp8_gemm_moves_registers_to_the_warpgroups_that_multiply(sass):
         assert count(listing, "USETMAXREG") == (0 if tile.swaps else 2), tile
 
 
+def test_an_fp8_gemm_stays_within_the_registers_that_it_gives_each_role(sass):
+    """ptxas says 168 for the kernel. What loads lies between the DEALLOC and the next EXIT."""
+    for tile, _, listing in gemms(sass):
+        if tile.swaps:
+            continue
+        loads = re.search(r"USETMAXREG\.DEALLOC\.CTAPOOL 0x28.*?\bEXIT\b", listing, re.S)[0]
+        assert "UTMALDG" in loads, tile
+        for code, most in ((listing, 232), (loads, 40)):
+            assert max(int(r) for r in re.findall(r"\bR(\d+)\b", code)) < most, tile
+
+
 # --- the readers find what they are for ------------------------------------------------------------------
 
 USAGE = """

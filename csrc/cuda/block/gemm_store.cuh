@@ -16,17 +16,20 @@ MOELA_DEVICE void add_bias(const GemmParams& p, const GemmTile& tile, float (&su
   }
 }
 
+// Two outputs of 16 bits, the low one first.
+MOELA_DEVICE uint32_t rounded(const GemmArgs& g, float low, float high) {
+  return g.d_dtype == GemmFloat::kBFloat16 ? cvt_bf16x2(low, high) : cvt_f16x2(low, high);
+}
+
 MOELA_DEVICE void store_element(const GemmArgs& g, int64_t index, float x) {
   if (g.d_dtype == GemmFloat::kFloat32) {
     stg(static_cast<float*>(g.d) + index, x);
   } else {
-    const uint32_t pair = g.d_dtype == GemmFloat::kBFloat16 ? cvt_bf16x2(x, 0.f) : cvt_f16x2(x, 0.f);
-    stg(static_cast<uint16_t*>(g.d) + index, static_cast<uint16_t>(pair));
+    stg(static_cast<uint16_t*>(g.d) + index, static_cast<uint16_t>(rounded(g, x, 0.f)));
   }
 }
 
-// Straight from registers: outputs that TMA does not take, swapped tiles, which are small, and the last rows
-// of a group, behind which another one begins.
+// Straight from registers: outputs that TMA does not take, and swapped tiles, which are small.
 template <class C>
 MOELA_DEVICE void store_elements(const GemmParams& p, const GemmTile& tile,
                                  const float (&sums)[C::kRight / 2]) {
@@ -43,6 +46,27 @@ MOELA_DEVICE void store_elements(const GemmParams& p, const GemmTile& tile,
   }
 }
 
+// Straight from registers, two neighbours at a time: the last rows of a group, in an output that TMA takes,
+// so that even columns are at multiples of 4 bytes.
+template <class C>
+MOELA_DEVICE void store_pairs(const GemmParams& p, const GemmTile& tile, const float (&sums)[C::kRight / 2]) {
+  const GemmArgs& g = p.args;
+  const int m = tile.left + row0(), n = tile.right + col0();
+  uint16_t* d = static_cast<uint16_t*>(g.d) + tile.expert * g.d_stride_e + m * g.ldd + n;
+  MOELA_UNROLL
+  for (int i = 0; i < C::kRight / 2; i += 2) {
+    const int dm = 8 * (i / 2 % 2), dn = i / 4 * 8;
+    if (m + dm >= tile.end || n + dn >= g.N) continue;
+    const uint32_t pair = rounded(g, sums[i], sums[i + 1]);
+    uint16_t* to = d + dm * g.ldd + dn;
+    if (n + dn + 1 < g.N) {
+      stg(reinterpret_cast<uint32_t*>(to), pair);
+    } else {
+      stg(to, static_cast<uint16_t>(pair));
+    }
+  }
+}
+
 // Among the threads of a warpgroup; ids are constants, so the warpgroups take different branches.
 MOELA_DEVICE void sync_warpgroup() {
   if (warp() / 4 == 0) {
@@ -56,7 +80,6 @@ MOELA_DEVICE void sync_warpgroup() {
 template <class C>
 MOELA_DEVICE void store_by_tma(const GemmParams& p, const GemmTile& tile,
                                const float (&sums)[C::kRight / 2]) {
-  const bool is_bfloat16 = p.args.d_dtype == GemmFloat::kBFloat16;
   const int warpgroup = warp() / 4;
   const SmemAddr smem = smem_base() + C::kSmemD + static_cast<uint32_t>(warpgroup * 64 * C::kRight * 2);
   const bool issues = tid() % 128 == 0;
@@ -67,10 +90,7 @@ MOELA_DEVICE void store_by_tma(const GemmParams& p, const GemmTile& tile,
     const int row = warp() % 4 * 16 + (lane() & 15), chunk = j % 4 * 2 + (lane() >> 4);
     uint32_t r[4];
     MOELA_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      const float low = sums[j * 8 + 2 * i], high = sums[j * 8 + 2 * i + 1];
-      r[i] = is_bfloat16 ? cvt_bf16x2(low, high) : cvt_f16x2(low, high);
-    }
+    for (int i = 0; i < 4; ++i) r[i] = rounded(p.args, sums[j * 8 + 2 * i], sums[j * 8 + 2 * i + 1]);
     stmatrix<4>(smem + static_cast<uint32_t>(j / 4 * 64 * 128 + row * 128 + ((chunk ^ (row & 7)) << 4)), r);
   }
   fence_proxy_async_shared();
@@ -85,12 +105,17 @@ MOELA_DEVICE void store_by_tma(const GemmParams& p, const GemmTile& tile,
 
 template <class C, bool kIsGrouped, bool kStoresByTma>
 MOELA_DEVICE void store_tile(const GemmParams& p, const GemmTile& tile, const float (&sums)[C::kRight / 2]) {
-  if constexpr (kStoresByTma) {
+  if constexpr (!kStoresByTma) {
+    store_elements<C>(p, tile, sums);
+  } else {
     bool is_clipped = true;  // TMA clips at the end of d, but not at that of a group
     if constexpr (kIsGrouped) is_clipped = tile.left + warp() / 4 * 64 + 64 <= tile.end;
-    if (is_clipped) return store_by_tma<C>(p, tile, sums);
+    if (is_clipped) {
+      store_by_tma<C>(p, tile, sums);
+    } else {
+      store_pairs<C>(p, tile, sums);
+    }
   }
-  store_elements<C>(p, tile, sums);
 }
 
 }  // namespace moela::cuda::sm90

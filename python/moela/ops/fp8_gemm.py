@@ -91,13 +91,14 @@ def _check_args(a, sf_a, b, sf_b, *, bias=None, out_dtype=torch.bfloat16) -> Non
     _check.expect_dtype(OP, "out_dtype", out_dtype, _check.FLOAT_DTYPES)
 
 
-def _cuda_limits(a, sf_a, b, sf_b, *, bias=None, out_dtype=torch.bfloat16) -> str | None:
+def cuda_limits(a, sf_a, b, *_: Any, **__: Any) -> str | None:
+    """Of this op and of the grouped ones: what the CUDA kernels do not take."""
     if a.dtype != torch.float8_e4m3fn:
         return f"it multiplies float8_e4m3fn activations, a is {_check.dtype_name(a.dtype)}"
-    if a.size(1) == 0:
+    if a.size(-1) == 0:
         return "K is 0"
     for name, t in (("a", a), ("b", b)):
-        if t.data_ptr() % 16 or t.stride(0) % 16:
+        if t.data_ptr() % 16 or any(stride % 16 for stride in t.stride()[:-1]):
             return f"TMA reads rows that start at multiples of 16 bytes, those of {name} do not"
     return None
 
@@ -178,7 +179,7 @@ register(
         bytes=lambda M, N, K, a_bytes=1, out_bytes=2, **_: (
             N * K + M * K * a_bytes + M * N * out_bytes + 4 * -(-N // BLOCK) * -(-K // BLOCK)
         ),
-        cuda_limits=_cuda_limits,
+        cuda_limits=cuda_limits,
         strided_out=True,
         batch_args=("a", "sf_a"),
     )

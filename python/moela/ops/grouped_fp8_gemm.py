@@ -9,7 +9,7 @@ from torch import Tensor
 from moela.ops import _check
 from moela.ops._grouped import num_rows, offsets_of, rows_in_groups, split_rows
 from moela.ops._spec import OpSpec, register, rounding
-from moela.ops.fp8_gemm import check_operands
+from moela.ops.fp8_gemm import check_operands, cuda_limits
 from moela.ops.fp8_gemm import exact as exact_of_one
 from moela.ops.fp8_gemm import make_inputs as make_inputs_of_one
 from moela.reference import grouped_fp8_gemm as reference
@@ -151,6 +151,7 @@ register(
         bytes=_bytes,
         strided_out=True,
         batch_args=("a", "sf_a"),
+        cuda_limits=cuda_limits,
         written=lambda a, sf_a, b, sf_b, expert_offsets, **_: rows_in_groups(expert_offsets),
     )
 )

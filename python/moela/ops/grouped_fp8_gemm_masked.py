@@ -9,7 +9,7 @@ from torch import Tensor
 from moela.ops import _check
 from moela.ops._grouped import num_rows, split_rows
 from moela.ops._spec import OpSpec, register, rounding
-from moela.ops.fp8_gemm import check_operands
+from moela.ops.fp8_gemm import check_operands, cuda_limits
 from moela.ops.fp8_gemm import exact as exact_of_one
 from moela.ops.grouped_fp8_gemm import expert_inputs
 from moela.reference import grouped_fp8_gemm_masked as reference
@@ -142,6 +142,7 @@ register(
         flops=_flops,
         bytes=_bytes,
         strided_out=True,
+        cuda_limits=cuda_limits,
         written=lambda a, sf_a, b, sf_b, expert_counts, **_: (None, expert_counts),
     )
 )
