@@ -233,25 +233,6 @@ struct Bf16Tile {
   int64_t ld;  // bytes
 };
 
-// Scale factors of the columns of a tile, a vector per four columns: [block of the slab][vector].
-struct Bf16Scales {
-  template <class Codec>
-  MOELA_INLINE void fill(const GemmProblem& p, int64_t n0, int64_t rows, int64_t k0, int64_t blocks) {
-    const bool is_one_row = !Codec::kHasSf || n0 / kBlock == (n0 + rows - 1) / kBlock;
-    for (int64_t b = 0; b < blocks; ++b)
-      for (int v = 0; v < kTileVectors; ++v) {
-        if (is_one_row) {
-          sf[b][v] = set1(Codec::kHasSf ? sf_of_row(p, n0, k0)[b] : 1.f);
-          continue;
-        }
-        alignas(64) float lanes[kLanes];
-        for (int l = 0; l < kLanes; ++l) lanes[l] = sf_of_row(p, n0 + min_of(v * 4 + l / 4, rows - 1), k0)[b];
-        sf[b][v] = load(lanes);
-      }
-  }
-  F sf[kBf16Slab / kBlock][kTileVectors];
-};
-
 MOELA_INLINE F multiply_pairs(F sums, I a, I b) {
   return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
@@ -265,7 +246,7 @@ MOELA_INLINE I broadcast_step(const uint16_t* a) {
 struct Bf16Slab {
   const uint16_t* a;     // of the first row tile
   const float* factors;  // of the first row
-  const F (*sf)[kTileVectors];
+  const float* sf;       // of b, one per block
   int64_t blocks;
 };
 
@@ -288,10 +269,9 @@ MOELA_INLINE void multiply_blocks(const Bf16Slab& slab, int v0, F* totals, const
     add_block(b, a, acc);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const F factor = set1(slab.factors[m * kBlocksPerSlab + b]);
+      const F factor = set1(slab.sf[b] * slab.factors[m * kBlocksPerSlab + b]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        total[m][v] = fma(acc[m][v], mul(slab.sf[b][v0 + v], factor), total[m][v]);
+      for (int v = 0; v < kVectors; ++v) total[m][v] = fma(acc[m][v], factor, total[m][v]);
     }
   }
 #pragma GCC unroll 8
@@ -385,49 +365,63 @@ MOELA_INLINE void add_quarters(F x, float* sums) {
   _mm_storeu_ps(sums, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, x)));
 }
 
+constexpr float kOnes[kBlocksPerSlab] = {1, 1, 1, 1, 1, 1, 1, 1};
+
+// Totals of a tile: rows [n0, n0 + rows) of b, which share their scale factors.
 template <class Codec>
-void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
+void multiply_tile(const GemmChunk& chunk, int64_t n0, int64_t rows, Prefetcher& next, F* totals) {
   static thread_local Bf16Panel panel;
-  static thread_local F totals[2 * kMaxRows * kTileVectors];
   alignas(64) static thread_local uint8_t staging[kBf16Cols * kBf16Slab * sizeof(typename Codec::Element)];
   const GemmProblem& p = *chunk.problem;
-  const int terms = num_terms(p);
-  const int64_t num_rows = chunk.num_rows * terms;
+  const int64_t num_rows = chunk.num_rows * num_terms(p);
   const RowTiles tiles(num_rows, kBf16Rows);
-  Bf16Scales scales;
-  for (int64_t n = 0; n < columns.count; n += kBf16Cols) {
-    const int64_t n0 = columns.n0 + n, rows = min_of(kBf16Cols, columns.count - n);
-    // The tile that comes next, while this one is read.
-    const uint8_t* after = row_of_b(p, n0 + rows);
-    Prefetcher next(after, row_of_b(p, columns.n0 + columns.count),
-                    static_cast<const uint8_t*>(columns.next));
-    std::memset(totals, 0, num_rows * kTileVectors * sizeof(F));
-    for (int64_t k0 = 0; k0 < p.K; k0 += kBf16Slab) {
-      const PackedSlab packed(chunk, k0 / kSlab);
-      const int64_t first = k0 - packed.k0, cols = min_of(kBf16Slab, p.K - k0);
-      const Bf16Tile<Codec> tile(p, n0, rows, k0, cols, staging);
-      Bf16Slab slab = {.a = nullptr, .factors = nullptr, .sf = scales.sf, .blocks = ceil_div(cols, kBlock)};
-      scales.fill<Codec>(p, n0, rows, k0, slab.blocks);
-      if (num_rows > kBf16Rows) panel.fill(tile, slab.blocks, next);
-      for (int64_t t = 0; t < tiles.count; ++t) {
-        const int64_t m = tiles.begin(t), rows_of_tile = tiles.rows(t);
-        slab.a = packed.a + m * packed.padded + first * rows_of_tile;
-        slab.factors = packed.factors + m * kBlocksPerSlab + first / kBlock;
-        F* to = totals + m * kTileVectors;
-        if (num_rows > kBf16Rows) {
-          rows_of_tile == 1 ? multiply_panel<1>(slab, panel, to) : multiply_panel<2>(slab, panel, to);
-        } else {
-          rows_of_tile == 1 ? multiply_directly<Codec, 1>(slab, tile, next, to)
-                            : multiply_directly<Codec, 2>(slab, tile, next, to);
-        }
+  const bool is_direct = num_rows <= kBf16Rows;
+  std::memset(totals, 0, num_rows * kTileVectors * sizeof(F));
+  for (int64_t k0 = 0; k0 < p.K; k0 += kBf16Slab) {
+    next.begin_slab();
+    const PackedSlab packed(chunk, k0 / kSlab);
+    const int64_t first = k0 - packed.k0, cols = min_of(kBf16Slab, p.K - k0), blocks = ceil_div(cols, kBlock);
+    const Bf16Tile<Codec> tile(p, n0, rows, k0, cols, staging);
+    const float* sf = Codec::kHasSf ? sf_of_row(p, n0, k0) : kOnes;
+    if (!is_direct) panel.fill(tile, blocks, next);
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      const int64_t m = tiles.begin(t), rows_of_tile = tiles.rows(t);
+      const Bf16Slab slab = {.a = packed.a + m * packed.padded + first * rows_of_tile,
+                             .factors = packed.factors + m * kBlocksPerSlab + first / kBlock,
+                             .sf = sf,
+                             .blocks = blocks};
+      F* to = totals + m * kTileVectors;
+      if (is_direct) {
+        rows_of_tile == 1 ? multiply_directly<Codec, 1>(slab, tile, next, to)
+                          : multiply_directly<Codec, 2>(slab, tile, next, to);
+      } else {
+        rows_of_tile == 1 ? multiply_panel<1>(slab, panel, to) : multiply_panel<2>(slab, panel, to);
       }
     }
-    for (int64_t m = 0; m < chunk.num_rows; ++m)
+  }
+}
+
+template <class Codec>
+void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
+  static thread_local F totals[2 * kMaxRows * kTileVectors];
+  const GemmProblem& p = *chunk.problem;
+  const int terms = num_terms(p);
+  for (int64_t n = 0, rows; n < columns.count; n += rows) {
+    const int64_t n0 = columns.n0 + n;
+    rows = min_of(kBf16Cols, columns.count - n);
+    if (Codec::kHasSf) rows = min_of(rows, kBlock - n0 % kBlock);
+    // The tile that comes next, while this one is read.
+    Prefetcher next(row_of_b(p, n0 + rows), row_of_b(p, columns.n0 + columns.count),
+                    static_cast<const uint8_t*>(columns.next));
+    multiply_tile<Codec>(chunk, n0, rows, next, totals);
+    for (int64_t m = 0; m < chunk.num_rows; ++m) {
+      float row[kBf16Cols];
       for (int v = 0; v < kTileVectors; ++v) {
         const F* total = totals + m * terms * kTileVectors + v;
-        const F sum = terms == 1 ? *total : add(total[0], total[kTileVectors]);
-        add_quarters(sum, sums + m * kCols + n + v * 4);
+        add_quarters(terms == 1 ? *total : add(total[0], total[kTileVectors]), row + v * 4);
       }
+      std::memcpy(sums + m * kCols + n, row, rows * sizeof(float));
+    }
   }
 }
 
