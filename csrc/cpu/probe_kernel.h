@@ -27,14 +27,25 @@ uint64_t probe_read(const void* p, uint64_t bytes) {
   return sum;
 }
 
+// The widest multiply-add of the instruction set.
+#if defined(MOELA_SIMD_BF16)
+constexpr int kFlopsPerLane = 4;
+MOELA_INLINE F widest_multiply_add(F acc) {
+  const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3F803F80));
+  return _mm512_dpbf16_ps(acc, ones, ones);
+}
+#else
+constexpr int kFlopsPerLane = 2;
+MOELA_INLINE F widest_multiply_add(F acc) { return fma(acc, set1(1.0000001f), set1(1e-9f)); }
+#endif
+
 float probe_fma(uint64_t iterations) {
   F acc[kFmaChains];
-  const F x = set1(1.0000001f), y = set1(1e-9f);
 #pragma GCC unroll 16
   for (int i = 0; i < kFmaChains; ++i) acc[i] = set1(static_cast<float>(i));
   for (uint64_t n = 0; n < iterations; ++n) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kFmaChains; ++i) acc[i] = fma(acc[i], x, y);
+    for (int i = 0; i < kFmaChains; ++i) acc[i] = widest_multiply_add(acc[i]);
   }
   float lanes[kLanes], sum = 0.f;
   for (const F& a : acc) {
@@ -45,6 +56,6 @@ float probe_fma(uint64_t iterations) {
 }
 
 constexpr moela::cpu::Probe kProbe = {
-    .read = probe_read, .fma = probe_fma, .fma_flops = 2ull * kFmaChains * kLanes};
+    .read = probe_read, .fma = probe_fma, .fma_flops = uint64_t{kFlopsPerLane} * kFmaChains * kLanes};
 
 }  // namespace
