@@ -22,12 +22,15 @@ def test_the_snippets_run_and_agree(tmp_path, monkeypatch):
     save_file({name: q, f"{name}_scale_inv": sf}, tmp_path / "model-00001-of-000163.safetensors")
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     names: dict = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
     expected = names["x"].float() @ moela.per_block_dequant_fp8(names["q"], names["sf"], torch.float32).T
     torch.testing.assert_close(names["y"].float(), expected, rtol=2**-8, atol=1e-3)
+    args = [names[n] for n in ("tokens", "w13", "w2", "weights", "ids")]
+    exact = moela.ops.SPECS["fused_experts"].reference(*args, sf_w13=names["sf13"], sf_w2=names["sf2"])
+    torch.testing.assert_close(names["out"], exact, rtol=2**-7, atol=0.02 * exact.abs().max().item())
 
 
 def test_every_operator_is_in_the_table():
