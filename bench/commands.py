@@ -136,7 +136,7 @@ def _show(found: Report, takes_part: Collection[Lineup]) -> None:
         read = _span([r.roof_gbytes_per_s for r in found.results])
         peak = _span([r.roof_gflops_per_s for r in found.results])
         source = found.machine["roofs"]
-        console.print(f"Roofs: DRAM read {read} GB/s, float32 multiply-add {peak} GFLOP/s ({source}).")
+        console.print(f"Roofs: DRAM read {read} GB/s, multiply-add {peak} GFLOP/s ({source}).")
         console.print(
             "Rates are the algorithm's; data is cold, code is warm; error is |got - exact| / |exact|."
         )

@@ -50,9 +50,9 @@ struct GroupedGemmPlan {
   int64_t num_waves() const { return static_cast<int64_t>(waves.size()) - 1; }
 };
 
-// 252 rows of sums for 32 columns, and four levels of partial sums, are 160 KB beside the panel (32 KB): L2.
-// Transposing and decoding a weight costs as much as five rows' multiply-adds (docs/FACTS.md): 2 % of 252.
-constexpr int64_t kMaxChunkRows = 252;
+// 256 rows of sums for 32 columns, and four levels of partial sums, are 160 KB beside the panel (32 KB): L2.
+// Transposing and decoding a weight costs as much as five rows' multiply-adds (docs/FACTS.md): 2 % of 256.
+constexpr int64_t kMaxChunkRows = 256;
 
 // What the rows of a wave may take of memory: they are read again for every task and belong in L3. A few
 // rows of many experts are one wave, so that all threads have work until the last task.

@@ -50,7 +50,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "per_block_dequant_fp8": {"N": 130, "K": 200},
 }
 # Rows at which a kernel may change its path: tiles of dot products, their last row, a panel tile, a chunk.
-BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 64, 65, 252, 253)
+BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 64, 65, 256, 257)
 FEW_BATCHES = (1, 2, 5, 17)
 EXTREMES = (float("nan"), float("inf"), 3e38, 1e-38, 0.0)  # what a row's neighbour may hold
 

@@ -7,8 +7,8 @@ _plan = pytest.importorskip("moela._plan", reason="moela._plan was not built for
 
 AVX512 = {"cols": 32, "dot_rows": 16}
 AVX2 = {"cols": 16, "dot_rows": 6}
-MAX_ROWS, MAX_WAVE_BYTES = 252, 8 << 20
-EXPERTS = [3, 0, 700, 1, 0, 17, 252, 253, 16, 0]  # rows of each
+MAX_ROWS, MAX_WAVE_BYTES = 256, 8 << 20
+EXPERTS = [3, 0, 700, 1, 0, 17, 256, 257, 16, 0]  # rows of each
 
 
 def plan(num_rows, N=4096, bytes_per_row=28672, **shape):
