@@ -116,7 +116,7 @@ def result(
     timing: Timing,
     error: float,
     roofline: Roofline,
-    extra_bytes: int | None,
+    extra_bytes: int | None = None,
 ) -> Result:
     return Result(
         case,

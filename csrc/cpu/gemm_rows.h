@@ -1,5 +1,6 @@
 // Matrix products with a b that is stored [K, N], columns of d side by side: nothing is transposed. Part of
-// gemm_kernel.h, which has the numerics; the bits are those of the same b stored [N, K].
+// gemm_kernel.h, which has the numerics; the bits are those of the same b stored [N, K],
+// as far as that is multiplied in float32 too (gemm_bf16.h).
 //
 // Bound: the multiply-add rate for many rows of a; for few rows how fast b can be read, a piece of 512 bytes
 // from each row. Rows are on pages of their own, so a task alone, with 64 bytes of each, would wait for a

@@ -6,7 +6,7 @@ import moela
 import pytest
 import torch
 from groups import SIZES, assert_right, nan_like
-from moela import reference, testing
+from moela import info, reference, testing
 from moela.ops import SPECS
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -44,6 +44,8 @@ def test_without_columns_of_k_every_row_is_zero(run):
 
 @pytest.mark.parametrize("a_dtype", FLOATS, ids=str)
 def test_both_layouts_of_b_have_the_same_bits(run, a_dtype):
+    if run.backend == "cpu" and a_dtype == torch.bfloat16 and info.picked_isa() == "avx512_bf16":
+        pytest.skip("this set multiplies pairs of bfloat16 where they are side by side (docs/adr/0011)")
     inputs = run.inputs(M=70, N=130, K=200, E=2, a_dtype=a_dtype)
     transposed = inputs["b"].mT.contiguous().mT  # [E, N, K], N contiguous
     assert testing.same_bits(run(inputs | {"b": transposed})[0], run(inputs)[0])
