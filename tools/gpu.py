@@ -51,6 +51,7 @@ STEPS = (
     Step(
         "memcheck",
         f"compute-sanitizer --tool memcheck --error-exitcode 1 {PYTEST} tests/ops/test_fp8_gemm.py "
+        "tests/ops/test_grouped_fp8_gemm.py tests/ops/test_grouped_fp8_gemm_masked.py "
         "tests/ops/test_per_token_group_quant_fp8.py tests/ops/test_silu_and_mul_quant_fp8.py "
         "-k 'cuda-cuda and any'",
         60,
@@ -60,6 +61,15 @@ STEPS = (
         "moela bench fp8_gemm --model deepseek-v3 --tokens 1,16,64,256,1024,4096 --activations e4m3 "
         "--backends cuda,triton --json {out}/fp8_gemm.json",
         180,
+    ),
+    *(
+        Step(
+            f"bench-{op}",
+            f"moela bench {op} --model deepseek-v3 --tokens 16,256,4096 --routing balanced,zipf "
+            f"--activations e4m3 --backends cuda,triton --json {{out}}/{op}.json",
+            90,
+        )
+        for op in ("grouped_fp8_gemm", "grouped_fp8_gemm_masked")
     ),
     *(
         Step(
