@@ -100,7 +100,8 @@ def notes(results: Sequence[Result], where: dict[str, Any], backend: str) -> lis
     ]
     if any(r.roofline_percent > 110 for r in results):
         lines.append(
-            "More than 100 %: in bfloat16 a core multiplies faster than in float32, as the roof does."
+            "More than 100 %: other work slowed the roof's probe, or the contestant multiplies in bfloat16 "
+            "and the probe in float32."
         )
     if backend != "cpu":
         reason = backends.why_not("cpu", "fp8_gemm", "cpu")
