@@ -1,0 +1,1 @@
+"""moela inside other libraries; each of them is imported only when it is asked for."""

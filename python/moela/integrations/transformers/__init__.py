@@ -1,0 +1,1 @@
+"""moela inside transformers: its experts, routers and FP8 checkpoints on operators of moela."""

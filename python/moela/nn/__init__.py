@@ -1,0 +1,1 @@
+"""Layers that other libraries know, on operators of moela."""
