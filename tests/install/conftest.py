@@ -114,7 +114,7 @@ def wheel(checkout, like_this, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def beside_the_oldest_transformers(like_this, wheel, tmp_path_factory) -> Callable[..., str]:
-    """Runs python in the environment of these tests, with the wheel and pyproject.toml's oldest transformers."""
+    """Runs python in this environment with the wheel and the oldest transformers of pyproject.toml."""
     version = re.search(r'"transformers>=([\d.]+)"', (ROOT / "pyproject.toml").read_text()).group(1)
     folder = tmp_path_factory.mktemp("oldest-transformers")
     # Its own dependencies come along; numpy as the tests want it, and none of torch.
