@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import moela
 import pytest
 import torch
 import transformers
@@ -182,6 +183,30 @@ def exact_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         one = {k: v[row : row + 1, mask] for k, v in inputs.items()}
         rows.append(logits_of(wide, one))
     return torch.cat(rows)
+
+
+def put_on_moela(model: nn.Module, way: str) -> None:
+    """By the name of an experts implementation, by patch, or by both."""
+    if way in ("name", "both"):
+        moela.register()
+        model.set_experts_implementation("moela")
+    if way in ("patch", "both"):
+        moela.patch(model)
+
+
+def gradients(model: nn.Module, inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Of a loss that every logit has a part in, by parameter, in float64; `options` for the forward."""
+    model.zero_grad()
+    logits = model(**inputs, **options).logits
+    g = torch.Generator().manual_seed(7)
+    (logits * torch.randn(logits.shape, generator=g).to(logits.dtype)).sum().backward()
+    return {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def worst(got: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """The largest relative error of a parameter's gradient, in the root mean square."""
+    assert got.keys() == exact.keys()
+    return max(rms(got[n] - g) / rms(g) for n, g in exact.items() if rms(g))
 
 
 def largest(t: Tensor) -> float:

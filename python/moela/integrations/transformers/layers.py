@@ -40,21 +40,24 @@ def is_ours(module: nn.Module) -> bool:
 def find(model: nn.Module) -> Iterator[Layer]:
     """The layers of `model`, in the order of its modules."""
     for name, module in model.named_modules():
-        if kind := _kind(module):
+        if kind := _kind(name, module):
             yield Layer(name, kind, module, _FIND[kind](module))
         yield from _router(name, module)
 
 
-def _kind(module: nn.Module) -> str | None:
+def _kind(name: str, module: nn.Module) -> str | None:
     if "kv_b_proj" in module._modules:
         return "mla"
     if isinstance(module, nn.Linear):
         return "linear"
     is_stack = isinstance(w := getattr(module, "down_proj", None), Tensor) and w.dim() == 3
-    return "experts" if is_stack else None
+    is_list = isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "experts"
+    return "experts" if is_stack or is_list else None
 
 
 def _experts(module: nn.Module) -> Takeover | str:
+    if isinstance(module, nn.ModuleList):
+        return "a list of modules: moela needs their weights in one tensor"
     # A class under use_experts_implementation has that module's forward; a subclass may have its own again.
     if not is_ours(module) and getattr(type(module).forward, "__globals__", None) is not vars(moe):
         return "its class does not use transformers' experts interface"
