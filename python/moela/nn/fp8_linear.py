@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from moela.nn._grad import is_recorded, without_derivative
 from moela.ops import _check, fp8_gemm, per_token_group_quant_fp8
-from moela.ops.fused_experts import QUANTIZATIONS
 from moela.reference.fp8_gemm import BLOCK
 
 NAME = "moela.nn.run_fp8_linear"
@@ -41,27 +40,26 @@ def run_fp8_linear(
 
     Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.3; FP8Linear of transformers 5.24.0.
     """
-    _check.expect_min_dim(NAME, "x", x, 1)
-    _check.expect_dtype(NAME, "x", x.dtype, _check.FLOAT_DTYPES)
-    _check.expect_dim(NAME, "weight", weight, 2)
-    _check.expect_dtype(NAME, "weight", weight.dtype, (E4M3,))
-    N, K = weight.shape
-    _check.expect(x.size(-1) == K, NAME, "x", f"K={K} (that of weight)", f"K={x.size(-1)}")
-    _check.expect_shape(NAME, "sf", sf, (-(-N // BLOCK), -(-K // BLOCK)))
-    if quantize_activations is not None:
-        names = _check.one_of(["None", *QUANTIZATIONS])
-        is_known = quantize_activations in QUANTIZATIONS
-        _check.expect(is_known, NAME, "quantize_activations", names, quantize_activations)
+    if x.dim() < 1 or weight.dim() != 2 or x.size(-1) != weight.size(1):
+        _check_sizes(x, weight)  # the op checks the rest
     if is_recorded(x, weight, sf, bias):
         with torch.no_grad():
             y = run_fp8_linear(x, weight, sf, bias, quantize_activations=quantize_activations)
         return without_derivative(TO_TRAIN, y, x, weight, sf, bias)
+    N, K = weight.shape
     a, sf_a = x.reshape(math.prod(x.shape[:-1]), K), None  # [M, K]
     if quantize_activations is not None:
         a, sf_a = per_token_group_quant_fp8(a.contiguous(), ue8m0=quantize_activations == "fp8_ue8m0")
     elif a.stride(-1) != 1:
         a = a.contiguous()
     return fp8_gemm(a, sf_a, weight, sf, bias=bias, out_dtype=x.dtype).view(*x.shape[:-1], N)
+
+
+def _check_sizes(x: Tensor, weight: Tensor) -> None:
+    _check.expect_min_dim(NAME, "x", x, 1)
+    _check.expect_dim(NAME, "weight", weight, 2)
+    K = weight.size(1)
+    _check.expect(x.size(-1) == K, NAME, "x", f"K={K} (that of weight)", f"K={x.size(-1)}")
 
 
 class Fp8Linear(nn.Module):
