@@ -142,9 +142,21 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         self._sources, self._spans, self._stacks = {}, None, []
+        if not self.pre_quantized:
+            model._weight_conversions += self._sf_converters(model)
         if not hasattr(core_model_loading, "apply_renamings"):
             _keep_transformers_names(model)
         return model
+
+    def _sf_converters(self, model: nn.Module) -> list[Any]:
+        """What splits stacked scale factors for saving: transformers keeps only what it used for loading."""
+        known = {tuple(each.source_patterns) for each in model._weight_conversions}
+        return [
+            each
+            for each in get_model_conversion_mapping(model, None, self)
+            if tuple(each.source_patterns) not in known
+            and all(pattern.endswith(SF_NAMES[0]) for pattern in each.source_patterns)
+        ]
 
     def _finish_scale_factors(self, parameter: str, module: nn.Module, name: str) -> None:
         sf = getattr(module, name)
