@@ -93,8 +93,10 @@ def test_scale_factors_of_any_dtype_and_name(sf_dtype, sf_name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_activations_have_the_dtype_that_is_asked_for(checkpoint, dtype):
-    model = load(checkpoint.path, dtype)
+@pytest.mark.parametrize("name", NAMES)
+def test_activations_have_the_dtype_that_is_asked_for(name, dtype, tmp_path):
+    fp8_checkpoints.write(tmp_path, name, dtype=dtype)
+    model = load(tmp_path, dtype)
     with torch.no_grad():
         logits = model(**models.prompt()).logits
     assert logits.dtype == dtype

@@ -31,6 +31,7 @@ from moela.integrations.transformers.fp8_devices import all_multiply_fp8
 from moela.integrations.transformers.fp8_modules import (
     check_config,
     declare_scale_factors,
+    declare_weights,
     fp8_modules,
     scale_factor_names,
     take_over,
@@ -97,6 +98,8 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
             if not hasattr(HfQuantizer, "update_weight_conversions"):
                 self._stacks = map_stacks(get_model_conversion_mapping(model), self._spans)
         for module_name, module in fp8_modules(model):
+            if not self.pre_quantized:
+                declare_weights(module, model.dtype)
             for name in scale_factor_names(module):
                 parameter = f"{module_name}.{name}"
                 sources = self._sources.get(parameter)

@@ -78,6 +78,16 @@ def declare_scale_factors(module: nn.Module, name: str, dtype: torch.dtype | Non
     setattr(module, name, nn.Parameter(declared, requires_grad=False))
 
 
+def declare_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give weights that are still to be quantized the dtype that they are loaded in.
+
+    From 5.12 to 5.22 transformers casts them to FP8 first, without scale factors.
+    """
+    for name, weight in list(module.named_parameters(recurse=False)):
+        if weight.dtype == torch.float8_e4m3fn:
+            setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+
+
 def check_config(quantization_config: Any, config: Any) -> None:
     """Of what transformers' FP8 can be: 128 x 128 blocks or one scale factor a tensor, and FP8 experts."""
     path = getattr(config, "_name_or_path", "") or type(config).__name__
