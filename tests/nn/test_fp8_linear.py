@@ -1,5 +1,6 @@
 """run_fp8_linear and Fp8Linear."""
 
+import moela
 import pytest
 import torch
 from moela import testing
@@ -63,13 +64,16 @@ def test_x_may_have_any_strides():
         assert testing.same_bits(got, expected)
 
 
-def test_backward_says_what_to_do():
-    weight, sf, _ = make(40, 200)
-    x = torch.randn(3, 200, requires_grad=True)
-    y = run_fp8_linear(x, weight, sf)
-    assert testing.same_bits(y.detach(), run_fp8_linear(x.detach(), weight, sf))
-    with pytest.raises(NotImplementedError, match=r"run_fp8_linear: has no derivative; to train, dequantize"):
-        y.sum().backward()
+def test_the_gradient_of_x_passes_the_frozen_weight():
+    weight, sf, bias = make(40, 200)
+    x = torch.randn(2, 3, 200, requires_grad=True)
+    run_fp8_linear(x, weight, sf, bias).square().sum().backward()
+    w = moela.per_block_dequant_fp8(weight, sf, torch.float32).double()
+    wide = x.detach().double().requires_grad_()
+    (wide @ w.T + bias.double()).square().sum().backward()
+    torch.testing.assert_close(
+        x.grad.double(), wide.grad, rtol=1e-4, atol=1e-4 * wide.grad.abs().max().item()
+    )
 
 
 def test_compiles_as_one_graph_for_every_number_of_rows():

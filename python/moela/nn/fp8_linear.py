@@ -5,13 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from moela.nn._grad import is_recorded, without_derivative
 from moela.ops import _check, fp8_gemm, per_token_group_quant_fp8
 from moela.reference.fp8_gemm import BLOCK
 
 NAME = "moela.nn.run_fp8_linear"
 E4M3 = torch.float8_e4m3fn
-TO_TRAIN = f"{NAME}: has no derivative; to train, dequantize the weight (moela.per_block_dequant_fp8)"
 
 
 def run_fp8_linear(
@@ -33,7 +31,7 @@ def run_fp8_linear(
             None: it is multiplied as it is.
 
     Returns:
-        y: [..., N] of x's dtype. Backward raises: the op has no derivative.
+        y: [..., N] of x's dtype. Differentiable with respect to an x that is not cast; the weight is frozen.
 
     Numerics: those of `moela.fp8_gemm`: |error| <= u |y| + 2^-20 (sum_k |x||w| + |bias|) with u the unit
         roundoff of x's dtype, where x is what it was cast to.
@@ -42,17 +40,12 @@ def run_fp8_linear(
     """
     if x.dim() < 1 or weight.dim() != 2 or x.size(-1) != weight.size(1):
         _check_sizes(x, weight)  # the op checks the rest
-    if is_recorded(x, weight, sf, bias):
-        with torch.no_grad():
-            y = run_fp8_linear(x, weight, sf, bias, quantize_activations=quantize_activations)
-        return without_derivative(TO_TRAIN, y, x, weight, sf, bias)
-    N, K = weight.shape
-    a, sf_a = x.reshape(math.prod(x.shape[:-1]), K), None  # [M, K]
+    a, sf_a = x.reshape(math.prod(x.shape[:-1]), x.size(-1)), None  # [M, K]
     if quantize_activations is not None:
         a, sf_a = per_token_group_quant_fp8(a.contiguous(), ue8m0=quantize_activations == "fp8_ue8m0")
     elif a.stride(-1) != 1:
         a = a.contiguous()
-    return fp8_gemm(a, sf_a, weight, sf, bias=bias, out_dtype=x.dtype).view(*x.shape[:-1], N)
+    return fp8_gemm(a, sf_a, weight, sf, bias=bias, out_dtype=x.dtype).view(*x.shape[:-1], weight.size(0))
 
 
 def _check_sizes(x: Tensor, weight: Tensor) -> None:
