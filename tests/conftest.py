@@ -9,7 +9,7 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,30 @@ def make_runner() -> Callable[[str, str], Runner]:
 @pytest.fixture(scope="session")
 def golden_fp8() -> dict[str, Any]:
     return json.loads((GOLDEN / "fp8.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tiny models under the names that README and the guide load."""
+    transformers = pytest.importorskip("transformers")
+    sys.path.insert(0, str(Path(__file__).parent / "transformers"))
+    import fp8_checkpoints
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    small = {"vocab_size": 64, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small |= {"num_key_value_heads": 4, "moe_intermediate_size": 128, "intermediate_size": 128}
+    qwen = transformers.Qwen3MoeConfig(**small, num_experts=8, num_experts_per_tok=2, head_dim=32)
+    transformers.AutoModelForCausalLM.from_config(qwen).bfloat16().save_pretrained(folder / "Qwen3-30B-A3B")
+    fp8_checkpoints.write(folder / "DeepSeek-V3")
+    return folder
+
+
+@pytest.fixture
+def tiny_checkpoints(tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """That folder, as the working directory of a snippet that may enable_cpu_fp8."""
+    monkeypatch.chdir(tiny_models)
+    yield tiny_models
+    moela.disable_cpu_fp8()
 
 
 @pytest.fixture(scope="session")

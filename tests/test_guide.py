@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,28 +16,11 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in fenced if name == language]
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """A folder with tiny models under the names of the pages."""
-    transformers = pytest.importorskip("transformers")
-    sys.path.insert(0, str(Path(__file__).parent / "transformers"))
-    import fp8_checkpoints
-
-    folder = tmp_path_factory.mktemp("checkpoints")
-    small = {"vocab_size": 64, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    small |= {"num_key_value_heads": 4, "moe_intermediate_size": 128, "intermediate_size": 128}
-    qwen = transformers.Qwen3MoeConfig(**small, num_experts=8, num_experts_per_tok=2, head_dim=32)
-    transformers.AutoModelForCausalLM.from_config(qwen).bfloat16().save_pretrained(folder / "Qwen3-30B-A3B")
-    fp8_checkpoints.write(folder / "DeepSeek-V3")
-    return folder
-
-
 COMMANDS = [line for page in PAGES for block in blocks(page, "") for line in block.splitlines() if line]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
-def test_the_snippets_of_a_page_run(page, monkeypatch, checkpoints):
-    monkeypatch.chdir(checkpoints)
+def test_the_snippets_of_a_page_run(page, tiny_checkpoints):
     names: dict = {}
     for number, snippet in enumerate(blocks(page, "python"), 1):
         exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)

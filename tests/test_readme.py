@@ -16,13 +16,13 @@ README = ROOT / "README.md"
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 
-def test_the_snippets_run_and_agree(tmp_path, monkeypatch):
+def test_the_snippets_run_and_agree(tiny_checkpoints):
     name = "model.layers.3.mlp.experts.0.up_proj.weight"
     q, sf = moela.per_block_quant_fp8(torch.randn(2048, 7168, generator=torch.Generator().manual_seed(0)))
-    save_file({name: q, f"{name}_scale_inv": sf}, tmp_path / "model-00001-of-000163.safetensors")
-    monkeypatch.chdir(tmp_path)
+    shard = tiny_checkpoints / "model-00001-of-000163.safetensors"
+    save_file({name: q, f"{name}_scale_inv": sf}, shard)
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     names: dict = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
@@ -30,6 +30,7 @@ def test_the_snippets_run_and_agree(tmp_path, monkeypatch):
     torch.testing.assert_close(names["y"].float(), expected, rtol=2**-8, atol=1e-3)
     args = [names[n] for n in ("tokens", "w13", "w2", "weights", "ids")]
     exact = moela.ops.SPECS["fused_experts"].reference(*args, sf_w13=names["sf13"], sf_w2=names["sf2"])
+    assert names["text"].shape == (1, 12)
     torch.testing.assert_close(names["out"], exact, rtol=2**-7, atol=0.02 * exact.abs().max().item())
 
 
