@@ -292,7 +292,7 @@ INNOCENT = {
     "csrc/emu/fiber_x86_64.cpp": 'asm("ret");',
     "csrc/cpu/a.h": '// no asm here\nasm("" : "+w"(x)); const char* v = std::getenv("MOELA_CPU_ISA");',
     "python/moela/reference/fp8_gemm.py": "import torch\nfrom torch import Tensor\nimport moela.reference.b",
-    "python/moela/nn/a.py": "import math\nfrom collections.abc import Callable\nfrom moela.ops import moe_topk",
+    "python/moela/nn/a.py": "import math\nfrom moela.ops import moe_topk\nfrom torch import nn",
     "python/moela/ops/_spec.py": f"# {NOTE}(#12): later",
     "python/moela/a.py": 'os.environ.get("MOELA_BACKEND")\nos.environ.get("TRITON_INTERPRET", "0")',
     "CMakeLists.txt": "set(B ${MOELA_OUT})",

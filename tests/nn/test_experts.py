@@ -100,6 +100,8 @@ STOCK = [
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_computes_what_a_module_of_transformers_does(model, block, gate, is_trained):
     theirs = stock.block_of(model, block).experts
+    if not hasattr(theirs, "down_proj"):
+        stock.skip_if_older("experts are modules in a list")
     mine = Experts.from_module(theirs)
     assert mine.gate == gate or (gate is None and not isinstance(mine.gate, SwiGlu))
     first = theirs.gate_up_proj if hasattr(theirs, "gate_up_proj") else theirs.up_proj
