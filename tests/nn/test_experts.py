@@ -114,6 +114,17 @@ def test_computes_what_a_module_of_transformers_does(model, block, gate, is_trai
     testing.assert_within(out.detach(), expected.detach().double(), error)
 
 
+@pytest.mark.parametrize("model", ["deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_compiles_as_one_graph_for_every_number_of_rows(model, is_trained):
+    block = next(block for name, block, _ in STOCK if name == model)
+    layer = Experts.from_module(stock.block_of(model, block).experts).requires_grad_(is_trained)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for T in (5, 1, 3):
+        inputs = routed(T, stock.HIDDEN, stock.E)
+        assert testing.same_bits(compiled(*inputs).detach(), layer(*inputs).detach())
+
+
 @pytest.mark.parametrize("model", ["deepseek_v3", "gpt_oss", "nemotron_h", "muse_spark"])
 def test_shares_the_parameters_under_the_same_names(model):
     block = next(block for name, block, _ in STOCK if name == model)

@@ -1,10 +1,11 @@
 """MoE: whole blocks of transformers, and one made without it."""
 
+import moela
 import pytest
 import stock
 import torch
 from moela import testing
-from moela.nn import Experts, GatedMlp, MoE, TopkRouter
+from moela.nn import Experts, Fp8Linear, GatedMlp, MoE, TopkRouter
 from torch import Tensor, nn
 
 NOAUX = {
@@ -144,6 +145,34 @@ def test_fp8_runs_and_compiles_as_one_graph():
         assert out.shape == x.shape
         assert out.abs().max() > 0
         assert testing.same_bits(compiled(x), out)
+
+
+def test_an_fp8_block_of_transformers_is_taken():
+    fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    block = stock.block_of("deepseek_v3", "DeepseekV3MoE", moe_intermediate_size=128)
+    x = torch.randn(2, 5, stock.HIDDEN)
+    expected = block(x).detach()
+    experts = fp8.FP8Experts(block.config, block_size=(128, 128))
+    for name in ("gate_up_proj", "down_proj"):
+        q, sf = zip(*map(moela.per_block_quant_fp8, getattr(block.experts, name).detach()), strict=True)
+        getattr(experts, name).data, getattr(experts, f"{name}_scale_inv").data = (
+            torch.stack(q),
+            torch.stack(sf),
+        )
+    block.experts = experts
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        old = getattr(block.shared_experts, name)
+        linear = fp8.FP8Linear(old.in_features, old.out_features, block_size=(128, 128))
+        linear.weight.data, linear.weight_scale_inv.data = moela.per_block_quant_fp8(old.weight.detach())
+        setattr(block.shared_experts, name, linear)
+    mine = MoE.from_module(block)
+    assert isinstance(mine.shared_experts.up_proj, Fp8Linear)
+    assert mine.state_dict().keys() == block.state_dict().keys()
+    with torch.no_grad():
+        out = mine(x)
+    # Weights rounded to 4 bits, three products one after the other: 3 * 2^-4, were all errors to conspire.
+    assert (out - expected).norm() <= 3 * 2.0**-4 * expected.norm()
+    assert not torch.equal(out, expected)
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), ()])
