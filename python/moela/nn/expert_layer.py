@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moela.nn._grad import is_recorded
 from moela.nn.gate import Gate, SwiGlu
 from moela.ops import (
     _check,
@@ -69,8 +68,8 @@ def run_experts(
             for each 128 columns. None: it has x's dtype.
 
     Returns:
-        out: [T, H] of x's dtype. Differentiable with respect to x, topk_weights, b13, b2 and float weights;
-        FP8 weights are frozen, and what they meet must not be cast.
+        out: [T, H] of x's dtype. Differentiable with respect to x, topk_weights, b13, b2 and float weights.
+        FP8 weights are frozen, and where activations are quantized, too, backward raises.
 
     Numerics: the one op: as `moela.fused_experts`. The steps: float32 sums; gate_up, h and y are rounded to
         the dtype of float weights (of x, with FP8 ones), a bias is added to the rounded product and the sum
@@ -83,9 +82,11 @@ def run_experts(
     """
     if is_transposed:
         w13, w2 = w13.mT, w2.mT  # [E, N1, H], [E, H, I]
-    is_fp8, is_trained = w13.dtype == E4M3, is_recorded(x, w13, w2, sf_w13, sf_w2, b13, b2, topk_weights)
+    is_fp8 = w13.dtype == E4M3
+    tensors = (x, w13, w2, sf_w13, sf_w2, b13, b2, topk_weights)
+    is_trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if not is_trained and _is_one_op(w13, w2, gate, post_norm):
-        out = fused_experts(  # which checks everything
+        return fused_experts(  # which checks everything
             _packed(x if is_fp8 else x.to(w13.dtype)),
             w13,
             w2,
@@ -98,8 +99,7 @@ def run_experts(
             limit=gate.limit,
             alpha=gate.alpha,
             quantize_activations=quantize_activations,
-        )
-        return out.to(x.dtype)
+        ).to(x.dtype)
     if not torch.compiler.is_compiling():  # the ops check what is traced
         _check_args(x, w13, w2, topk_weights, topk_ids, quantize_activations)
         _check_parameters(w13, w2, sf_w13, sf_w2, b13, b2, gate)
@@ -109,8 +109,7 @@ def run_experts(
     h = gate(_with_bias(gate_up, b13, offsets))  # [S, I]
     y = _with_bias(_product(h, w2, sf_w2, offsets, quantize_activations), b2, offsets)  # [S, H]
     y = y if post_norm is None else post_norm(y)
-    out = moe_unpermute(_packed(y), _packed(topk_weights.float()), inverse)
-    return out.to(x.dtype)
+    return moe_unpermute(_packed(y), _packed(topk_weights.float()), inverse).to(x.dtype)
 
 
 def _is_one_op(w13: Tensor, w2: Tensor, gate: Gate, post_norm: Callable[[Tensor], Tensor] | None) -> bool:

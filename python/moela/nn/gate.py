@@ -31,7 +31,7 @@ class SwiGlu:
         check_limits("moela.nn.SwiGlu", self.limit, self.alpha)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[S, 2*I] -> [S, I] of x's dtype, in float32, rounded once; differentiable."""
+        """[S, 2*I] -> [S, I]."""
         return silu_and_mul(x, limit=self.limit, alpha=self.alpha)
 
 
