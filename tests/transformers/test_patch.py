@@ -296,7 +296,7 @@ class TestWhatItDoesNotKnow:
 
         theirs = getattr(type(owner), method)
         owner.__class__ = type("Scaled", (type(owner),), {method: scaled})
-        self.left(model, "router", "none of the routings that moela.moe_topk knows")
+        self.left(model, "router", "routes in no way that moela.moe_topk knows")
 
     def test_routers_whose_instance_has_another_forward(self):
         model = models.build("mixtral")
