@@ -104,8 +104,8 @@ def build(
 def fill(model: nn.Module, seed: int) -> None:
     """Values as trained models have them: products keep the size of their input, routers have opinions.
 
-    Biases of the choice are positive: until 5.12 transformers lets an expert of a group that was not chosen win
-    over one with a negative value.
+    Biases of the choice are positive: until 5.12 transformers lets an expert of a group that was not chosen
+    win over one with a negative value.
     """
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -218,39 +218,32 @@ def rms(t: Tensor) -> float:
 
 
 def quantized(model: nn.Module, sf_dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
-    """The model with FP8 layers, as a checkpoint has them, and the one that it stands for: with their values."""
+    """The model with FP8 layers, as a checkpoint has them, and the one whose values these stand for."""
     from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
 
     exact, config = copy.deepcopy(model), transformers.FineGrainedFP8Config(weight_block_size=(128, 128))
     replace_with_fp8_linear(model, ["lm_head"], config)
-    for name, layer in model.named_modules():
-        weights = [n for n, _ in layer.named_parameters(recurse=False) if f"{n}_scale_inv" in dict(layer.named_parameters())]
-        for weight in weights:
-            w = getattr(exact.get_submodule(name), weight)
-            # Experts are two matrices each, gate and up, with scale blocks of their own.
-            parts = w.chunk(2, -2) if weight == "gate_up_proj" else (w,)
-            codes, sfs, values = zip(*(quantize(part.detach(), sf_dtype) for part in parts), strict=True)
-            setattr(layer, weight, frozen(torch.cat(codes, -2)))
-            setattr(layer, f"{weight}_scale_inv", frozen(torch.cat(sfs, -2)))
-            w.data.copy_(torch.cat(values, -2))
+    names = [n.removesuffix("_scale_inv") for n, _ in model.named_parameters() if n.endswith("_scale_inv")]
+    for name in names:
+        owner, _, weight = name.rpartition(".")
+        layer, w = model.get_submodule(owner), exact.get_parameter(name)
+        # gate and up are two matrices, with scale blocks of their own.
+        parts = w.detach().chunk(2, -2) if weight == "gate_up_proj" else (w.detach(),)
+        codes, sfs, values = zip(*(quantize(part, sf_dtype) for part in parts), strict=True)
+        setattr(layer, weight, frozen(torch.cat(codes, -2)))
+        setattr(layer, f"{weight}_scale_inv", frozen(torch.cat(sfs, -2)))
+        w.data.copy_(torch.cat(values, -2))
     return model.eval(), exact
 
 
 def quantize(w: Tensor, sf_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """[..., N, K] -> codes, scale factors and what they stand for."""
-    stack = w.reshape(-1, *w.shape[-2:]).float()
-    codes, sfs, values = [], [], []
-    for matrix in stack:
-        _, sf = moela.per_block_quant_fp8(matrix, ue8m0=sf_dtype == torch.float8_e8m0fnu)
-        sf = sf.to(sf_dtype)
-        wide = sf.float().repeat_interleave(128, 0)[: matrix.size(0)]
-        wide = wide.repeat_interleave(128, 1)[:, : matrix.size(1)]
-        q = (matrix / wide).clamp(-448, 448).to(torch.float8_e4m3fn)
-        codes.append(q)
-        sfs.append(sf)
-        values.append(q.float() * wide)
-    lead = w.shape[:-2]
-    return tuple(torch.stack([t.view(torch.uint8) if t.element_size() == 1 else t for t in ts]).view(ts[0].dtype).reshape(*lead, *ts[0].shape) for ts in (codes, sfs, values))
+    """[..., N, K] of at most 128 x 128 -> codes, scale factors [..., 1, 1] and what they stand for."""
+    assert max(w.shape[-2:]) <= 128
+    sf = w.abs().amax((-2, -1), keepdim=True) / 448
+    sf = sf.log2().ceil().exp2() if sf_dtype == torch.float8_e8m0fnu else sf
+    sf = sf.to(sf_dtype)
+    codes = (w / sf.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes, sf, codes.float() * sf.float()
 
 
 def frozen(t: Tensor) -> nn.Parameter:

@@ -2,19 +2,13 @@
 
 import types
 
-import moela
 import models
+import moela
 import pytest
 import torch
-from torch import nn
 
 fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
 SF_DTYPES = [torch.float32, torch.bfloat16, torch.float8_e8m0fnu]
-
-
-def experts_class() -> type[nn.Module]:
-    """As `replace_with_fp8_linear` makes it."""
-    return fp8.use_experts_implementation(fp8.FP8Experts, experts_interface=fp8.ALL_FP8_EXPERTS_FUNCTIONS)
 
 
 @pytest.mark.parametrize("sf_dtype", SF_DTYPES, ids=str)
@@ -106,7 +100,9 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"^fp8_linear_forward: block_size: expected \(128, 128\), got "):
             fp8_linear_forward(linear, torch.zeros(2, 64))
         ids, weights = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1)
-        with pytest.raises(ValueError, match=r"^fp8_experts_forward: block_size: expected \(128, 128\), got "):
+        with pytest.raises(
+            ValueError, match=r"^fp8_experts_forward: block_size: expected \(128, 128\), got "
+        ):
             fp8_experts_forward(experts, torch.zeros(2, 64), ids, weights)
 
     def test_packed_fp4_is_left(self, layers):
@@ -140,7 +136,12 @@ def test_layers_that_were_not_quantized_work_as_they_are():
 
 @pytest.mark.parametrize(
     ("capability", "scheme", "quantization"),
-    [((9, 0), "dynamic", "fp8"), ((8, 9), "dynamic", "fp8"), ((8, 0), "dynamic", None), ((9, 0), "static", None)],
+    [
+        ((9, 0), "dynamic", "fp8"),
+        ((8, 9), "dynamic", "fp8"),
+        ((8, 0), "dynamic", None),
+        ((9, 0), "static", None),
+    ],
 )
 def test_activations_are_cast_where_tensor_cores_multiply_fp8(capability, scheme, quantization, monkeypatch):
     from moela.integrations.transformers.fp8 import quantize_activations
