@@ -63,12 +63,34 @@ def test_x_may_have_any_strides():
         assert testing.same_bits(got, expected)
 
 
-def test_backward_says_what_to_do():
+def test_gradients_go_through_the_frozen_weight():
+    weight, sf, bias = make(40, 200)
+    x = torch.randn(2, 3, 200, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    direction = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(2))
+    (run_fp8_linear(x, weight, sf, bias) * direction).sum().backward()
+    w = dequantize_blocks(weight, sf, torch.float64)
+    value, magnitude = direction.double() @ w, direction.double().abs() @ w.abs()
+    # The weight is rounded to float32 before it is multiplied.
+    error = rounding(value, FP32) + (testing.FLOAT32_SUM + 2.0**-24) * magnitude
+    testing.assert_within(x.grad, value, error)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_a_bias_is_trained_with_and_without_x(dtype):
+    weight, sf, bias = make(40, 200)
+    x = torch.randn(3, 200, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for is_x_trained in (False, True):
+        b = bias.clone().requires_grad_()
+        y = run_fp8_linear(x.clone().requires_grad_(is_x_trained), weight, sf, b)
+        testing.assert_within(y.detach(), *exact(x, weight, sf, bias, None))
+        y.float().sum().backward()
+        assert torch.equal(b.grad, torch.full((40,), 3.0))
+
+
+def test_backward_for_the_weight_says_what_to_do():
     weight, sf, _ = make(40, 200)
-    x = torch.randn(3, 200, requires_grad=True)
-    y = run_fp8_linear(x, weight, sf)
-    assert testing.same_bits(y.detach(), run_fp8_linear(x.detach(), weight, sf))
-    with pytest.raises(NotImplementedError, match=r"run_fp8_linear: has no derivative; to train, dequantize"):
+    y = run_fp8_linear(torch.randn(3, 200), weight.requires_grad_(), sf)
+    with pytest.raises(NotImplementedError, match=r"fp8_gemm: b: has no derivative; call b.requires_grad_"):
         y.sum().backward()
 
 
