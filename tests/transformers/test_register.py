@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-import moela
 import models
+import moela
 import pytest
 import torch
 import transformers
@@ -16,7 +16,9 @@ NAME = {"experts_implementation": "moela"}
 
 def python(code: str) -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith("MOELA_")}
-    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -39,7 +41,10 @@ def test_moela_does_not_import_transformers():
 
 def test_twice_is_once():
     moela.register()
-    before, check = dict(ALL_EXPERTS_FUNCTIONS), transformers.PreTrainedModel.get_correct_experts_implementation
+    before, check = (
+        dict(ALL_EXPERTS_FUNCTIONS),
+        transformers.PreTrainedModel.get_correct_experts_implementation,
+    )
     moela.register()
     assert dict(ALL_EXPERTS_FUNCTIONS) == before
     assert transformers.PreTrainedModel.get_correct_experts_implementation is check
@@ -104,6 +109,8 @@ def test_without_transformers_one_line_says_what_to_install(name, monkeypatch):
 @pytest.mark.parametrize("version", ["4.57.1", "5.3.0", "5.3.1.dev0"])
 def test_an_old_transformers_is_named(name, version, monkeypatch):
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
-    message = rf"^moela\.{name}: transformers {version} is too old: needs transformers 5\.4 or later; pip install"
+    message = (
+        rf"^moela\.{name}: transformers {version} is too old: needs transformers 5\.4 or later; pip install"
+    )
     with pytest.raises(ImportError, match=message):
         getattr(moela, name)(*CALLS[name])

@@ -25,7 +25,7 @@ def test_gradients_are_those_of_transformers_within_rounding(name, way):
     mine = models.gradients(model, inputs)
     routed = [n for n in mine if "experts" in n or models.is_router(n)]
     assert any(models.largest(mine[n]) > 0 for n in routed)
-    # In the largest of all parameters: in one alone, of which little is left by cancellation, either may be lucky.
+    # The worst of all parameters: in one alone, of which cancellation leaves little, either may be lucky.
     assert models.worst(mine, exact) <= 2 * max(models.worst(g, exact) for g in stock) + 2.0**-24
 
 
@@ -67,7 +67,10 @@ def test_autocast(name, weights, is_trained, way):
     model = models.build(name, dtype=weights)
     inputs = models.prompt(rows=1, length=9)
     results = []
-    for put in (lambda: model.set_experts_implementation("grouped_mm"), lambda: models.put_on_moela(model, way)):
+    for put in (
+        lambda: model.set_experts_implementation("grouped_mm"),
+        lambda: models.put_on_moela(model, way),
+    ):
         put()
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(is_trained):
             logits = model(**inputs).logits
