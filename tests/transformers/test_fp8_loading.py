@@ -133,7 +133,7 @@ def test_copies_and_pickles_run(checkpoint, tmp_path):
 def test_layers_for_multi_token_prediction_are_ignored(tmp_path):
     checkpoint = fp8_checkpoints.write(tmp_path)
     rows = torch.zeros(16, 256).to(FP8)  # without scale factors
-    checkpoint.rewrite(**{"model__layers__61__eh_proj__weight": rows})
+    checkpoint.rewrite({"model.layers.61.eh_proj.weight": rows})
     assert_logits_within_rounding(checkpoint, load(tmp_path))
 
 
@@ -147,7 +147,7 @@ def test_one_scale_factor_per_tensor(tmp_path):
             values = checkpoint.tensors[weight].float() * 2.0**-6
             checkpoint.model.get_parameter(weight).data.copy_(values)
             assert tensor.dim() == 2
-    checkpoint.rewrite()
+    checkpoint.rewrite({})
     checkpoint.configure(weight_block_size=None)
     model = load(tmp_path)
     assert_logits_within_rounding(checkpoint, model)
@@ -158,7 +158,7 @@ def test_a_fixed_scale_of_activations_is_kept_and_not_used(tmp_path):
     checkpoint = fp8_checkpoints.write(tmp_path, "qwen3_moe", mlp_only_layers=[0, 1])
     for name in [each for each in checkpoint.tensors if each.endswith("weight_scale_inv")]:
         checkpoint.tensors[name.replace("weight_scale_inv", "activation_scale")] = torch.tensor(0.5)
-    checkpoint.rewrite()
+    checkpoint.rewrite({})
     checkpoint.configure(activation_scheme="static")
     model = load(tmp_path)
     assert_logits_within_rounding(checkpoint, model)

@@ -73,13 +73,10 @@ def _check_scale_factor(sources: dict[str, Source], source: Source, is_blockwise
     names = [f"{name}_scale_inv"] if is_stacked else [f"{stem}.{sf_name}" for sf_name in SF_NAMES]
     found = next((sources[each] for each in names if each in sources), None)
     if found is None:
-        raise ValueError(
-            f"{path}: {names[0]}: expected the scale factors of {name}, got no tensor of this name"
-        )
+        raise ValueError(f"{path}: {names[0]}: expected the scale factors of {name}, got no such tensor")
     if found.entry.dtype not in SF_DTYPES:
-        raise ValueError(
-            f"{found.path}: {found.name}: expected {', '.join(SF_DTYPES)}, got {found.entry.dtype}"
-        )
+        wanted = "F32, BF16, F8_E8M0 or U8"
+        raise ValueError(f"{found.path}: {found.name}: expected {wanted}, got {found.entry.dtype}")
     wanted = [_blocks(name, entry.shape)] if is_blockwise else [(), (1,)]
     if found.entry.shape not in wanted:
         raise ValueError(
