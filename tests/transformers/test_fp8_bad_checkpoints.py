@@ -25,7 +25,7 @@ def checkpoint(tmp_path):
 
 
 def refusal(path):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="expected") as caught:
         load(path)
     return str(caught.value)
 
@@ -176,7 +176,7 @@ def test_a_refused_checkpoint_loads_once_it_is_repaired(checkpoint):
 def test_what_is_no_safetensors_file(tmp_path, content, message):
     file = tmp_path / "a.safetensors"
     file.write_bytes(content)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="expected") as caught:
         read_header(file)
     assert str(caught.value) == f"{file}: {message}"
 
@@ -187,10 +187,9 @@ def test_a_tensor_whose_bytes_do_not_fit_its_shape(tmp_path, offsets):
     text = b'{"t":{"dtype":"F32","shape":[1],"data_offsets":%s}}' % str(offsets).encode()
     begin = len(text).to_bytes(8, "little") + text
     file.write_bytes(begin + bytes(max(*offsets, 0)))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="expected .* bytes, got ") as caught:
         read_header(file)
     assert str(caught.value).startswith(f"{file}: ")
-    assert "expected" in str(caught.value)
 
 
 def test_a_folder_and_a_missing_file(tmp_path):

@@ -117,7 +117,7 @@ def test_a_layer_in_several_files(shards, tmp_path):
 
 
 def test_pieces_that_are_not_whole_pages_are_stacked_by_copying(tmp_path):
-    checkpoint = fp8_checkpoints.write(tmp_path, moe_intermediate_size=40)
+    checkpoint = fp8_checkpoints.write(tmp_path, moe_intermediate_size=200)  # 12.5 pages
     model = load(tmp_path)
     model.save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
