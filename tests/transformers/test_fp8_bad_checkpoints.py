@@ -69,7 +69,8 @@ def test_scale_factors_of_two_dtypes_in_one_layer(checkpoint):
 def test_scale_factors_of_two_names(checkpoint):
     checkpoint.tensors[f"{LINEAR}.weight_scale"] = checkpoint.tensors[f"{LINEAR}.weight_scale_inv"]
     message = message_after(checkpoint, f"{LINEAR}.weight_scale_inv", None)
-    assert "expected scale factors called weight_scale" in message
+    wanted = f"expected the scale factors of {LINEAR}.weight, got no such tensor"
+    assert message == f"{checkpoint.file}: {LINEAR}.weight_scale_inv: {wanted}"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
@@ -101,7 +102,18 @@ def test_a_file_that_is_cut_off(checkpoint):
 def test_a_missing_expert(checkpoint):
     message = message_after(checkpoint, f"{EXPERT}.weight", None)
     parameter = "model.layers.1.mlp.experts.gate_up_proj"
-    assert message == f"{checkpoint.file}: {parameter}: expected 16 tensors, got 15"
+    assert message == f"{checkpoint.path}: {parameter}: expected 16 tensors, got 15"
+
+
+@pytest.mark.parametrize("module", [LINEAR, "lm_head"])
+def test_a_missing_weight(checkpoint, module):
+    """transformers fills in what is not FP8 and says so."""
+    name = f"{module}.weight"
+    checkpoint.rewrite({name: None, f"{name}_scale_inv": None})
+    if module == "lm_head":
+        assert load(checkpoint.path) is not None
+    else:
+        assert refusal(checkpoint.path) == f"{checkpoint.path}: {name}: expected 1 tensor, got 0"
 
 
 def test_weights_in_the_other_fp8(checkpoint):
@@ -187,7 +199,7 @@ def test_a_tensor_whose_bytes_do_not_fit_its_shape(tmp_path, offsets):
     text = b'{"t":{"dtype":"F32","shape":[1],"data_offsets":%s}}' % str(offsets).encode()
     begin = len(text).to_bytes(8, "little") + text
     file.write_bytes(begin + bytes(max(*offsets, 0)))
-    with pytest.raises(ValueError, match="expected .* bytes, got ") as caught:
+    with pytest.raises(ValueError, match=r"expected .* bytes, got ") as caught:
         read_header(file)
     assert str(caught.value).startswith(f"{file}: ")
 

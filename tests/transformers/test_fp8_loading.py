@@ -130,11 +130,39 @@ def test_copies_and_pickles_run(checkpoint, tmp_path):
     assert_same_tensors(saved(unpickled, tmp_path / "saved"), checkpoint.tensors)
 
 
-def test_layers_for_multi_token_prediction_are_ignored(tmp_path):
+@pytest.mark.parametrize("layer", [2, 61])
+def test_layers_that_the_model_does_not_have_are_ignored(tmp_path, layer):
+    """Such as those for multi-token prediction, 61 in DeepSeek-V3."""
     checkpoint = fp8_checkpoints.write(tmp_path)
     rows = torch.zeros(16, 256).to(FP8)  # without scale factors
-    checkpoint.rewrite({"model.layers.61.eh_proj.weight": rows})
+    checkpoint.rewrite({f"model.layers.{layer}.eh_proj.weight": rows})
     assert_logits_within_rounding(checkpoint, load(tmp_path))
+
+
+def test_names_that_key_mapping_translates(tmp_path):
+    if models.version() < (5, 8):
+        pytest.skip("transformers < 5.8 does not tell a quantizer what its key_mapping is")
+    checkpoint = fp8_checkpoints.write(tmp_path)
+    renamed = {name.replace("model.", "net.", 1): tensor for name, tensor in checkpoint.tensors.items()}
+    checkpoint.rewrite(dict.fromkeys(checkpoint.tensors) | renamed)
+    assert_logits_within_rounding(checkpoint, load(tmp_path, key_mapping={r"^net\.": "model."}))
+    with pytest.raises(ValueError, match="expected 1 tensor, got 0"):
+        load(tmp_path)
+
+
+def test_experts_that_are_stacked_in_the_checkpoint(tmp_path):
+    """As transformers has them in memory."""
+    checkpoint = fp8_checkpoints.write(tmp_path, sf_dtype=torch.bfloat16)
+    experts = "model.layers.1.mlp.experts"
+    stacked = {
+        f"{experts}.{name}": parameter.data
+        for name, parameter in load(tmp_path).get_submodule(experts).named_parameters()
+    }
+    checkpoint.rewrite({name: None for name in checkpoint.tensors if f"{experts}." in name} | stacked)
+    model = load(tmp_path)
+    assert_logits_within_rounding(checkpoint, model)
+    model.save_pretrained(tmp_path / "saved")
+    assert_logits_within_rounding(checkpoint, load(tmp_path / "saved"))
 
 
 def test_one_scale_factor_per_tensor(tmp_path):

@@ -257,6 +257,15 @@ def test_threads_may_read_while_others_stack(files):
     assert num_mappings(Path(path)) == 0
 
 
+def test_a_quarter_of_the_mappings_is_left_to_others(files):
+    path = next(iter(files))
+    room = int(Path("/proc/sys/vm/max_map_count").read_text()) * 3 // 4
+    scattered = [Piece(path, 0)] * (room + 1)
+    with pytest.raises(OSError, match="mappings are in use"):
+        stack_pieces(scattered, PAGE)
+    assert num_mappings(Path(path)) == 0
+
+
 def test_only_whole_pages_can_be_stacked():
     assert can_stack(PAGE)
     assert not can_stack(PAGE + 1)

@@ -64,7 +64,7 @@ def scale_factor_names(module: nn.Module) -> list[str]:
     return [name for name, _ in module.named_parameters(recurse=False) if name.endswith("_scale_inv")]
 
 
-def declare_scale_factors(module: nn.Module, name: str, dtype: torch.dtype | None) -> None:
+def declare_scale_factors(module: nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
     """Make a module's scale factors, still without memory, what the checkpoint has; None: dtype as it is.
 
     transformers gives gate_up_proj ceil(2*I/128) rows of them; gate and up have blocks of their own.
