@@ -75,8 +75,8 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
         self._is_stock = True
         # Until the weights are converted: the model and what its files have.
         self._unchecked: tuple[nn.Module, dict[str, Source]] | None = None
-        # Until the model is loaded: the tensors of the files by parameter, where the files are mapped, and, with
-        # transformers until 5.7, what stacks experts.
+        # Until the model is loaded: the tensors of the files by parameter, where the files are mapped
+        # and, with transformers < 5.8, what stacks experts.
         self._sources: dict[str, list[Source]] = {}
         self._spans: FileSpans | None = None
         self._stacks: list[Any] = []

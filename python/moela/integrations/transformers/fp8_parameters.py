@@ -57,7 +57,7 @@ def _count(parameter: str, tensor: Tensor) -> tuple[int, ...]:
 
 
 def sf_dtype(parameter: str, sources: list[Source]) -> torch.dtype | None:
-    """The dtype of the scale factors of a parameter, which has to be one for all experts; None without any."""
+    """The one dtype of the scale factors behind a parameter, or None if there are none."""
     dtypes = sorted({source.entry.dtype for source in sources})
     if len(dtypes) > 1:
         raise ValueError(f"{sources[0].path}: {parameter}: expected one dtype, got {' and '.join(dtypes)}")
