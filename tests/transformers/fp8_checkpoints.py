@@ -13,9 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 FP8 = torch.float8_e4m3fn
-CONFIG = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+CONFIG = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}
 INDEX = "model.safetensors.index.json"
-# A page is a whole number of pieces of no expert of these: 192 x 256 bytes are 12 pages.
+# 192 x 256 bytes are 12 pages.
 _EXPERTS = {"moe_intermediate_size": 192, "hidden_size": 256}
 SETTINGS: dict[str, dict[str, Any]] = {
     # q_a_proj has 192 rows, kv_a_proj_with_mqa 512 + 64: neither is a multiple of 128.
@@ -38,13 +43,10 @@ class Checkpoint:
     def file(self) -> Path:
         return self.path / "model.safetensors"
 
-    def rewrite(self, **changed: Tensor | None) -> None:
-        """Write the file again with some tensors replaced or, if None, left out. Dots are written "__"."""
-        for name, tensor in changed.items():
-            name = name.replace("__", ".")
-            self.tensors.pop(name, None)
-            if tensor is not None:
-                self.tensors[name] = tensor
+    def rewrite(self, changed: dict[str, Tensor | None]) -> None:
+        """Write the file again with some tensors replaced or, if None, left out."""
+        kept = self.tensors | changed
+        self.tensors = {name: tensor for name, tensor in kept.items() if tensor is not None}
         save_file(self.tensors, self.file, {"format": "pt"})
 
     def configure(self, **changed: Any) -> None:

@@ -130,11 +130,39 @@ def test_copies_and_pickles_run(checkpoint, tmp_path):
     assert_same_tensors(saved(unpickled, tmp_path / "saved"), checkpoint.tensors)
 
 
-def test_layers_for_multi_token_prediction_are_ignored(tmp_path):
+@pytest.mark.parametrize("layer", [2, 61])
+def test_layers_that_the_model_does_not_have_are_ignored(tmp_path, layer):
+    """Such as those for multi-token prediction, 61 in DeepSeek-V3."""
     checkpoint = fp8_checkpoints.write(tmp_path)
     rows = torch.zeros(16, 256).to(FP8)  # without scale factors
-    checkpoint.rewrite(**{"model__layers__61__eh_proj__weight": rows})
+    checkpoint.rewrite({f"model.layers.{layer}.eh_proj.weight": rows})
     assert_logits_within_rounding(checkpoint, load(tmp_path))
+
+
+def test_names_that_key_mapping_translates(tmp_path):
+    if models.version() < (5, 8):
+        pytest.skip("transformers < 5.8 does not tell a quantizer what its key_mapping is")
+    checkpoint = fp8_checkpoints.write(tmp_path)
+    renamed = {name.replace("model.", "net.", 1): tensor for name, tensor in checkpoint.tensors.items()}
+    checkpoint.rewrite(dict.fromkeys(checkpoint.tensors) | renamed)
+    assert_logits_within_rounding(checkpoint, load(tmp_path, key_mapping={r"^net\.": "model."}))
+    with pytest.raises(ValueError, match="expected 1 tensor, got 0"):
+        load(tmp_path)
+
+
+def test_experts_that_are_stacked_in_the_checkpoint(tmp_path):
+    """As transformers has them in memory."""
+    checkpoint = fp8_checkpoints.write(tmp_path, sf_dtype=torch.bfloat16)
+    experts = "model.layers.1.mlp.experts"
+    stacked = {
+        f"{experts}.{name}": parameter.data
+        for name, parameter in load(tmp_path).get_submodule(experts).named_parameters()
+    }
+    checkpoint.rewrite({name: None for name in checkpoint.tensors if f"{experts}." in name} | stacked)
+    model = load(tmp_path)
+    assert_logits_within_rounding(checkpoint, model)
+    model.save_pretrained(tmp_path / "saved")
+    assert_logits_within_rounding(checkpoint, load(tmp_path / "saved"))
 
 
 def test_one_scale_factor_per_tensor(tmp_path):
@@ -147,7 +175,7 @@ def test_one_scale_factor_per_tensor(tmp_path):
             values = checkpoint.tensors[weight].float() * 2.0**-6
             checkpoint.model.get_parameter(weight).data.copy_(values)
             assert tensor.dim() == 2
-    checkpoint.rewrite()
+    checkpoint.rewrite({})
     checkpoint.configure(weight_block_size=None)
     model = load(tmp_path)
     assert_logits_within_rounding(checkpoint, model)
@@ -158,7 +186,7 @@ def test_a_fixed_scale_of_activations_is_kept_and_not_used(tmp_path):
     checkpoint = fp8_checkpoints.write(tmp_path, "qwen3_moe", mlp_only_layers=[0, 1])
     for name in [each for each in checkpoint.tensors if each.endswith("weight_scale_inv")]:
         checkpoint.tensors[name.replace("weight_scale_inv", "activation_scale")] = torch.tensor(0.5)
-    checkpoint.rewrite()
+    checkpoint.rewrite({})
     checkpoint.configure(activation_scheme="static")
     model = load(tmp_path)
     assert_logits_within_rounding(checkpoint, model)

@@ -6,7 +6,6 @@ quantizer for quant_method "fp8" and leaves everything else to it: the checkpoin
 the files (mapped_experts), and scale factors keep the checkpoint's dtype.
 """
 
-import re
 import warnings
 from typing import Any
 
@@ -21,11 +20,13 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 
 from moela.integrations.mapped_memory import FileSpans
 from moela.integrations.transformers.fp8_checkpoint import (
+    FP8,
     SF_NAMES,
     Source,
-    check_scale_factors,
     check_values,
+    check_weight,
     read_sources,
+    sf_name_of,
 )
 from moela.integrations.transformers.fp8_devices import all_multiply_fp8
 from moela.integrations.transformers.fp8_modules import (
@@ -69,13 +70,22 @@ def disable() -> None:
 class Fp8Quantizer(FineGrainedFP8HfQuantizer):
     """transformers' quantizer for block-scaled FP8, for devices that its own kernels do not run on."""
 
-    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        self._is_stock = self.quantization_config.dequantize or all_multiply_fp8(device_map)
-        self._sources: dict[str, list[Source]] = {}  # by parameter, until the model is loaded
-        self._spans: FileSpans | None = None  # likewise
-        self._stacks: list[Any] = []  # likewise, until 5.7
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._is_stock = True
+        # Until the weights are converted: the model and what its files have.
+        self._unchecked: tuple[nn.Module, dict[str, Source]] | None = None
+        # Until the model is loaded: the tensors of the files by parameter, where the files are mapped
+        # and, with transformers < 5.8, what stacks experts.
+        self._sources: dict[str, list[Source]] = {}
+        self._spans: FileSpans | None = None
+        self._stacks: list[Any] = []
+        # What saving has to undo.
         self._sf_name = SF_NAMES[0]
         self._uint8_names: list[str] = []
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        self._is_stock = self.quantization_config.dequantize or all_multiply_fp8(device_map)
         if self._is_stock:
             super().validate_environment(*args, device_map=device_map, **kwargs)
 
@@ -91,31 +101,35 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
         check_config(self.quantization_config, model.config)
         super()._process_model_before_weight_loading(model, checkpoint_files=checkpoint_files, **kwargs)
         take_over(model)
-        files = [str(file) for file in checkpoint_files or () if str(file).endswith(".safetensors")]
-        if files and self.pre_quantized:
-            self._check(model, read_sources(files))
-            self._spans = FileSpans(files)
-            if not hasattr(HfQuantizer, "update_weight_conversions"):
-                self._stacks = map_stacks(get_model_conversion_mapping(model), self._spans)
-        for module_name, module in fp8_modules(model):
+        for _, module in fp8_modules(model):
             if not self.pre_quantized:
-                declare_weights(module, model.dtype)
+                declare_weights(module, torch.get_default_dtype())  # the model's, meanwhile
             for name in scale_factor_names(module):
-                parameter = f"{module_name}.{name}"
-                sources = self._sources.get(parameter)
-                declare_scale_factors(module, name, sf_dtype(parameter, sources) if sources else None)
+                declare_scale_factors(module, name)
+        files = [str(file) for file in checkpoint_files or () if str(file).endswith(".safetensors")]
+        if not files or not self.pre_quantized:
+            return
+        sources = read_sources(files)
+        self._sf_name, self._spans = sf_name_of(sources), FileSpans(files)
+        self._unchecked = model, sources
+        if not hasattr(HfQuantizer, "update_weight_conversions"):
+            self._stacks = map_stacks(get_model_conversion_mapping(model), self._spans)
+            self._check(get_model_conversion_mapping(model, None, self))
 
-    def _check(self, model: nn.Module, sources: dict[str, Source]) -> None:
-        ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
-        used = check_scale_factors(
-            sources,
-            self.quantization_config.weight_block_size is not None,
-            lambda name: any(pattern.search(name) for pattern in ignored),
-        )
-        self._sf_name = used or SF_NAMES[0]
-        transforms = get_model_conversion_mapping(model, None, self)
+    def _check(self, transforms: list[Any]) -> None:
+        """Check the checkpoint, once its names are known to be those of the model after `transforms`."""
+        (model, sources), self._unchecked = self._unchecked, None
         self._sources = sources_by_parameter(model, sources, transforms)
         check_parameters(model, self._sources)
+        is_blockwise = self.quantization_config.weight_block_size is not None
+        for found in self._sources.values():  # not layers for multi-token prediction, which the model has not
+            for source in found:
+                if source.entry.dtype == FP8:
+                    check_weight(sources, source, self._sf_name, is_blockwise)
+        for module_name, module in fp8_modules(model):
+            for name in scale_factor_names(module):
+                parameter = f"{module_name}.{name}"
+                declare_scale_factors(module, name, sf_dtype(parameter, self._sources.get(parameter, [])))
 
     def get_weight_conversions(self) -> list[Any]:
         conversions = super().get_weight_conversions()
@@ -127,7 +141,8 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], *model: nn.Module) -> list[Any]:
         conversions = super().update_weight_conversions(weight_conversions, *model)
-        if self._spans is not None:
+        if self._unchecked is not None:
+            self._check(conversions)
             map_stacks(conversions, self._spans)
         return conversions
 
@@ -170,7 +185,7 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
         check_values(sf.data, parameter, self._sources.get(parameter, ()))
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        if not getattr(self, "_uint8_names", None):
+        if not self._uint8_names:
             return super().get_state_dict_and_metadata(model)
         state_dict = model.state_dict()
         for name in self._uint8_names:
