@@ -363,6 +363,7 @@ def test_backward_gives_the_derivative_or_says_that_there_is_none(op):
     for name in [k for k, v in inputs.items() if isinstance(v, Tensor) and v.dtype.is_floating_point]:
         tracked = inputs | {name: inputs[name].clone().requires_grad_()}
         results = [r for r in as_tuple(spec.op(**tracked)) if r.requires_grad]
+        assert results, name
         for result in results:
             said = ""
             with warnings.catch_warnings():

@@ -1,5 +1,6 @@
 """fp8_gemm: values at the ends of every type, against the definition in float64."""
 
+import re
 from typing import Any
 
 import moela
@@ -260,10 +261,15 @@ def test_the_derivative_by_a_is_that_of_the_formula_with_frozen_weights(run, dty
     assert ((a.grad.double() - wanted).abs() <= u * wanted.abs() + (u + 2.0**-20) * magnitude).all()
 
 
-def test_weights_that_want_a_gradient_are_an_error_that_names_them():
-    inputs = make_inputs(M=2, N=128, K=128, a_dtype=torch.bfloat16)
-    inputs["a"].requires_grad_()
-    inputs["sf_b"].requires_grad_()
-    message = r"^fp8_gemm: sf_b: has no derivative; call sf_b.requires_grad_\(False\)$"
-    with pytest.raises(NotImplementedError, match=message):
-        moela.fp8_gemm(**inputs).sum().backward()
+@pytest.mark.parametrize(
+    ("name", "todo"),
+    [("sf_b", "call sf_b.requires_grad_(False)"), ("bias", "add it to the result")],
+)
+def test_what_has_no_derivative_is_an_error_that_names_it(name, todo):
+    inputs = make_inputs(M=2, N=128, K=128, a_dtype=torch.bfloat16, bias=True)
+    inputs[name].requires_grad_()
+    d = moela.fp8_gemm(**inputs)
+    assert d.requires_grad
+    message = f"fp8_gemm: {name}: has no derivative; {todo}"
+    with pytest.raises(NotImplementedError, match=re.escape(message)):
+        d.sum().backward()

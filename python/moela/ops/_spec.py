@@ -1,7 +1,7 @@
 """OpSpec, the one record per op: the dispatcher, the contract tests, the bench and the docs all read it."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,33 +243,39 @@ def _is_recorded(args: tuple, kwargs: dict) -> bool:
     return torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **kwargs)
 
 
+def _tracked(values: Iterable[Any]) -> list[Tensor]:
+    return [t for t in values if isinstance(t, Tensor) and t.requires_grad]
+
+
 def _with_derivative(spec: OpSpec) -> Callable[..., Tensor | Tensors]:
     """The kernel for autograd. torch.library.register_autograd takes no keyword-only tensors."""
 
     class Derivative(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *args: Any) -> Tensor | Tensors:
-            *args, kwargs = args
+        def forward(ctx, *inputs: Any) -> Tensor | Tensors:
+            """inputs: args, kwargs, and what of these wants a gradient, for backward to be asked."""
+            ctx.num_args = next(i for i, value in enumerate(inputs) if isinstance(value, dict))
+            args, kwargs = inputs[: ctx.num_args], inputs[ctx.num_args]
             with torch._C._AutoDispatchBelowAutograd():
                 result = spec.op(*args, **kwargs)
-            inputs, keyword_only_inputs = _with_defaults(spec.op, args, kwargs)
-            spec.autograd.setup_context(ctx, inputs, keyword_only_inputs, result)
+            spec.autograd.setup_context(ctx, *_with_defaults(spec.op, args, kwargs), result)
             return result
 
         @staticmethod
         def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-            return *spec.autograd.backward(ctx, *grads)[: len(ctx.needs_input_grad) - 1], None
+            of_args = spec.autograd.backward(ctx, *grads)[: ctx.num_args]
+            return *of_args, *[None] * (len(ctx.needs_input_grad) - ctx.num_args)
 
     def call(*args, **kwargs):
         if _is_recorded(args, kwargs):
-            return Derivative.apply(*args, kwargs)
+            return Derivative.apply(*args, kwargs, *_tracked(kwargs.values()))
         with torch._C._AutoDispatchBelowAutograd():
             return spec.op(*args, **kwargs)
 
     return call
 
 
-def _with_defaults(op: torch._ops.OpOverload, args: list, kwargs: dict) -> tuple[tuple, dict]:
+def _with_defaults(op: torch._ops.OpOverload, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """The dispatcher leaves out arguments that have their default's value."""
     named = {a.name: a.default_value for a in op._schema.arguments if a.kwarg_only}
     rest = [a.default_value for a in op._schema.arguments[len(args) :] if not a.kwarg_only]
@@ -298,7 +304,7 @@ def _without_derivative(spec: OpSpec) -> Callable[..., Tensor | Tensors]:
             result = spec.op(*args, **kwargs)
         if not _is_recorded(args, kwargs):
             return result
-        tracked = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
+        tracked = _tracked((*args, *kwargs.values()))
         if isinstance(result, Tensor):
             return NoDerivative.apply(message, result, *tracked)
         return tuple(NoDerivative.apply(message, r, *tracked) for r in result)

@@ -37,8 +37,8 @@ def fp8_gemm(
         out_dtype: bfloat16, float16 or float32.
 
     Returns:
-        d: [M, N] of `out_dtype`, contiguous. Differentiable with respect to an `a` that is not FP8, and to
-        bias; the weights are frozen.
+        d: [M, N] of `out_dtype`, contiguous. Differentiable with respect to an `a` that is not FP8, for
+        weights that are frozen; its gradient is d's times b * sf_b, these rounded to d's dtype.
 
     Numerics: products of float32 operands are summed in float32, times the scale factors, and rounded once:
         |error| <= u |d| + 2^-20 sum_k |a||b| with u the unit roundoff of `out_dtype`. On the CPU the order of
@@ -126,7 +126,8 @@ def frozen_weights(op: str, product: Callable[..., Tensor]) -> Autograd:
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         for name in ctx.trained:
-            raise NotImplementedError(f"{op}: {name}: has no derivative; call {name}.requires_grad_(False)")
+            todo = "add it to the result" if name == "bias" else f"call {name}.requires_grad_(False)"
+            raise NotImplementedError(f"{op}: {name}: has no derivative; {todo}")
         if ctx.a_dtype == torch.float8_e4m3fn:
             raise NotImplementedError(f"{op}: a: has no derivative because it is float8_e4m3fn")
         b, sf_b, *expert_offsets = ctx.saved_tensors
