@@ -30,6 +30,29 @@ class RouterSettings:
     logits_dtype: torch.dtype | None = torch.float32
     weights_dtype: torch.dtype | None = torch.float32
 
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[T, H], [E, H], [E] -> [T, E]."""
+        if self.logits_dtype is None:
+            return nn.functional.linear(x.to(weight.dtype), weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.linear(
+                *(None if t is None else t.to(self.logits_dtype) for t in (x, weight, bias))
+            )
+
+    def choose(self, logits: Tensor, correction_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[T, E], [E] -> topk_weights [T, topk] float32 and topk_ids [T, topk] int32: `moela.moe_topk`."""
+        return moe_topk(
+            logits,
+            self.topk,
+            scoring=self.scoring,
+            bias=correction_bias,
+            num_groups=self.num_groups,
+            topk_groups=self.topk_groups,
+            group_score=self.group_score,
+            renormalize=self.renormalize,
+            scaling=self.scaling,
+        )
+
 
 def run_router(
     x: Tensor,
@@ -49,7 +72,7 @@ def run_router(
         correction_bias: [E], of the choice only (`e_score_correction_bias`).
 
     Returns:
-        logits [T, E], topk_weights [T, topk] and topk_ids [T, topk] int32, the best first, with T the
+        logits [T, E], topk_weights [T, topk] and topk_ids [T, topk] int64, the best first, with T the
         product of the leading dimensions. Differentiable as `moe_topk` is.
 
     Numerics: the product is torch's; the rest is `moe_topk`, in float32.
@@ -57,24 +80,9 @@ def run_router(
     Source: the routers of transformers 5.24.0, which return these three.
     """
     x = x.reshape(-1, x.size(-1))  # [T, H]
-    if settings.logits_dtype is None:
-        logits = nn.functional.linear(x.to(weight.dtype), weight, bias)  # [T, E]
-    else:
-        with torch.autocast(x.device.type, enabled=False):
-            wide = (None if t is None else t.to(settings.logits_dtype) for t in (x, weight, bias))
-            logits = nn.functional.linear(*wide)  # [T, E]
-    topk_weights, topk_ids = moe_topk(
-        logits,
-        settings.topk,
-        scoring=settings.scoring,
-        bias=correction_bias,
-        num_groups=settings.num_groups,
-        topk_groups=settings.topk_groups,
-        group_score=settings.group_score,
-        renormalize=settings.renormalize,
-        scaling=settings.scaling,
-    )
-    return logits, topk_weights.to(settings.weights_dtype or x.dtype), topk_ids
+    logits = settings.logits(x, weight, bias)  # [T, E]
+    topk_weights, topk_ids = settings.choose(logits, correction_bias)
+    return logits, topk_weights.to(settings.weights_dtype or x.dtype), topk_ids.long()
 
 
 class TopkRouter(nn.Module):
@@ -137,7 +145,7 @@ class TopkRouter(nn.Module):
         return self.train(router.training)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., H] -> logits [T, E], topk_weights [T, topk], topk_ids [T, topk] int32."""
+        """[..., H] -> logits [T, E], topk_weights [T, topk], topk_ids [T, topk] int64."""
         return run_router(
             hidden,
             self.weight,
