@@ -89,7 +89,7 @@ def declare_weights(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check_config(quantization_config: Any, config: Any) -> None:
-    """Check what the config says of FP8: linear layers and experts with 128 x 128 blocks, or one per tensor."""
+    """Check what the config says: FP8 for linear layers and experts, by blocks of 128 x 128 or per tensor."""
     path = getattr(config, "_name_or_path", "") or type(config).__name__
     block_size = quantization_config.weight_block_size
     if block_size is not None and tuple(block_size) != (BLOCK, BLOCK):
