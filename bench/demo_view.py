@@ -1,26 +1,37 @@
-"""What the demo shows: bars while it works, then facts and one table."""
+"""What the demo shows: bars while it works, then the story as lines and tables."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moela import backends
+from moela.bench.demo_check import agreeing
 from moela.bench.commands import REFRESH_SECONDS, describe
-from moela.bench.report import Result
+from moela.bench.demo_profile import Part
+from moela.bench.report import Ratio
+from moela.bench.roofline import Roofline
 from moela.bench.tables import LOOK
+from moela.bench.timer import Timing
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from moela.bench.demo_story import Entry, Story
 
 Advance = Callable[[], None]
 # (what is done, number of steps) -> called after each step
 Phase = Callable[[str, int], Advance]
 
+MINE = "moela FP8"
+BAR_CELLS = 20
 NOTES = (
-    "GB/s and GFLOP/s are the algorithm's: FP8 weights are read once, whatever the contestant reads.",
-    "Caches are cold. % roof: of what the DRAM and multiply-add rates of this machine allow.",
-    'error: |y - exact| / |exact|. "moela is 2.00x": twice as fast as this row. "~": p10 .. p90 overlap.',
+    "tok/s: of the prompt at once, and of new tokens with the cache; medians (p10 .. p90). GB: what it adds to the",
+    'process at its peak. "moela is 2.00x": twice as fast as this row in the same rounds; "~": p10 .. p90 overlap.',
+    "DRAM: of the rate measured in the same rounds, what reading each weight once per token takes.",
 )
 
 
@@ -37,7 +48,7 @@ def phases() -> Iterator[Phase]:
     with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as bars:
 
         def phase(what: str, total: int) -> Advance:
-            task = bars.add_task(f"{what:<46}", total=total)
+            task = bars.add_task(f"{what:<32}", total=total)
             bars.refresh()
             drawn = done = 0
 
@@ -53,56 +64,71 @@ def phases() -> Iterator[Phase]:
         yield phase
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """A section per number of tokens, moela first, then what it is compared with."""
-    mine = {r.case: r for r in results if not r.is_baseline}
-    table = Table(**LOOK)
-    table.add_column("tokens", justify="right")
-    table.add_column("one expert", no_wrap=True)
-    for column in ("ms", "p10 .. p90", "GB/s", "GFLOP/s", "% roof", "error", "moela is"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for case in dict.fromkeys(r.case for r in results):
-        table.add_section()
-        label = str(case.tokens)
-        for r in (r for r in results if r.case == case):
-            ratio = str(mine[case].ratio_to(r)) if r.is_baseline else ""
-            table.add_row(label, *_numbers(r), ratio, style="none" if r.is_baseline else "bold")
-            label = ""
-    return table
+def show(story: "Story", where: dict[str, Any], backend: str) -> None:
+    say = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100).print
+    for line in (*_facts(story), *_checks(story)):
+        say(line)
+    say()
+    tables = [results_table(story), *_parts_tables(story)]
+    for table in [errors_table(story), *tables] if story.checks else tables:
+        say(table)
+        say()
+    for line in _notes(story, where, backend):
+        say(line)
 
 
-def _numbers(r: Result) -> list[str]:
-    return [
-        r.contestant,
-        _ms(r.median_us),
-        f"{_ms(r.p10_us)} .. {_ms(r.p90_us)}",
-        f"{r.gbytes_per_s:.1f}",
-        f"{r.gflops_per_s:.1f}",
-        f"{r.roofline_percent:.0f}",
-        f"{100 * r.error:.2f} %",
-    ]
+def _parts_tables(story: "Story") -> list[Table]:
+    calls = {f"moela, {story.prompt_tokens} tokens": story.prefill_parts, "moela, one token": story.decode_parts}
+    return [parts_table(what, parts, story.roofline) for what, parts in calls.items()]
 
 
-def _ms(us: float) -> str:
-    """Three digits, as far as they say something."""
-    ms = us * 1e-3
-    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:,.0f}"
+# --- lines -----------------------------------------------------------------------------------------------
 
 
-def notes(results: Sequence[Result], where: dict[str, Any], backend: str) -> list[str]:
-    """What the numbers mean, and what they were measured against."""
-    read = _span([r.roof_gbytes_per_s for r in results])
-    peak = _span([r.roof_gflops_per_s for r in results])
+def _facts(story: "Story") -> list[str]:
+    shape, mla = story.model.shape, story.model.shape.mla
+    taken = story.entries[MINE].taken
     lines = [
-        *NOTES,
-        f"Roofs: DRAM read {read} GB/s, multiply-add {peak} GFLOP/s ({where['roofs']}).",
-        describe(where),
+        f"[bold]model[/]    DeepSeek-V3's architecture, hidden {shape.hidden}, {mla.num_heads} heads, experts of "
+        f"{shape.intermediate}; scaled: {shape.num_layers} of 61 layers, {shape.num_experts} of 256 experts",
+        f"[bold]file[/]     {story.folder}, {_gb(story.file_bytes)}, {'written' if story.is_new else 'was there'}",
+        f"[bold]stock[/]    {escape(story.stock_refusal)}",
+        *(f"[bold]{'patched' if i == 0 else '':8}[/] {escape(line)}" for i, line in enumerate(story.patched)),
     ]
-    if any(r.roofline_percent > 110 for r in results):
+    if taken:
+        share = taken.peak / story.file_bytes
         lines.append(
-            "More than 100 %: other work slowed the roof's probe, or the contestant multiplies in bfloat16 "
-            "and the probe in float32."
+            f"[bold]memory[/]   peak {_gb(taken.peak)} to load and generate, {share:.2f}x the file: "
+            f"{_gb(taken.pages)} its pages, {_gb(taken.own)} of its own"
         )
+    lines.append(f"[bold]tokens[/]   {' '.join(map(str, story.generated))}")
+    return lines
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
+
+
+def _checks(story: "Story") -> list[str]:
+    if story.float32 is None:
+        return ["[yellow]checked  nothing, because stock fp32 did not run[/]"]
+    found = story.float32
+    return [
+        f"[bold]checked[/]  with float32 activations, logits of {found.num_tokens} tokens against the dequantized "
+        f"model in float32: {found.worst:.1e} of their norm at worst, at most {story.float32_bound:.1e} allowed"
+    ]
+
+
+def _notes(story: "Story", where: dict[str, Any], backend: str) -> list[str]:
+    lines = [*story.absent]
+    for name, entry in story.entries.items():
+        if name != MINE and entry.mine is None:
+            lines.append(f"{name} ran alone: there is not the memory for both.")
+        if entry.experts:
+            prefill, decode = entry.experts
+            how = prefill if prefill == decode else f"{prefill} for the prompt, {decode} for new tokens"
+            lines.append(f"{name}: transformers' fastest experts here, {how}.")
+    lines += [*NOTES, _roofs(story.roofline), describe(where)]
     if backend != "cpu":
         reason = backends.why_not("cpu", "fp8_gemm", "cpu")
         lines.append(f"[yellow]moela ran its slow {backend}, not its kernel for the CPU: {reason}.[/]")
@@ -111,6 +137,93 @@ def notes(results: Sequence[Result], where: dict[str, Any], backend: str) -> lis
     return lines
 
 
-def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
-    return low if low == high else f"{low} .. {high}"
+def _roofs(roofline: Roofline) -> str:
+    return (
+        f"Roofs: DRAM read {roofline.read_bytes_per_s * 1e-9:.1f} GB/s, float32 multiply-add "
+        f"{roofline.flops_per_s * 1e-9:.0f} GFLOP/s ({roofline.source}); bfloat16 products can be faster."
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def errors_table(story: "Story") -> Table:
+    """Each contestant's logits against the float32 model's."""
+    table = Table(**LOOK)
+    table.add_column("logits against stock fp32", no_wrap=True)
+    for column in ("error", "worst token", "same next token", "other experts", "greedy tokens"):
+        table.add_column(column, justify="right")
+    reference = story.tokens["stock fp32"]
+    for name, found in story.checks.items():
+        table.add_row(
+            name,
+            f"{found.total:.2%}",
+            f"{found.worst:.2%}",
+            f"{found.num_same_next} of {found.num_tokens}",
+            f"{found.num_rerouted} tokens",
+            f"first {agreeing(story.tokens[name], reference)} of {len(reference)}",
+            style=_style(name),
+        )
+    return table
+
+
+def results_table(story: "Story") -> Table:
+    table = Table(**LOOK)
+    table.add_column("", no_wrap=True)
+    mine = story.entries[MINE]
+    for column in ("GB", "prefill tok/s", "moela is", "decode tok/s", "moela is", "DRAM"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, entry in story.entries.items():
+        ratios = ["", ""]
+        if name != MINE:
+            pairs = zip(entry.mine or (mine.prefill, mine.decode), (entry.prefill, entry.decode), strict=True)
+            ratios = [str(Ratio.of(own, other)) for own, other in pairs]
+        floor = story.roofline.time_floor(0, entry.bytes_per_token)
+        table.add_row(
+            name,
+            f"{entry.taken.peak / 1e9:.2f}" if entry.taken else "?",
+            _rate(entry.prefill, story.prompt_tokens),
+            ratios[0],
+            _rate(entry.decode, 1),
+            ratios[1],
+            f"{floor / entry.decode.median:.0%}",
+            style=_style(name),
+        )
+    return table
+
+
+def parts_table(what: str, parts: Sequence[Part], roofline: Roofline) -> Table:
+    """Parts of one call, the longest first, and what the roofs leave of each."""
+    table = Table(**LOOK)
+    table.add_column(what, no_wrap=True)
+    for column in ("ms", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("least ms", justify="right", no_wrap=True)
+    total = sum(part.seconds for part in parts)
+    for part in parts:
+        share, floor = part.seconds / total, part.floor(roofline)
+        bar = "█" * round(share * BAR_CELLS)
+        table.add_row(part.name, _ms(part.seconds), f"{share:.0%}", bar, _ms(floor) if floor else "")
+    table.add_section()
+    table.add_row("all", _ms(total), "", "", _ms(sum(part.floor(roofline) for part in parts)), style="bold")
+    return table
+
+
+def _style(name: str) -> str:
+    return "bold" if name == MINE else "none"
+
+
+def _rate(timing: Timing, tokens: int) -> str:
+    """Tokens per second."""
+    low, middle, high = (_three(tokens / s) for s in (timing.p90, timing.median, timing.p10))
+    return f"{middle} ({low} .. {high})"
+
+
+def _ms(seconds: float) -> str:
+    return _three(1e3 * seconds)
+
+
+def _three(value: float) -> str:
+    """Three digits, as far as they say something."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
