@@ -244,7 +244,7 @@ def register(spec: OpSpec) -> None:
     SPECS[spec.name] = spec
 
 
-class _NoDerivative(torch.autograd.Function):
+class NoDerivative(torch.autograd.Function):
     """The result of an op, which cannot be differentiated: backward says so."""
 
     @staticmethod
@@ -266,6 +266,6 @@ def _without_derivative(spec: OpSpec) -> Callable[..., Tensor]:
         tracked = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
         if not tracked or not torch.is_grad_enabled():
             return result
-        return _NoDerivative.apply(f"{spec.name}: has no derivative; {spec.to_train}", result, *tracked)
+        return NoDerivative.apply(f"{spec.name}: has no derivative; {spec.to_train}", result, *tracked)
 
     return call

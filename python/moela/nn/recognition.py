@@ -1,0 +1,252 @@
+"""Which `RouterSettings` a router of another library has: its attributes propose, a trial decides.
+
+Names differ from model to model and from release to release, and a router that is misread is a wrong answer
+without an error. In the trial the other library's own code and `run_router` get the same random rows and
+parameters, and have to agree on what the experts are given.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from moela.nn._twin import Stub, tried_out, twin_of
+from moela.nn.topk_router import RouterSettings, run_router
+from moela.ops.moe_topk import GROUP_SCORES, SCORINGS
+
+ROWS = 32  # of a trial
+SHIFTS = (0.0, -4.0, -12.0)  # of all logits of a row, so that a sum of sigmoids is small, too
+SEEDS = (0, 1)  # of the second trial, should the first have hit a tie within rounding
+NUM_GROUPS, TOPK_GROUPS = ("n_group", "num_group", "num_groups"), ("topk_group", "topk_groups")
+UNIT = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor by the module and the name that hold it: `module.to()` and loading replace tensors."""
+
+    module: nn.Module
+    name: str  # in the state dict of the block, or of the router where there is no block
+    attribute: str
+
+    def get(self) -> Tensor:
+        return getattr(self.module, self.attribute)
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A router of another library, and how moela computes it."""
+
+    settings: RouterSettings
+    weight: Slot
+    bias: Slot | None
+    correction_bias: Slot | None
+
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """weight [E, H], bias [E] or None and correction bias [E] or None, as they are now."""
+        bias, correction = (None if s is None else s.get() for s in (self.bias, self.correction_bias))
+        is_flat = correction is None or correction.dim() == 1
+        return self.weight.get(), bias, correction if is_flat else correction.flatten()
+
+    def run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`run_router` with the tensors as they are now."""
+        weight, bias, correction = self.tensors()
+        return run_router(x, weight, self.settings, bias=bias, correction_bias=correction)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the experts were given for `x` with these tensors."""
+
+    x: Tensor  # [ROWS, H]
+    tensors: dict[str, Tensor]
+    topk_weights: Tensor
+    topk_ids: Tensor
+
+
+def recognise(router: nn.Module, block: nn.Module | None = None) -> Recognised | str:
+    """How moela computes a router of transformers, or the reason why it cannot.
+
+    Args:
+        router: the module that makes logits of hidden states.
+        block: the module that calls it and the experts. Needed where the router alone does not return
+            (logits, topk_weights, topk_ids): transformers up to 5.12, and biases that the block has.
+
+    Nothing is changed, no random state either, and nothing is taken from the values of the parameters.
+    """
+    name = type(router).__name__
+    noise = [n for n, v in vars(router).items() if ("jitter" in n or "noise" in n) and v]
+    if noise:
+        return f"{name} adds noise in training ({noise[0]})"
+    slots = _slots(router, block)
+    if isinstance(slots, str):
+        return f"{name} {slots}"
+    reason = ""
+    for seed in SEEDS:
+        trial = _trial(router, block, slots, seed, torch.float32)
+        if isinstance(trial, str):
+            return f"{name} {trial}"
+        for found in _candidates(router, block, slots, trial.topk_ids.size(1)):
+            if _agree(found, trial):
+                return _with_dtypes(found, router, block, slots, seed)
+        reason = f"{name} computes none of the routings that moela.moe_topk knows"
+    return reason
+
+
+def _slots(router: nn.Module, block: nn.Module | None) -> tuple[Slot, Slot | None, Slot | None] | str:
+    """Weight, bias and correction bias of a router, or what there is instead."""
+    prefix = ""
+    if block is not None:
+        prefix = next((f"{n}." for n, m in block.named_modules() if m is router), None)
+        if prefix is None:
+            return f"is no part of the {type(block).__name__}"
+    found = [
+        Slot(module, f"{prefix}{path}{'.' * bool(path)}{n}", n)
+        for path, module in router.named_modules()
+        for n, t in (*module._parameters.items(), *module._buffers.items())
+        if t is not None
+    ]
+    weights = [s for s in found if s.get().dim() == 2 and s.attribute == "weight"]
+    if len(weights) != 1:
+        return f"has {len(weights)} weight matrices where one is expected"
+    [weight], E = weights, weights[0].get().size(0)
+    bias = next((s for s in found if s.module is weight.module and s.attribute == "bias"), None)
+    rest = [s for s in found if s not in (weight, bias)]
+    odd = [s.attribute for s in rest if s.get().numel() != E]
+    if odd:
+        return f"has a tensor that is neither a weight nor a bias: {odd[0]}"
+    own = () if block is None else (*block._parameters.items(), *block._buffers.items())
+    rest += [Slot(block, n, n) for n, t in own if t is not None and t.numel() == E]
+    if len(rest) > 1:
+        return f"has more than one bias of the choice: {rest[0].attribute}, {rest[1].attribute}"
+    return weight, bias, rest[0] if rest else None
+
+
+def _trial(
+    router: nn.Module, block: nn.Module | None, slots: tuple, seed: int, dtype: torch.dtype
+) -> Trial | str:
+    """Run the other library's code on the CPU, with random tensors, in `dtype`."""
+    g = torch.Generator().manual_seed(seed)
+    E, H = slots[0].get().shape
+    tensors = {}
+
+    def tensor(name: str, t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t.cpu()
+        if t.dim() == 2 and t.size(0) > 1:
+            new = torch.randn(t.shape, generator=g) * 2 * t.size(1) ** -0.5
+        else:  # above 0, as transformers up to 5.12 writes 0 over the choices of other groups
+            new = torch.rand(t.shape, generator=g) * 0.5
+        if name == slots[0].name:
+            new[:, 0] = 1
+        tensors[name] = new.to(dtype)
+        return tensors[name]
+
+    x = torch.randn(ROWS, H, generator=g)
+    x[:, 0] = torch.tensor(SHIFTS).repeat(ROWS)[:ROWS]
+    x = x.to(dtype)
+    given: list[Tensor] = []
+
+    def experts(hidden: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        given.extend((*args, *kwargs.values()))
+        return torch.zeros_like(hidden)
+
+    def child(name: str) -> nn.Module | None:
+        if name == "experts":
+            return Stub(experts)
+        return Stub(lambda hidden, *_, **__: torch.zeros_like(hidden)) if name.startswith("shared") else None
+
+    def call() -> None:
+        if block is None:
+            given.extend(twin_of(router, tensor)(x))
+        else:
+            twin_of(block, tensor, child)(x[None])
+
+    error = tried_out(call)
+    if error is not None:
+        return f"cannot be tried out: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    ids = [t for t in given if isinstance(t, Tensor) and t.dtype in (torch.int32, torch.int64)]
+    shape = ids[0].shape if len(ids) == 1 else None
+    weights = [t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.shape == shape]
+    if len(weights) != 1 or len(shape) != 2 or shape[0] != ROWS or not 0 < shape[1] <= E:
+        return "does not give its experts ids and weights [num_tokens, topk]"
+    return Trial(x, tensors, weights[0], ids[0])
+
+
+def _candidates(router: nn.Module, block: nn.Module | None, slots: tuple, topk: int) -> Iterator[Recognised]:
+    """What the attributes allow, the simple before the special."""
+    attributes = {**({} if block is None else vars(block)), **vars(router)}
+    numbers = {n: v for n, v in attributes.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    scalings = {1.0: None} | {float(v): None for n, v in numbers.items() if "scal" in n} | {1 / topk: None}
+    num_groups = next((numbers[n] for n in NUM_GROUPS if n in numbers), 1)
+    topk_groups = next((numbers[n] for n in TOPK_GROUPS if n in numbers), 1)
+    groups = [(1, 1, "max")]
+    if 0 < topk_groups < num_groups and slots[0].get().size(0) % num_groups == 0:
+        groups += [(num_groups, topk_groups, name) for name in GROUP_SCORES]
+    weight, bias, correction = slots
+    corrections = (correction, None) if correction else (None,)
+    for mine, scoring, group, renormalize, scaling in itertools.product(
+        corrections, SCORINGS, groups, (False, True), scalings
+    ):
+        settings = RouterSettings(topk, scoring, *group, renormalize, scaling)
+        yield Recognised(settings, weight, bias, mine)
+
+
+def _run(found: Recognised, trial: Trial) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, and weights and ids ordered by id."""
+    slots = (found.weight, found.bias, found.correction_bias)
+    weight, bias, correction = (None if s is None else trial.tensors[s.name] for s in slots)
+    flat = None if correction is None else correction.flatten()
+    logits, weights, ids = run_router(trial.x, weight, found.settings, bias=bias, correction_bias=flat)
+    return logits, *_by_id(weights, ids)
+
+
+def _by_id(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    order = ids.argsort(-1)
+    return weights.gather(-1, order), ids.gather(-1, order)
+
+
+def _agree(found: Recognised, trial: Trial) -> bool:
+    """Whether the same experts are chosen, and their weights differ by no more than float32 explains.
+
+    A score has an error of 2^-24 (12 + d) of itself, d how far its logit is below the largest, and of
+    another's float32 we assume the same, and one rounding for each term of its sum over E. Renormalising
+    divides by such scores and topk more roundings.
+    """
+    num_groups, topk_groups = found.settings.num_groups, found.settings.topk_groups
+    logits_size = found.weight.get().size(0)
+    if found.settings.topk > logits_size // num_groups * topk_groups:
+        return False
+    logits, mine, mine_ids = _run(found, trial)
+    theirs, ids = _by_id(trial.topk_weights, trial.topk_ids)
+    if not torch.equal(mine_ids.long(), ids.long()):
+        return False
+    distance = (logits.amax(-1) - logits.amin(-1))[:, None]  # [ROWS, 1]
+    units = 2 * (2 * (12 + distance) + logits_size + 2 * found.settings.topk + 4)
+    return bool(((mine - theirs).abs() <= UNIT * units * mine.abs()).all())
+
+
+def _with_dtypes(
+    found: Recognised, router: nn.Module, block: nn.Module | None, slots: tuple, seed: int
+) -> Recognised:
+    """The same with the dtypes that the router uses where everything is bfloat16.
+
+    Logits rounded to bfloat16 change the weights of a trial, whose logits go beyond 12, far more than a
+    rounding of the weights does. What does not run in bfloat16 has its product in float32.
+    """
+    trial = _trial(router, block, slots, seed, torch.bfloat16)
+    if isinstance(trial, str):
+        return found
+    weights_dtype = torch.float32 if trial.topk_weights.dtype == torch.float32 else None
+    errors = {}
+    for logits_dtype in (torch.float32, None):
+        settings = replace(found.settings, logits_dtype=logits_dtype, weights_dtype=weights_dtype)
+        mine = replace(found, settings=settings)
+        _, weights, ids = _run(mine, trial)
+        theirs, their_ids = _by_id(trial.topk_weights, trial.topk_ids)
+        is_same = ids == their_ids
+        error = ((weights.float() - theirs.float()).abs() / theirs.float().abs()).where(is_same, 1.0)
+        errors[mine] = error.mean().item()
+    return min(errors, key=errors.get)
