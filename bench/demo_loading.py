@@ -4,15 +4,20 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import moela
 import torch
 from moela.bench import checkpoint
 from moela.bench.demo_model import DemoModel
 from torch import nn
+
+if TYPE_CHECKING:
+    from moela.integrations.transformers.report import PatchReport
 
 _AN_ERROR = re.compile(r"\w+Error: ")
 
@@ -24,8 +29,8 @@ def prepare_transformers() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
-    """The model, its weights in the FP8 of the checkpoint, and what moela patched in it."""
+def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, "PatchReport"]:
+    """The model, its weights in the FP8 of the checkpoint, and what `moela.patch` says of it."""
     from transformers import AutoModelForCausalLM
 
     moela.enable_cpu_fp8()
@@ -33,8 +38,9 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
         net = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     finally:
         moela.disable_cpu_fp8()
-    report = moela.patch(net)
-    return net.eval(), str(report).splitlines()
+    with redirect_stdout(StringIO()):  # it prints its report
+        report = moela.patch(net)
+    return net.eval(), report
 
 
 def why_stock_does_not_load(model: DemoModel) -> str:

@@ -49,7 +49,7 @@ class Story:
     is_new: bool
     prompt_tokens: int = 0
     stock_refusal: str = ""
-    patched: list[str] = field(default_factory=list)
+    patched: "PatchReport | None" = None
     generated: list[int] = field(default_factory=list)
     entries: dict[str, Entry] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from moela.bench.demo_story import Entry, Story
+    from moela.bench.demo_story import Story
+    from moela.integrations.transformers.report import PatchReport
 
 Advance = Callable[[], None]
 # (what is done, number of steps) -> called after each step
@@ -93,7 +95,7 @@ def _facts(story: "Story") -> list[str]:
         f"{shape.intermediate}; scaled: {shape.num_layers} of 61 layers, {shape.num_experts} of 256 experts",
         f"[bold]file[/]     {story.folder}, {_gb(story.file_bytes)}, {'written' if story.is_new else 'was there'}",
         f"[bold]stock[/]    {escape(story.stock_refusal)}",
-        *(f"[bold]{'patched' if i == 0 else '':8}[/] {escape(line)}" for i, line in enumerate(story.patched)),
+        f"[bold]moela[/]    {escape(_patched(story.patched))}",
     ]
     if taken:
         share = taken.peak / story.file_bytes
@@ -103,6 +105,19 @@ def _facts(story: "Story") -> list[str]:
         )
     lines.append(f"[bold]tokens[/]   {' '.join(map(str, story.generated))}")
     return lines
+
+
+def _patched(report: "PatchReport") -> str:
+    """Its lines by class and reason, in one."""
+    runs = Counter(f"{e.layer} by {e.detail.partition(' on ')[0]}" for e in report.entries if e.state != "left")
+    left = Counter(f"{e.layer}: {e.detail}" for e in report.entries if e.state == "left")
+    return "; ".join(
+        [f"runs {_counted(runs)}", *([f"leaves {_counted(left)}"] if left else [])]
+    )
+
+
+def _counted(what: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in what.items())
 
 
 def _gb(num_bytes: int) -> str:
