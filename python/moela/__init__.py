@@ -1,6 +1,7 @@
 """moela: fast operators for models with a mixture of experts and multi-head latent attention."""
 
 from moela.backends import explain, use_backend
+from moela.integrations import patch, register, unpatch
 from moela.ops import (
     fp8_gemm,
     fp8_gemm_out,
@@ -54,15 +55,18 @@ __all__ = [
     "moe_topk_out",
     "moe_unpermute",
     "moe_unpermute_out",
+    "patch",
     "per_block_dequant_fp8",
     "per_block_dequant_fp8_out",
     "per_block_quant_fp8",
     "per_block_quant_fp8_out",
     "per_token_group_quant_fp8",
     "per_token_group_quant_fp8_out",
+    "register",
     "silu_and_mul",
     "silu_and_mul_out",
     "silu_and_mul_quant_fp8",
     "silu_and_mul_quant_fp8_out",
+    "unpatch",
     "use_backend",
 ]

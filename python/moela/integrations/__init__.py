@@ -1,1 +1,91 @@
 """moela inside other libraries; each of them is imported only when it is asked for."""
+
+import importlib
+import re
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from moela.integrations.transformers.report import PatchReport
+
+OLDEST_TRANSFORMERS = (5, 4)  # the first with a registry for the experts of FP8 models
+
+
+def register() -> None:
+    """Make "moela" a name for transformers' `experts_implementation`.
+
+    >>> moela.register()
+    >>> model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="moela")
+
+    It works likewise in `from_config` and in `model.set_experts_implementation("moela")`, for every model
+    whose experts stand under `@use_experts_implementation`, FP8 ones with blocks of 128 x 128 included.
+    Nothing else changes: a model that does not ask for it is untouched. Calling it again does nothing.
+
+    Numerics: as `moela.nn.run_experts`.
+
+    Raises ImportError without transformers 5.4 or later.
+    """
+    _load("experts", "moela.register").register()
+
+
+def patch(
+    model: nn.Module,
+    *,
+    experts: bool = True,
+    router: bool = True,
+    linear: bool = True,
+    mla: bool = True,
+    backend: str | None = None,
+) -> "PatchReport":
+    """Run the layers of a transformers model on moela, in place, and print which.
+
+    Parameters, buffers and the state dict stay the same objects; only the forward of each layer is another,
+    until `unpatch`. Layers that moela does not know for certain are left as they are, and the report says
+    why. Where a layer stands in the model does not matter: multimodal wrappers and adapters around it are
+    fine, and so is another device for each. Patching a patched model changes nothing, but kinds of layers
+    that were left out can be added.
+
+    Args:
+        model: a transformers model, or a module that has one in it.
+        experts: the modules under `@use_experts_implementation`: `moela.nn.run_experts`.
+        router: what chooses experts: `moela.moe_topk`, for routers that give the same experts on a trial.
+        linear: FP8Linear with blocks of 128 x 128: `moela.nn.run_fp8_linear`.
+        mla: latent attention. moela has no op for it yet, so the report says that it was left.
+        backend: "cpu", "triton", "cuda" or "reference", in force within these layers as by
+            `moela.use_backend`, so not under torch.compile; backward picks for itself. None: each layer's
+            device decides.
+
+    Returns:
+        The report that was printed.
+
+    Raises ValueError, with the model as it was, if there is nothing to patch or a layer's device cannot run
+    `backend`; ImportError without transformers 5.4 or later.
+    """
+    kinds = {"experts": experts, "router": router, "linear": linear, "mla": mla}
+    asked = [kind for kind, is_asked in kinds.items() if is_asked]
+    return _load("patch", "moela.patch").patch(model, asked, backend)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Undo every `moela.patch` of a model exactly: each layer's forward is what it was before.
+
+    Raises ValueError if the model is not patched; ImportError without transformers 5.4 or later.
+    """
+    _load("patch", "moela.unpatch").unpatch(model)
+
+
+def _load(name: str, caller: str) -> ModuleType:
+    """A module of moela.integrations.transformers, if there is a transformers that it can work with."""
+    oldest = ".".join(map(str, OLDEST_TRANSFORMERS))
+    todo = f"needs transformers {oldest} or later; pip install 'transformers>={oldest}'"
+    try:
+        found = importlib.import_module("transformers").__version__
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError(f"{caller}: transformers is not installed: {todo}") from None
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST_TRANSFORMERS:
+        raise ImportError(f"{caller}: transformers {found} is too old: {todo}")
+    return importlib.import_module(f"moela.integrations.transformers.{name}")
