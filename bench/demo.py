@@ -1,8 +1,8 @@
 """`moela demo`: a DeepSeek-V3-architecture model in FP8, from a checkpoint on disk to generated tokens.
 
-Write the checkpoint in the published layout, load it through transformers with moela, hold its logits against the
-dequantized model in float32, race it against stock transformers in bfloat16 and float32, and show where its
-time goes.
+Write the checkpoint in the published layout, load it through transformers with moela, hold its logits against
+the dequantized model in float32, race it against stock transformers in bfloat16 and float32, and show where
+its time goes.
 """
 
 import argparse
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 from moela import backends
-from moela.bench import checkpoint, demo_story, demo_view, report
+from moela.bench import checkpoint, demo_loading, demo_plot, demo_stage, demo_view, report
 from moela.bench.choices import whole_number
+from moela.bench.commands import describe
 from moela.bench.demo_model import KEPT_GROUPS, NUM_GROUPS, DemoModel
-from moela.bench.demo_story import Story, Wrong
+from moela.bench.demo_stage import WrongResultError
+from moela.bench.demo_story import Story
 from moela.bench.demo_view import Phase
 from moela.bench.suite import why_not_timed
 from moela.shapes import MODELS, ModelShape
@@ -26,6 +28,7 @@ from moela.shapes import MODELS, ModelShape
 FOLDER = Path("out/demo")
 SHAPE = MODELS["deepseek-v3"]
 VOCAB = 4096
+PLOT = "speed.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,18 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """The whole demo. 1 if a result was wrong; ValueError where what was asked for makes no sense."""
     model = DemoModel(_scaled(SHAPE, args), VOCAB)
-    demo_story.prepare_transformers()  # first of all, so that its absence is said before anything is written
+    demo_loading.prepare_transformers()  # its absence is said before anything is written
     backend = _backend()
     folder = args.dir / model.name
     where = report.machine("cpu") | {"threads": args.threads, "load_before": report.load_average()}
     with demo_view.phases() as phase, _threads(args.threads):
         story = Story(model, folder, _write_if_missing(folder, model, phase))
         try:
-            demo_story.tell(story, args.prompt_tokens, args.new_tokens, phase)
-        except Wrong as error:
+            demo_stage.tell(story, args.prompt_tokens, args.new_tokens, phase)
+        except WrongResultError as error:
             print(f"moela: wrong result: {error}", file=sys.stderr)
             return 1
-    demo_view.show(story, where | {"load_after": report.load_average(), "clock": "wall time"}, backend)
+    where |= {"load_after": report.load_average(), "clock": "wall time"}
+    demo_plot.plot(story, args.dir / PLOT, describe(where))
+    demo_view.show(story, where, backend, args.dir / PLOT)
     return 0
 
 

@@ -1,11 +1,11 @@
 """Whether what moela computes is right: its logits against those of the dequantized model in float32.
 
-Twice. With float32 activations there is nothing between the two but the order of float32 sums, so that one wrong
-block of scale factors shows. In bfloat16, as it is used, the error is held against that of stock transformers in
-bfloat16.
+Twice. With float32 activations there is nothing between the two but the order of float32 sums, so that one
+wrong block of scale factors shows. In bfloat16, as it is used, the error is held against that of stock
+transformers in bfloat16.
 
-A router may send a token elsewhere when two of its scores are level within the rounding. Such a token is another
-computation, not an error: it is counted, and not judged.
+A router may send a token elsewhere when two of its scores are level within the rounding. Such a token is
+another computation, not an error: it is counted, and not judged.
 """
 
 from collections.abc import Sequence
@@ -52,8 +52,8 @@ def float32_bound(num_layers: int, widest: int) -> float:
     """How far two computations in float32 may be apart, relative to the norm of the logits.
 
     A sum of K products whose roundings are independent is off by at most 2^-24 sqrt(K) of its norm: K partial
-    sums, each rounded by 2^-24 of what has grown as sqrt(k). Products follow each other, six per layer and the
-    last one; normalisation keeps what one adds to the next as it is; both sides are off.
+    sums, each rounded by 2^-24 of what has grown as sqrt(k). Products follow each other, six per layer and
+    the last one; normalisation keeps what one adds to the next as it is; both sides are off.
     """
     return 2 * (PRODUCTS_PER_LAYER * num_layers + 1) * FLOAT32 * widest**0.5
 

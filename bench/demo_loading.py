@@ -44,12 +44,12 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, "PatchReport"]:
 
 
 def why_stock_does_not_load(model: DemoModel) -> str:
-    """What transformers alone says of such a checkpoint on a CPU: of one with narrow layers, for that is quick."""
+    """What transformers alone says of such a checkpoint on a CPU; of a narrow one, for that is quick."""
     import transformers
 
     mla = replace(model.shape.mla, num_heads=2, q_lora_rank=128)
-    narrow = dict(hidden=256, intermediate=128, shared_intermediate=128, dense_intermediate=128, mla=mla)
-    small = DemoModel(replace(model.shape, **narrow), 128)
+    widths = dict.fromkeys(("intermediate", "shared_intermediate", "dense_intermediate"), 128)
+    small = DemoModel(replace(model.shape, hidden=256, mla=mla, **widths), 128)
     with tempfile.TemporaryDirectory() as there, _logged() as lines:
         folder = Path(there) / small.name
         checkpoint.write(folder, small.config, small.shards, small.tensor, lambda: None)

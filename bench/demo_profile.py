@@ -121,7 +121,7 @@ def cost(module: nn.Module, args: Sequence[object]) -> tuple[int, int]:
 def bytes_per_token(net: nn.Module, topk: int) -> int:
     """What one decoded token reads of a model's weights."""
     total = 0
-    for name, module in net.named_modules():
+    for module in net.modules():
         own = dict(module.named_parameters(recurse=False))
         share = topk / len(own["gate_up_proj"]) if "gate_up_proj" in own else 1
         if not isinstance(module, nn.Embedding):

@@ -60,7 +60,7 @@ class Racer:
 def run(
     net: nn.Module, prompt: Tensor, new_tokens: int, prefill: str | None = None, decode: str | None = None
 ) -> Pass:
-    """Time one prefill of prompt [1, P] and one step per new token, with the cache that transformers makes."""
+    """Time one prefill of prompt [1, P] and one step per new token, with transformers' own cache."""
     _choose(net, prefill)
     with _Routing(net) as routing:
         start = time.perf_counter()
@@ -150,4 +150,3 @@ def race(
         if collects:
             gc.enable()
     return {name: Timing(tuple(samples)) for name, samples in roofs.items()}
-

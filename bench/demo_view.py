@@ -5,12 +5,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moela import backends
-from moela.bench.demo_check import agreeing
 from moela.bench.commands import REFRESH_SECONDS, describe
+from moela.bench.demo_check import agreeing
 from moela.bench.demo_profile import Part
+from moela.bench.demo_story import MINE, REFERENCE, Story
 from moela.bench.report import Ratio
 from moela.bench.roofline import Roofline
 from moela.bench.tables import LOOK
@@ -20,20 +22,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from moela.bench.demo_story import Story
+if TYPE_CHECKING:  # it is there if transformers is
     from moela.integrations.transformers.report import PatchReport
 
 Advance = Callable[[], None]
 # (what is done, number of steps) -> called after each step
 Phase = Callable[[str, int], Advance]
 
-MINE = "moela FP8"
+LEFT = "left"  # of a layer in the report of moela.patch
 BAR_CELLS = 20
 NOTES = (
-    "tok/s: of the prompt at once, and of new tokens with the cache; medians (p10 .. p90). GB: what it adds to the",
-    'process at its peak. "moela is 2.00x": twice as fast as this row in the same rounds; "~": p10 .. p90 overlap.',
-    "DRAM: of the rate measured in the same rounds, what reading each weight once per token takes.",
+    "tok/s: the prompt at once, then new tokens with the cache; medians (p10 .. p90). GB: added at the peak.",
+    '"moela is 2.00x": twice as fast as this row in the same rounds; "~": no difference, p10 .. p90 overlap.',
+    "DRAM: of a new token's time, what reading each weight once takes at the rate measured beside it.",
 )
 
 
@@ -66,7 +67,7 @@ def phases() -> Iterator[Phase]:
         yield phase
 
 
-def show(story: "Story", where: dict[str, Any], backend: str) -> None:
+def show(story: Story, where: dict[str, Any], backend: str, png: Path) -> None:
     say = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100).print
     for line in (*_facts(story), *_checks(story)):
         say(line)
@@ -75,33 +76,36 @@ def show(story: "Story", where: dict[str, Any], backend: str) -> None:
     for table in [errors_table(story), *tables] if story.checks else tables:
         say(table)
         say()
-    for line in _notes(story, where, backend):
+    for line in (*_notes(story, where, backend), f"plot: {png}"):
         say(line)
 
 
-def _parts_tables(story: "Story") -> list[Table]:
-    calls = {f"moela, {story.prompt_tokens} tokens": story.prefill_parts, "moela, one token": story.decode_parts}
-    return [parts_table(what, parts, story.roofline) for what, parts in calls.items()]
+def _parts_tables(story: Story) -> list[Table]:
+    calls = {f"{story.prompt_tokens} tokens": story.prefill_parts, "one token": story.decode_parts}
+    return [parts_table(f"{MINE}, {what}", parts, story.roofline) for what, parts in calls.items()]
 
 
 # --- lines -----------------------------------------------------------------------------------------------
 
 
-def _facts(story: "Story") -> list[str]:
+def _facts(story: Story) -> list[str]:
     shape, mla = story.model.shape, story.model.shape.mla
     taken = story.entries[MINE].taken
     lines = [
-        f"[bold]model[/]    DeepSeek-V3's architecture, hidden {shape.hidden}, {mla.num_heads} heads, experts of "
-        f"{shape.intermediate}; scaled: {shape.num_layers} of 61 layers, {shape.num_experts} of 256 experts",
-        f"[bold]file[/]     {story.folder}, {_gb(story.file_bytes)}, {'written' if story.is_new else 'was there'}",
+        f"[bold]model[/]    DeepSeek-V3's layers: hidden {shape.hidden}, {mla.num_heads} heads, experts of "
+        f"{shape.intermediate}",
+        f"         scaled down to {shape.num_layers} layers, {shape.num_experts} experts and a vocabulary of "
+        f"{story.model.vocab}; random weights",
+        f"[bold]file[/]     {story.folder}, {_gb(story.file_bytes)}, "
+        f"{'written' if story.is_new else 'was there'}",
         f"[bold]stock[/]    {escape(story.stock_refusal)}",
         f"[bold]moela[/]    {escape(_patched(story.patched))}",
+        f"[bold]loaded[/]   in {story.entries[MINE].seconds_to_load:.1f} s",
     ]
     if taken:
-        share = taken.peak / story.file_bytes
-        lines.append(
-            f"[bold]memory[/]   peak {_gb(taken.peak)} to load and generate, {share:.2f}x the file: "
-            f"{_gb(taken.pages)} its pages, {_gb(taken.own)} of its own"
+        lines[-1] += (
+            f"; peak {_gb(taken.peak)} until it generated, {taken.peak / story.file_bytes:.2f}x the file; "
+            f"{_gb(taken.pages)} its pages, {_gb(taken.own)} its own"
         )
     lines.append(f"[bold]tokens[/]   {' '.join(map(str, story.generated))}")
     return lines
@@ -109,11 +113,9 @@ def _facts(story: "Story") -> list[str]:
 
 def _patched(report: "PatchReport") -> str:
     """Its lines by class and reason, in one."""
-    runs = Counter(f"{e.layer} by {e.detail.partition(' on ')[0]}" for e in report.entries if e.state != "left")
-    left = Counter(f"{e.layer}: {e.detail}" for e in report.entries if e.state == "left")
-    return "; ".join(
-        [f"runs {_counted(runs)}", *([f"leaves {_counted(left)}"] if left else [])]
-    )
+    runs = Counter(f"{e.layer} by {e.detail.partition(' on ')[0]}" for e in report.entries if e.state != LEFT)
+    left = Counter(f"{e.layer} ({e.detail})" for e in report.entries if e.state == LEFT)
+    return "; ".join(f"{verb} {_counted(what)}" for verb, what in (("runs", runs), ("leaves", left)) if what)
 
 
 def _counted(what: Mapping[str, int]) -> str:
@@ -124,17 +126,17 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
 
 
-def _checks(story: "Story") -> list[str]:
+def _checks(story: Story) -> list[str]:
     if story.float32 is None:
         return ["[yellow]checked  nothing, because stock fp32 did not run[/]"]
     found = story.float32
     return [
-        f"[bold]checked[/]  with float32 activations, logits of {found.num_tokens} tokens against the dequantized "
-        f"model in float32: {found.worst:.1e} of their norm at worst, at most {story.float32_bound:.1e} allowed"
+        f"[bold]checked[/]  with float32 activations, logits of {found.num_tokens} tokens are within "
+        f"{found.worst:.1e} of the dequantized float32 model's, {story.float32_bound:.1e} allowed"
     ]
 
 
-def _notes(story: "Story", where: dict[str, Any], backend: str) -> list[str]:
+def _notes(story: Story, where: dict[str, Any], backend: str) -> list[str]:
     lines = [*story.absent]
     for name, entry in story.entries.items():
         if name != MINE and entry.mine is None:
@@ -162,13 +164,13 @@ def _roofs(roofline: Roofline) -> str:
 # --- tables ----------------------------------------------------------------------------------------------
 
 
-def errors_table(story: "Story") -> Table:
+def errors_table(story: Story) -> Table:
     """Each contestant's logits against the float32 model's."""
     table = Table(**LOOK)
     table.add_column("logits against stock fp32", no_wrap=True)
     for column in ("error", "worst token", "same next token", "other experts", "greedy tokens"):
         table.add_column(column, justify="right")
-    reference = story.tokens["stock fp32"]
+    reference = story.tokens[REFERENCE]
     for name, found in story.checks.items():
         table.add_row(
             name,
@@ -182,7 +184,7 @@ def errors_table(story: "Story") -> Table:
     return table
 
 
-def results_table(story: "Story") -> Table:
+def results_table(story: Story) -> Table:
     table = Table(**LOOK)
     table.add_column("", no_wrap=True)
     mine = story.entries[MINE]
