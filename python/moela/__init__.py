@@ -1,7 +1,7 @@
 """moela: fast operators for models with a mixture of experts and multi-head latent attention."""
 
 from moela.backends import explain, use_backend
-from moela.integrations import patch, register, unpatch
+from moela.integrations import disable_cpu_fp8, enable_cpu_fp8, patch, register, unpatch
 from moela.ops import (
     fp8_gemm,
     fp8_gemm_out,
@@ -36,6 +36,8 @@ from moela.ops import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "disable_cpu_fp8",
+    "enable_cpu_fp8",
     "explain",
     "fp8_gemm",
     "fp8_gemm_out",

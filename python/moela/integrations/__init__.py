@@ -76,6 +76,45 @@ def unpatch(model: nn.Module) -> None:
     _load("patch", "moela.unpatch").unpatch(model)
 
 
+def enable_cpu_fp8() -> None:
+    """Let transformers keep FP8 checkpoints FP8 on CPUs, and on GPUs whose tensor cores do not multiply FP8.
+
+    From here on `from_pretrained` of a checkpoint with quant_method "fp8", the layout of DeepSeek-V3's (e4m3
+    weights of any size, one scale factor per 128 x 128 block or per tensor), loads its weights as they are
+    and runs them through `moela.fp8_gemm` and `moela.fused_experts`. Transformers itself dequantizes there,
+    and fails for sizes that are no multiple of 128. Weights are memory-mapped, those of experts too: their
+    pages are read when they are first used, and loading takes no memory for them.
+
+    - Scale factors are float32, bfloat16, float8_e8m0fnu or uint8 exponents, called `weight_scale_inv`,
+      `weight_scale`, `scale` or `qscale_weight`. They keep their dtype, and `save_pretrained` writes the
+      tensors of the checkpoint again, bit by bit.
+    - Activations stay in the model's dtype: a product's error is that of `moela.fp8_gemm`.
+    - A checkpoint is checked before it is loaded: a scale factor that is missing, has another shape or dtype
+      or is not a positive number, and a file that is cut off, is a ValueError that names file and tensor.
+    - A model that is not quantized yet, with `quantization_config=FineGrainedFP8Config()`, is quantized while
+      it is loaded, on the CPU too.
+
+    `quantization_config=FineGrainedFP8Config(dequantize=True)`, GPUs of compute capability 8.9 and later, and
+    every other quant_method go the way that they go without moela. Calling it again changes nothing; models
+    that were loaded stay as they are when `disable_cpu_fp8` is called.
+
+    Raises:
+        ImportError: transformers 5.4 or later is not installed.
+
+    Source: quantizers/quantizer_finegrained_fp8.py of transformers 5.24.0.
+    """
+    _load("fp8_loading", "moela.enable_cpu_fp8").enable()
+
+
+def disable_cpu_fp8() -> None:
+    """Undo `enable_cpu_fp8`: what is loaded from here on goes transformers' own way.
+
+    It does nothing if nothing was enabled. If someone else has replaced the quantizer since, theirs is left
+    in place, with a warning.
+    """
+    _load("fp8_loading", "moela.disable_cpu_fp8").disable()
+
+
 def _load(name: str, caller: str) -> ModuleType:
     """A module of moela.integrations.transformers, if there is a transformers that it can work with."""
     oldest = ".".join(map(str, OLDEST_TRANSFORMERS))

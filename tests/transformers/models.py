@@ -1,0 +1,192 @@
+"""Tiny random models of each kind, for the tests of this folder."""
+
+import copy
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+VOCAB, HIDDEN = 96, 64
+PAD = 0
+
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+}
+_MLA = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+# Keys that a model or a release does not have are ignored by its configuration.
+_EXPERTS = {"moe_intermediate_size": 40, "n_shared_experts": 1, "first_k_dense_replace": 1}
+_GROUPS = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
+_ONE_GROUP = {"n_routed_experts": 12, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 4}
+_NOAUX = {"norm_topk_prob": True, "routed_scaling_factor": 2.5}
+_INDEX = {"index_topk": 6, "index_head_dim": 16, "index_n_heads": 2}
+
+# The configuration's class and settings: experts and routers of every form that transformers has.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        _MLA | _EXPERTS | _GROUPS | {"topk_method": "greedy", "routed_scaling_factor": 1.5},
+    ),
+    "deepseek_v2_groups": (
+        "DeepseekV2Config",
+        _MLA | _EXPERTS | _GROUPS | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5},
+    ),
+    "deepseek_v3": ("DeepseekV3Config", _MLA | _EXPERTS | _GROUPS | _NOAUX),
+    "deepseek_v32": ("DeepseekV32Config", _MLA | _EXPERTS | _GROUPS | _NOAUX | _INDEX),
+    # As released: the class of DeepSeek-V3 with one group and half as many experts again.
+    "kimi_k2": ("DeepseekV3Config", _MLA | _EXPERTS | _ONE_GROUP | _NOAUX | {"routed_scaling_factor": 2.827}),
+    "glm4_moe": ("Glm4MoeConfig", _EXPERTS | _ONE_GROUP | _NOAUX | {"head_dim": 16, "use_qk_norm": True}),
+    "glm_moe_dsa": (
+        "GlmMoeDsaConfig",
+        _MLA | _EXPERTS | _ONE_GROUP | _NOAUX | _INDEX | {"mlp_layer_types": ["dense", "sparse"]},
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"moe_intermediate_size": 40, "num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": True}
+        | {"head_dim": 16},
+    ),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "head_dim": 16},
+    ),
+}
+
+
+def version() -> tuple[int, ...]:
+    return tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+
+def config_of(name: str, **settings: Any) -> Any:
+    """A configuration of this release; a release without the model skips the test."""
+    if name == "deepseek_v2_groups" and version() < (5, 14):
+        pytest.skip("transformers < 5.14 has no num_experts where DeepSeek-V2 reads it for groups")
+    class_name, own = MODELS[name]
+    if not hasattr(transformers, class_name):
+        pytest.skip(f"transformers {transformers.__version__} has no {class_name}")
+    # A new one each time: transformers changes the dicts that it is given.
+    return getattr(transformers, class_name)(**_COMMON | own | settings)
+
+
+def build(
+    name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "eager", **settings: Any
+) -> nn.Module:
+    """A model in eval mode, with its experts in transformers' own implementation, "eager"."""
+    config = config_of(name, **settings)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention, experts_implementation="eager"
+    )
+    fill(model, seed)
+    return model.to(dtype).eval()
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Values as trained models have them: products keep the size of their input, routers have opinions.
+
+    Biases of the choice are positive: until 5.12 transformers lets an expert of a group that was not chosen win
+    over one with a negative value.
+    """
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+            if not t.is_floating_point() or "inv_freq" in name or "e_score" in name:
+                continue
+            noise = torch.randn(t.shape, generator=g)
+            if t.dim() == 1:
+                t.copy_(1 + 0.1 * noise if "norm" in name else 0.1 * noise)
+            elif "embed" in name:
+                t.copy_(noise)
+            else:
+                is_transposed = getattr(model.get_submodule(name.rpartition(".")[0]), "is_transposed", False)
+                size = t.size(-2 if is_transposed else -1) ** -0.5
+                t.copy_(noise * size * (3 if is_router(name) else 1))
+        for name, t in [*model.named_parameters(), *model.named_buffers()]:
+            if "e_score" in name:
+                t.copy_(torch.rand(t.shape, generator=g) * 0.5)
+
+
+def is_router(name: str) -> bool:
+    return name.endswith((".gate.weight", ".router.weight"))
+
+
+def prompt(seed: int = 0, rows: int = 2, length: int = 7) -> dict[str, Tensor]:
+    """Left-padded: row i begins with i tokens of padding."""
+    g = torch.Generator().manual_seed(100 + seed)
+    ids = torch.randint(2, VOCAB, (rows, length), generator=g)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        ids[row, :row], mask[row, :row] = PAD, 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            yield name, module
+
+
+def routing_of(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The experts of each token in each layer, in ascending order."""
+    found: list[Tensor] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        ids = next(t for t in given.values() if t.dtype in (torch.int32, torch.int64))
+        found.append(ids.long().sort(-1).values)
+
+    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for _, m in experts_of(model)]
+    with torch.no_grad():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def logits_of(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Those of tokens that are no padding, in float64."""
+    with torch.no_grad():
+        logits = model(**inputs).logits.double()
+    return logits[inputs["attention_mask"].bool()]  # [T, VOCAB]
+
+
+def exact_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """In float64 where the model's code lets it be: its norms, softmax and routers round to float32.
+
+    A row at a time and without its padding, where transformers' masks are NaN in float64.
+    """
+    wide = copy.deepcopy(model).double()
+    rows = []
+    for row, mask in enumerate(inputs["attention_mask"].bool()):
+        one = {k: v[row : row + 1, mask] for k, v in inputs.items()}
+        rows.append(logits_of(wide, one))
+    return torch.cat(rows)
+
+
+def largest(t: Tensor) -> float:
+    return t.abs().max().item() if t.numel() else 0.0
+
+
+def rms(t: Tensor) -> float:
+    return math.sqrt(t.double().square().mean().item())
