@@ -6,6 +6,7 @@ parameters, and have to agree on what the experts are given.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -58,10 +59,11 @@ class Recognised:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the experts were given for `x` with these tensors."""
+    """What another library gave its experts for `x`, with these tensors."""
 
     x: Tensor  # [ROWS, H]
     tensors: dict[str, Tensor]
+    logits: Tensor  # [ROWS, E], as they are without anything special
     topk_weights: Tensor
     topk_ids: Tensor
 
@@ -88,10 +90,15 @@ def recognise(router: nn.Module, block: nn.Module | None = None) -> Recognised |
         trial = _trial(router, block, slots, seed, torch.float32)
         if isinstance(trial, str):
             return f"{name} {trial}"
-        for found in _candidates(router, block, slots, trial.topk_ids.size(1)):
-            if _agree(found, trial):
-                return _with_dtypes(found, router, block, slots, seed)
-        reason = f"{name} computes none of the routings that moela.moe_topk knows"
+        candidates = [*_candidates(router, block, slots, trial)]
+        off = [_distance(found, trial) for found in candidates]
+        if min(off) <= 1:
+            found = next(found for found, d in zip(candidates, off, strict=True) if d <= 1)
+            return _with_dtypes(found, router, block, slots, seed)
+        nearest = candidates[off.index(min(off))].settings
+        reason = f"{name} routes in no way that moela.moe_topk knows"
+        if min(off) < math.inf:
+            reason += f"; nearest is {nearest}, {min(off):.0f} times as far off as float32 explains"
     return reason
 
 
@@ -172,20 +179,25 @@ def _trial(
     weights = [t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.shape == shape]
     if len(weights) != 1 or len(shape) != 2 or shape[0] != ROWS or not 0 < shape[1] <= E:
         return "does not give its experts ids and weights [num_tokens, topk]"
-    return Trial(x, tensors, weights[0], ids[0])
+    weight, bias = (None if s is None else tensors[s.name] for s in slots[:2])
+    logits = nn.functional.linear(x, weight, bias)  # [ROWS, E]
+    return Trial(x, tensors, logits, weights[0], ids[0])
 
 
-def _candidates(router: nn.Module, block: nn.Module | None, slots: tuple, topk: int) -> Iterator[Recognised]:
+def _candidates(
+    router: nn.Module, block: nn.Module | None, slots: tuple, trial: Trial
+) -> Iterator[Recognised]:
     """What the attributes allow, the simple before the special."""
     attributes = {**({} if block is None else vars(block)), **vars(router)}
     numbers = {n: v for n, v in attributes.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    topk, (weight, bias, correction) = trial.topk_ids.size(1), slots
     scalings = {1.0: None} | {float(v): None for n, v in numbers.items() if "scal" in n} | {1 / topk: None}
+    E = weight.get().size(0)
     num_groups = next((numbers[n] for n in NUM_GROUPS if n in numbers), 1)
     topk_groups = next((numbers[n] for n in TOPK_GROUPS if n in numbers), 1)
     groups = [(1, 1, "max")]
-    if 0 < topk_groups < num_groups and slots[0].get().size(0) % num_groups == 0:
+    if 0 < topk_groups < num_groups and E % num_groups == 0 and topk <= E // num_groups * topk_groups:
         groups += [(num_groups, topk_groups, name) for name in GROUP_SCORES]
-    weight, bias, correction = slots
     corrections = (correction, None) if correction else (None,)
     for mine, scoring, group, renormalize, scaling in itertools.product(
         corrections, SCORINGS, groups, (False, True), scalings
@@ -194,38 +206,33 @@ def _candidates(router: nn.Module, block: nn.Module | None, slots: tuple, topk: 
         yield Recognised(settings, weight, bias, mine)
 
 
-def _run(found: Recognised, trial: Trial) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, and weights and ids ordered by id."""
-    slots = (found.weight, found.bias, found.correction_bias)
-    weight, bias, correction = (None if s is None else trial.tensors[s.name] for s in slots)
-    flat = None if correction is None else correction.flatten()
-    logits, weights, ids = run_router(trial.x, weight, found.settings, bias=bias, correction_bias=flat)
-    return logits, *_by_id(weights, ids)
-
-
-def _by_id(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    order = ids.argsort(-1)
-    return weights.gather(-1, order), ids.gather(-1, order)
-
-
-def _agree(found: Recognised, trial: Trial) -> bool:
-    """Whether the same experts are chosen, and their weights differ by no more than float32 explains.
+def _distance(found: Recognised, trial: Trial) -> float:
+    """How far the weights are apart, in units of what float32 explains; inf: other experts are chosen.
 
     A score has an error of 2^-24 (12 + d) of itself, d how far its logit is below the largest, and of
     another's float32 we assume the same, and one rounding for each term of its sum over E. Renormalising
     divides by such scores and topk more roundings.
     """
-    num_groups, topk_groups = found.settings.num_groups, found.settings.topk_groups
-    logits_size = found.weight.get().size(0)
-    if found.settings.topk > logits_size // num_groups * topk_groups:
-        return False
-    logits, mine, mine_ids = _run(found, trial)
-    theirs, ids = _by_id(trial.topk_weights, trial.topk_ids)
-    if not torch.equal(mine_ids.long(), ids.long()):
-        return False
-    distance = (logits.amax(-1) - logits.amin(-1))[:, None]  # [ROWS, 1]
-    units = 2 * (2 * (12 + distance) + logits_size + 2 * found.settings.topk + 4)
-    return bool(((mine - theirs).abs() <= UNIT * units * mine.abs()).all())
+    weights, ids = _choice(found, trial)
+    theirs, their_ids = _by_id(trial.topk_weights, trial.topk_ids)
+    if not torch.equal(ids, their_ids):
+        return math.inf
+    E, topk = trial.logits.size(1), ids.size(1)
+    spread = (trial.logits.amax(-1) - trial.logits.amin(-1))[:, None]  # [ROWS, 1]
+    units = 2 * (2 * (12 + spread) + E + 2 * topk + 4)
+    return ((weights - theirs).abs() / (UNIT * units * weights.abs())).nan_to_num(math.inf).amax().item()
+
+
+def _choice(found: Recognised, trial: Trial) -> tuple[Tensor, Tensor]:
+    """What moela gives the experts in a trial, ordered by id."""
+    slot = found.correction_bias
+    correction = None if slot is None else trial.tensors[slot.name].flatten()
+    return _by_id(*found.settings.choose(trial.logits, correction))
+
+
+def _by_id(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    order = ids.argsort(-1)
+    return weights.gather(-1, order), ids.gather(-1, order).int()
 
 
 def _with_dtypes(
@@ -240,13 +247,12 @@ def _with_dtypes(
     if isinstance(trial, str):
         return found
     weights_dtype = torch.float32 if trial.topk_weights.dtype == torch.float32 else None
+    theirs, their_ids = _by_id(trial.topk_weights.float(), trial.topk_ids)
     errors = {}
     for logits_dtype in (torch.float32, None):
         settings = replace(found.settings, logits_dtype=logits_dtype, weights_dtype=weights_dtype)
         mine = replace(found, settings=settings)
-        _, weights, ids = _run(mine, trial)
-        theirs, their_ids = _by_id(trial.topk_weights, trial.topk_ids)
-        is_same = ids == their_ids
-        error = ((weights.float() - theirs.float()).abs() / theirs.float().abs()).where(is_same, 1.0)
-        errors[mine] = error.mean().item()
+        tensors = (None if s is None else trial.tensors[s.name] for s in (mine.weight, mine.bias))
+        weights, ids = _choice(mine, replace(trial, logits=settings.logits(trial.x, *tensors)))
+        errors[mine] = ((weights - theirs).abs() / theirs).where(ids == their_ids, 1.0).mean().item()
     return min(errors, key=errors.get)

@@ -30,6 +30,29 @@ class RouterSettings:
     logits_dtype: torch.dtype | None = torch.float32
     weights_dtype: torch.dtype | None = torch.float32
 
+    def logits(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[T, H], [E, H], [E] -> [T, E]."""
+        if self.logits_dtype is None:
+            return nn.functional.linear(x.to(weight.dtype), weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.linear(
+                *(None if t is None else t.to(self.logits_dtype) for t in (x, weight, bias))
+            )
+
+    def choose(self, logits: Tensor, correction_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[T, E], [E] -> topk_weights [T, topk] float32 and topk_ids [T, topk] int32: `moela.moe_topk`."""
+        return moe_topk(
+            logits,
+            self.topk,
+            scoring=self.scoring,
+            bias=correction_bias,
+            num_groups=self.num_groups,
+            topk_groups=self.topk_groups,
+            group_score=self.group_score,
+            renormalize=self.renormalize,
+            scaling=self.scaling,
+        )
+
 
 def run_router(
     x: Tensor,
@@ -57,23 +80,8 @@ def run_router(
     Source: the routers of transformers 5.24.0, which return these three.
     """
     x = x.reshape(-1, x.size(-1))  # [T, H]
-    if settings.logits_dtype is None:
-        logits = nn.functional.linear(x.to(weight.dtype), weight, bias)  # [T, E]
-    else:
-        with torch.autocast(x.device.type, enabled=False):
-            wide = (None if t is None else t.to(settings.logits_dtype) for t in (x, weight, bias))
-            logits = nn.functional.linear(*wide)  # [T, E]
-    topk_weights, topk_ids = moe_topk(
-        logits,
-        settings.topk,
-        scoring=settings.scoring,
-        bias=correction_bias,
-        num_groups=settings.num_groups,
-        topk_groups=settings.topk_groups,
-        group_score=settings.group_score,
-        renormalize=settings.renormalize,
-        scaling=settings.scaling,
-    )
+    logits = settings.logits(x, weight, bias)  # [T, E]
+    topk_weights, topk_ids = settings.choose(logits, correction_bias)
     return logits, topk_weights.to(settings.weights_dtype or x.dtype), topk_ids
 
 
