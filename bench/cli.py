@@ -17,10 +17,7 @@ from moela.bench.routing import DEFAULT_EXPERTS, KINDS
 from moela.ops import SPECS
 from moela.shapes import MODELS
 
-# What an extra installs, and its name.
-OPTIONAL = dict.fromkeys(("matplotlib", "numpy", "rich", "safetensors"), "bench") | {
-    "transformers": "bench,transformers"
-}
+OPTIONAL = ("matplotlib", "numpy", "rich", "safetensors")  # what the extra [bench] installs
 ALL_BACKENDS = ("all", *backends.BACKENDS)
 
 
@@ -40,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL:
             raise
-        return _fail(f"{package} is not installed; pip install 'moela[{OPTIONAL[package]}]'")
+        return _fail(f"{package} is not installed; pip install 'moela[bench]'")
     except (OSError, ValueError) as error:
         return _fail(str(error))
 
@@ -74,7 +71,7 @@ def _parser(argv: Sequence[str]) -> Parser:
     sub = parser.add_subparsers(dest="command", required=True, metavar="command")
     sub.add_parser("info", help="what is built, what is usable and why not")
     demo_parser = sub.add_parser("demo", help="a DeepSeek-V3-architecture model in FP8, on this machine")
-    if argv[:1] == ["demo"]:  # imported only then: it needs the extras [bench] and [transformers]
+    if argv[:1] == ["demo"]:  # imported only then: it needs the extra [bench]
         from moela.bench import demo
 
         demo.add_arguments(demo_parser)

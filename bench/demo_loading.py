@@ -23,10 +23,14 @@ _AN_ERROR = re.compile(r"\w+Error: ")
 
 
 def prepare_transformers() -> None:
-    """Import it, without its progress bars. Raises ModuleNotFoundError where it is not installed."""
-    import transformers
+    """Without its progress bars, and as it is without moela. ValueError where it is missing or too old."""
+    try:
+        moela.disable_cpu_fp8()
+    except ImportError as error:
+        raise ValueError(str(error).partition(": ")[2]) from None
+    from transformers.utils import logging as its_logging
 
-    transformers.utils.logging.disable_progress_bar()
+    its_logging.disable_progress_bar()
 
 
 def load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, "PatchReport"]:
