@@ -99,7 +99,10 @@ def _facts(story: Story) -> list[str]:
         f"[bold]file[/]     {story.folder}, {_gb(story.file_bytes)}, "
         f"{'written' if story.is_new else 'was there'}",
         f"[bold]stock[/]    {escape(story.stock_refusal)}",
-        f"[bold]moela[/]    {escape(_patched(story.patched))}",
+        *(
+            f"[bold]{'' if i else 'moela':8}[/] {escape(line)}"
+            for i, line in enumerate(_patched(story.patched))
+        ),
         f"[bold]loaded[/]   in {story.entries[MINE].seconds_to_load:.1f} s",
     ]
     if taken:
@@ -111,11 +114,11 @@ def _facts(story: Story) -> list[str]:
     return lines
 
 
-def _patched(report: "PatchReport") -> str:
-    """Its lines by class and reason, in one."""
+def _patched(report: "PatchReport") -> list[str]:
+    """What runs on moela, and what does not and why, in a line each."""
     runs = Counter(f"{e.layer} by {e.detail.partition(' on ')[0]}" for e in report.entries if e.state != LEFT)
     left = Counter(f"{e.layer} ({e.detail})" for e in report.entries if e.state == LEFT)
-    return "; ".join(f"{verb} {_counted(what)}" for verb, what in (("runs", runs), ("leaves", left)) if what)
+    return [f"{verb} {_counted(what)}" for verb, what in (("runs", runs), ("leaves", left)) if what]
 
 
 def _counted(what: Mapping[str, int]) -> str:
@@ -131,8 +134,8 @@ def _checks(story: Story) -> list[str]:
         return ["[yellow]checked  nothing, because stock fp32 did not run[/]"]
     found = story.float32
     return [
-        f"[bold]checked[/]  with float32 activations, logits of {found.num_tokens} tokens are within "
-        f"{found.worst:.1e} of the dequantized float32 model's, {story.float32_bound:.1e} allowed"
+        f"[bold]checked[/]  float32 activations: logits of {found.num_tokens} tokens within {found.worst:.1e}"
+        f" of the dequantized float32 model's; allowed {story.float32_bound:.1e}"
     ]
 
 

@@ -64,7 +64,9 @@ def test_files_have_the_names_of_published_checkpoints(folder):
 
 def test_a_shard_has_the_bytes_that_safetensors_writes(folder, tmp_path):
     for name, shard in zip((FIRST, SECOND), SHARDS, strict=True):
-        save_file({tensor_name: tensor(tensor_name) for tensor_name in shard}, tmp_path / name, {"format": "pt"})
+        save_file(
+            {tensor_name: tensor(tensor_name) for tensor_name in shard}, tmp_path / name, {"format": "pt"}
+        )
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
@@ -77,7 +79,7 @@ def test_values_come_back_bit_for_bit(folder):
 
 def test_the_index_says_which_file_has_a_tensor_and_how_many_bytes_all_have(folder):
     index = json.loads((folder / checkpoint.INDEX).read_text())
-    assert index["weight_map"] == {name: FIRST for name in SHARDS[0]} | {"lm_head.weight": SECOND}
+    assert index["weight_map"] == dict.fromkeys(SHARDS[0], FIRST) | {"lm_head.weight": SECOND}
     assert index["metadata"]["total_size"] == 650 + 8 + 9 + 9 + 14 + 24
 
 

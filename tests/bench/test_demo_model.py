@@ -43,7 +43,9 @@ def test_names_dtypes_and_shapes_are_those_of_the_published_checkpoint():
         "lm_head.weight": "BF16 [4096, 7168]",
     }.items():
         assert specs.pop(name) == spec
-    assert {spec.partition(" ")[0] for name, spec in specs.items() if name.endswith("proj.weight")} == {"F8_E4M3"}
+    assert {spec.partition(" ")[0] for name, spec in specs.items() if name.endswith("proj.weight")} == {
+        "F8_E4M3"
+    }
 
 
 def test_the_default_model_fits_8_gb_in_float32():
@@ -64,7 +66,7 @@ def test_a_weight_is_the_same_in_every_process_and_no_two_are_alike():
 @pytest.mark.parametrize("name", ["mlp.gate_proj", "mlp.down_proj", "self_attn.kv_a_proj_with_mqa"])
 def test_dequantized_weights_keep_the_size_of_what_goes_through_them(name):
     w = TINY.weight(f"model.layers.0.{name}.weight", torch.float32)
-    # A block's scale factor is within 2^0.75 of the others' middle, as no code of the normal table is beyond 3.
+    # A block's scale factor is within 2^0.75 of the middle, as no entry of the normal table is beyond 3.
     assert 2**-0.75 < w.std().item() * w.size(1) ** 0.5 < 2**0.75
     assert len(TINY.tensor(f"model.layers.0.{name}.weight{SF}").unique()) > 1
 
