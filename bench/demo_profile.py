@@ -1,7 +1,6 @@
 """Where the time of a model goes, by what its modules are for, beside the least that the machine allows."""
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from statistics import median
 import torch
 from moela.bench.demo_race import step
 from moela.bench.roofline import Roofline
+from moela.bench.timer import clock_for
 from torch import Tensor, nn
 
 # By the qualified name of a module, the first that fits.
@@ -74,17 +74,18 @@ def _profile(net: nn.Module, call: Callable[[], object], repeats: int) -> list[P
 @contextmanager
 def _parts(net: nn.Module) -> Iterator[dict[str, Part]]:
     """Filled by hooks: each module's time without that of the modules it calls."""
+    now = clock_for("cpu").now
     parts: dict[str, Part] = {}
     inner = [0.0]  # per call that is under way, the seconds of what it called
     starts: list[float] = []
 
     def before(*_: object) -> None:
         inner.append(0.0)
-        starts.append(time.perf_counter())
+        starts.append(now())
 
     def after(part: Part) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, out: object) -> None:
-            seconds = time.perf_counter() - starts.pop()
+            seconds = now() - starts.pop()
             part.seconds += seconds - inner.pop()
             inner[-1] += seconds
             num_bytes, flops = cost(module, args)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from moela.bench.roofline import Probes
-from moela.bench.timer import Timing
+from moela.bench.timer import Timing, clock_for
 from torch import Tensor, nn
 
 WARM_TOKENS = 8
+SHORT = 16  # tokens before those that are decoded with a short cache
 ROUNDS = 3
 SECONDS = 15.0  # no new round after this long
 # What transformers has for the experts of its models, its default first. On the CPU each can be the faster.
@@ -33,6 +34,14 @@ class Pass(NamedTuple):
     decode_seconds: list[float]
 
 
+class Times(NamedTuple):
+    """Of the whole prompt at once, of one new token after SHORT ones, and of one after the whole prompt."""
+
+    prefill: Timing
+    short: Timing
+    long: Timing
+
+
 @dataclass
 class Racer:
     """A model in the race. `prefill` and `decode` name the implementation of its experts for each."""
@@ -43,17 +52,20 @@ class Racer:
     decode: str | None = None
     first: Pass | None = None
     prefill_samples: list[float] = field(default_factory=list)
-    decode_samples: list[float] = field(default_factory=list)
+    short_samples: list[float] = field(default_factory=list)
+    long_samples: list[float] = field(default_factory=list)
 
     def run(self, prompt: Tensor, new_tokens: int) -> None:
         done = run(self.net, prompt, new_tokens, self.prefill, self.decode)
+        short = run(self.net, prompt[:, :SHORT], new_tokens, self.prefill, self.decode)
         self.first = self.first or done
         self.prefill_samples.append(done.prefill_seconds)
-        self.decode_samples += done.decode_seconds
+        self.short_samples += short.decode_seconds
+        self.long_samples += done.decode_seconds
 
-    def timings(self) -> tuple[Timing, Timing]:
-        """Of the whole prompt, and of one new token."""
-        return Timing(tuple(self.prefill_samples)), Timing(tuple(self.decode_samples))
+    def times(self) -> "Times":
+        samples = (self.prefill_samples, self.short_samples, self.long_samples)
+        return Times(*(Timing(tuple(s)) for s in samples))
 
 
 @torch.inference_mode()
@@ -61,20 +73,21 @@ def run(
     net: nn.Module, prompt: Tensor, new_tokens: int, prefill: str | None = None, decode: str | None = None
 ) -> Pass:
     """Time one prefill of prompt [1, P] and one step per new token, with transformers' own cache."""
+    now = clock_for("cpu").now
     _choose(net, prefill)
     with _Routing(net) as routing:
-        start = time.perf_counter()
+        start = now()
         out = net(prompt, use_cache=True)
-        seconds = time.perf_counter() - start
+        seconds = now() - start
     logits = out.logits[0].float()
     _choose(net, decode)
     tokens, steps = [], []
     while len(tokens) < new_tokens:
         token = out.logits[:, -1:].argmax(-1)  # [1, 1]
         tokens.append(int(token))
-        start = time.perf_counter()
+        start = now()
         out = step(net, token, out)
-        steps.append(time.perf_counter() - start)
+        steps.append(now() - start)
     return Pass(logits, routing.experts, tokens, seconds, steps)
 
 
@@ -133,7 +146,7 @@ def race(
         what the probes of the machine's roofs took in the same rounds, by their names.
     """
     roofs: dict[str, list[float]] = {probe.name: [] for probe in probes.contestants}
-    start = time.perf_counter()
+    now, start = clock_for("cpu").now, time.perf_counter()
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -142,9 +155,9 @@ def race(
                 for racer in [*racers[turn % len(racers) :], *racers[: turn % len(racers)]]:
                     racer.run(prompt, new_tokens)
                 for probe in probes.contestants:
-                    begin = time.perf_counter()
+                    begin = now()
                     probe.call()
-                    roofs[probe.name].append(time.perf_counter() - begin)
+                    roofs[probe.name].append(now() - begin)
             advance()
     finally:
         if collects:

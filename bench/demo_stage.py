@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from moela.bench import demo_check, demo_loading, demo_profile, demo_race, memory
-from moela.bench.demo_race import Pass, Racer
+from moela.bench.demo_race import Pass, Racer, Times
 from moela.bench.demo_story import MINE, REFERENCE, SAME_DTYPE, STOCK, Entry, Story
 from moela.bench.demo_view import Phase
 from moela.bench.roofline import Probes, probes_for
@@ -82,8 +82,8 @@ class Stage:
             seconds,
             usage.taken(),
             demo_profile.bytes_per_token(racer.net, story.model.shape.topk),
-            *racer.timings(),
-            mine[0].timings() if mine else None,
+            racer.times(),
+            mine[0].times() if mine else None,
             (racer.prefill, racer.decode),
         )
         self.passes[name] = racer.first
@@ -117,22 +117,19 @@ class Stage:
         story = self.story
         if not self.races:
             self._race([Racer(MINE, self.net)], "race alone")
-        prefill, decode = (
-            Timing(tuple(s for racer in self.races for s in racer.timings()[i].samples)) for i in range(2)
-        )
         num_bytes = demo_profile.bytes_per_token(self.net, story.model.shape.topk)
-        entry = Entry(self.seconds_to_load, self.taken, num_bytes, prefill, decode, None)
-        story.entries = {MINE: entry, **story.entries}
+        times = Times(*map(merged, zip(*(racer.times() for racer in self.races), strict=True)))
+        story.entries = {
+            MINE: Entry(self.seconds_to_load, self.taken, num_bytes, times, None),
+            **story.entries,
+        }
         self.passes[MINE] = self.races[0].first
         if self.passes[MINE].tokens != story.generated:
             raise WrongResultError(
                 f"generate() gave {story.generated}, a loop over the cache {self.passes[MINE].tokens}"
             )
-        merged = {
-            name: Timing(tuple(s for roofs in self.roofs for s in roofs[name].samples))
-            for name in self.roofs[0]
-        }
-        story.roofline = self.probes.roofline(merged)
+        roofs = {name: merged([roofs[name] for roofs in self.roofs]) for name in self.roofs[0]}
+        story.roofline = self.probes.roofline(roofs)
 
     def check_bf16(self) -> None:
         story = self.story
@@ -153,3 +150,8 @@ class Stage:
         advance()
         story.decode_parts = demo_profile.profile_decode(self.net, self.prompt, PROFILED_STEPS)
         advance()
+
+
+def merged(timings: Sequence[Timing]) -> Timing:
+    """The samples of several races."""
+    return Timing(tuple(sample for timing in timings for sample in timing.samples))

@@ -9,8 +9,8 @@ from moela.bench import checkpoint, memory
 from moela.bench.demo_check import Comparison
 from moela.bench.demo_model import DemoModel
 from moela.bench.demo_profile import Part
+from moela.bench.demo_race import Times
 from moela.bench.roofline import Roofline
-from moela.bench.timer import Timing
 
 if TYPE_CHECKING:  # it is there if transformers is
     from moela.integrations.transformers.report import PatchReport
@@ -27,9 +27,8 @@ class Entry:
     seconds_to_load: float
     taken: memory.Taken | None
     bytes_per_token: int
-    prefill: Timing
-    decode: Timing
-    mine: tuple[Timing, Timing] | None
+    times: Times
+    mine: Times | None
     experts: tuple[str, str] | None = None  # implementations of prefill and decode
 
 

@@ -12,6 +12,7 @@ from moela import backends
 from moela.bench.commands import REFRESH_SECONDS, describe
 from moela.bench.demo_check import agreeing
 from moela.bench.demo_profile import Part
+from moela.bench.demo_race import SHORT
 from moela.bench.demo_story import MINE, REFERENCE, Story
 from moela.bench.report import Ratio
 from moela.bench.roofline import Roofline
@@ -32,9 +33,8 @@ Phase = Callable[[str, int], Advance]
 LEFT = "left"  # of a layer in the report of moela.patch
 BAR_CELLS = 20
 NOTES = (
-    "tok/s: the prompt at once, then new tokens with the cache; medians (p10 .. p90). GB: added at the peak.",
+    "Medians (p10 .. p90); new tokens one by one, with the cache. GB: added to the process at its peak.",
     '"moela is 2.00x": twice as fast as this row in the same rounds; "~": no difference, p10 .. p90 overlap.',
-    "DRAM: of a new token's time, what reading each weight once takes at the rate measured beside it.",
 )
 
 
@@ -68,7 +68,7 @@ def phases() -> Iterator[Phase]:
 
 
 def show(story: Story, where: dict[str, Any], backend: str, png: Path) -> None:
-    say = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 100).print
+    say = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120).print
     for line in (*_facts(story), *_checks(story)):
         say(line)
     say()
@@ -148,13 +148,22 @@ def _notes(story: Story, where: dict[str, Any], backend: str) -> list[str]:
             prefill, decode = entry.experts
             how = prefill if prefill == decode else f"{prefill} for the prompt, {decode} for new tokens"
             lines.append(f"{name}: transformers' fastest experts here, {how}.")
-    lines += [*NOTES, _roofs(story.roofline), describe(where)]
+    lines += [*NOTES, _floors(story), _roofs(story.roofline), describe(where)]
     if backend != "cpu":
         reason = backends.why_not("cpu", "fp8_gemm", "cpu")
         lines.append(f"[yellow]moela ran its slow {backend}, not its kernel for the CPU: {reason}.[/]")
     if where["load_before"] + where["threads"] > where["cores"] + 0.5:
         lines.append("[yellow]Others were computing on this machine: expect wide intervals.[/]")
     return lines
+
+
+def _floors(story: Story) -> str:
+    """What no model can be faster than that reads its weights from memory."""
+    rates = [
+        f"{name} {1 / story.roofline.time_floor(0, entry.bytes_per_token):.3g}"
+        for name, entry in story.entries.items()
+    ]
+    return f"Reading the weights once per token allows tokens/s of: {', '.join(rates)}."
 
 
 def _roofs(roofline: Roofline) -> str:
@@ -188,27 +197,21 @@ def errors_table(story: Story) -> Table:
 
 
 def results_table(story: Story) -> Table:
+    """Tokens per second, moela first."""
     table = Table(**LOOK)
-    table.add_column("", no_wrap=True)
-    mine = story.entries[MINE]
-    for column in ("GB", "prefill tok/s", "moela is", "decode tok/s", "moela is", "DRAM"):
+    table.add_column("tokens/s", no_wrap=True)
+    table.add_column("GB", justify="right", no_wrap=True)
+    short, P = min(SHORT, story.prompt_tokens), story.prompt_tokens
+    for column in (f"prompt of {P}", f"new, after {short}", f"new, after {P}"):
         table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("moela is", justify="right", no_wrap=True)
     for name, entry in story.entries.items():
-        ratios = ["", ""]
-        if name != MINE:
-            pairs = zip(entry.mine or (mine.prefill, mine.decode), (entry.prefill, entry.decode), strict=True)
-            ratios = [str(Ratio.of(own, other)) for own, other in pairs]
-        floor = story.roofline.time_floor(0, entry.bytes_per_token)
-        table.add_row(
-            name,
-            f"{entry.taken.peak / 1e9:.2f}" if entry.taken else "?",
-            _rate(entry.prefill, story.prompt_tokens),
-            ratios[0],
-            _rate(entry.decode, 1),
-            ratios[1],
-            f"{floor / entry.decode.median:.0%}",
-            style=_style(name),
-        )
+        mine = entry.mine or story.entries[MINE].times
+        cells = []
+        for own, other, tokens in zip(mine, entry.times, (P, 1, 1), strict=True):
+            cells += [_rate(other, tokens), "" if name == MINE else str(Ratio.of(own, other))]
+        memory = f"{entry.taken.peak / 1e9:.2f}" if entry.taken else "?"
+        table.add_row(name, memory, *cells, style=_style(name))
     return table
 
 

@@ -215,7 +215,7 @@ def test_the_number_of_threads_is_that_of_before(moela_demo):
     finally:
         torch.set_num_threads(before)
     assert (code, after) == (0, 2)
-    assert "1 thread, wall time" in out
+    assert "1 thread, CPU time" in out
 
 
 def test_stock_transformers_is_asked_and_its_reason_given():
