@@ -14,6 +14,7 @@ from torch import Tensor, nn
 WARM_TOKENS = 8
 SHORT = 16  # tokens before those that are decoded with a short cache
 ROUNDS = 3
+PROBED = 5  # samples of the roofs in a round; they are short
 SECONDS = 15.0  # no new round after this long
 # What transformers has for the experts of its models, its default first. On the CPU each can be the faster.
 EXPERTS = ("grouped_mm", "eager")
@@ -154,10 +155,11 @@ def race(
             if turn == 0 or time.perf_counter() - start < SECONDS:
                 for racer in [*racers[turn % len(racers) :], *racers[: turn % len(racers)]]:
                     racer.run(prompt, new_tokens)
-                for probe in probes.contestants:
-                    begin = now()
-                    probe.call()
-                    roofs[probe.name].append(now() - begin)
+                for _ in range(PROBED):
+                    for probe in probes.contestants:
+                        begin = now()
+                        probe.call()
+                        roofs[probe.name].append(now() - begin)
             advance()
     finally:
         if collects:
