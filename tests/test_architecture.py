@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,6 +119,17 @@ def reference_imports_torch_only(root: Path) -> list[str]:
     ]
 
 
+def nn_imports_torch_and_moela_only(root: Path) -> list[str]:
+    """Its layers work without the libraries whose names they bear."""
+    ours = re.compile(r"(torch|moela(?!\.integrations|\.bench))(\.|$)")
+    return [
+        f"{path}:{n}: imports {module}"
+        for path, text in sources(root, "python/moela/nn")
+        for n, module in imports(text)
+        if not ours.match(module) and module.partition(".")[0] not in sys.stdlib_module_names
+    ]
+
+
 def every_op_has_a_file_in_every_layer(root: Path) -> list[str]:
     layers = (
         "python/moela/ops/{}.py",
@@ -200,6 +212,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     asm_only_where_it_belongs,
     kernels_use_hopper_only,
     reference_imports_torch_only,
+    nn_imports_torch_and_moela_only,
     every_op_has_a_file_in_every_layer,
     every_op_file_belongs_to_an_op,
     no_file_is_long,
@@ -235,6 +248,13 @@ VIOLATIONS = [
     (reference_imports_torch_only, "python/moela/reference/a.py", "import numpy as np"),
     (reference_imports_torch_only, "python/moela/reference/a.py", "from ..ops import SPECS"),
     (reference_imports_torch_only, "python/moela/reference/a.py", "def f():\n    import triton"),
+    (nn_imports_torch_and_moela_only, "python/moela/nn/a.py", "from transformers import PreTrainedModel"),
+    (
+        nn_imports_torch_and_moela_only,
+        "python/moela/nn/a.py",
+        "def f():\n    import transformers.activations",
+    ),
+    (nn_imports_torch_and_moela_only, "python/moela/nn/a.py", "from moela.integrations import transformers"),
     (every_op_file_belongs_to_an_op, "csrc/ops/gemm_fp8.cpp", ""),
     (every_op_file_belongs_to_an_op, "python/moela/ops/helpers.py", ""),
     (every_op_file_belongs_to_an_op, "bench/bench_gemm.py", ""),
@@ -273,6 +293,7 @@ INNOCENT = {
     "csrc/emu/fiber_x86_64.cpp": 'asm("ret");',
     "csrc/cpu/a.h": '// no asm here\nasm("" : "+w"(x)); const char* v = std::getenv("MOELA_CPU_ISA");',
     "python/moela/reference/fp8_gemm.py": "import torch\nfrom torch import Tensor\nimport moela.reference.b",
+    "python/moela/nn/a.py": "import math\nfrom moela.ops import moe_topk\nfrom torch import nn",
     "python/moela/ops/_spec.py": f"# {NOTE}(#12): later",
     "python/moela/a.py": 'os.environ.get("MOELA_BACKEND")\nos.environ.get("TRITON_INTERPRET", "0")',
     "CMakeLists.txt": "set(B ${MOELA_OUT})",

@@ -1,6 +1,7 @@
 """Environments to install into. Nothing here touches the environment of the tests."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,28 @@ def wheel(checkout, like_this, tmp_path_factory) -> Path:
     like_this.pip("wheel", "-q", "--no-build-isolation", "--no-deps", "-w", folder, checkout)
     [path] = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="session")
+def beside_the_oldest_transformers(like_this, wheel, tmp_path_factory) -> Callable[..., str]:
+    """Runs python in this environment with the wheel and the oldest transformers of pyproject.toml."""
+    version = re.search(r'"transformers>=([\d.]+)"', (ROOT / "pyproject.toml").read_text()).group(1)
+    folder = tmp_path_factory.mktemp("oldest-transformers")
+    # Its own dependencies come along; numpy as the tests want it, and none of torch.
+    wanted = (f"transformers=={version}.*", "numpy<2.4")
+    done = like_this.run("-m", "pip", "install", "-q", "-t", folder, *wanted)
+    if done.returncode != 0:
+        unavailable(f"pip cannot install transformers {version}: {done.stderr.strip().splitlines()[-1]}")
+    like_this.pip("install", "-q", "--no-deps", "-t", folder, wheel)
+
+    def python(*args: str | Path) -> str:
+        return like_this.python(*args, PYTHONPATH=str(folder))
+
+    code = "import moela, transformers; print(transformers.__version__, moela.__file__)"
+    found, where = python("-c", code).split()
+    assert found.startswith(f"{version}.")
+    assert where.startswith(str(folder))
+    return python
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """What every op promises on every backend. Run one of them with `pytest -k "fp8_gemm and cpu"`."""
 
 import inspect
+import re
 import sys
+import warnings
 from typing import Any
 
 import bad_inputs
@@ -349,3 +351,25 @@ def test_compiled_code_can_use_the_out_variant(op):
         **args, **outputs
     )
     assert_written(spec, inputs, outputs, as_tuple(spec.op(**inputs)))
+
+
+# --- autograd --------------------------------------------------------------------------------------------
+
+
+def test_backward_gives_the_derivative_or_says_that_there_is_none(op):
+    """Never torch's own answer, a warning and no gradient. The bias of moe_topk is for the choice only."""
+    spec = SPECS[op]
+    inputs = spec.make_inputs(**SMALL[op])
+    for name in [k for k, v in inputs.items() if isinstance(v, Tensor) and v.dtype.is_floating_point]:
+        tracked = inputs | {name: inputs[name].clone().requires_grad_()}
+        results = [r for r in as_tuple(spec.op(**tracked)) if r.requires_grad]
+        for result in results:
+            said = ""
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                try:
+                    result.backward(torch.ones_like(result), retain_graph=True)
+                except NotImplementedError as error:
+                    said = str(error)
+            has_gradient = tracked[name].grad is not None or (op, name) == ("moe_topk", "bias")
+            assert has_gradient or re.match(rf"{op}: (\w+: )?has no derivative", said), said

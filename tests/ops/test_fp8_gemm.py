@@ -7,7 +7,8 @@ import pytest
 import torch
 from moela import testing
 from moela.ops._spec import rounding
-from moela.ops.fp8_gemm import exact
+from moela.ops.fp8_gemm import exact, make_inputs
+from moela.reference.fp8_gemm import dequantize_blocks
 from torch import Tensor
 
 BF16, FP16, FP32, E4M3 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
@@ -240,3 +241,29 @@ def test_compiled_code_fuses_around_it():
     torch._dynamo.reset()
     got = torch.compile(f, fullgraph=True)(inputs["a"])
     assert testing.same_bits(got, f(inputs["a"]))
+
+
+# --- autograd --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_derivative_by_a_is_that_of_the_formula_with_frozen_weights(run, dtype):
+    """The weights are rounded to the gradient's dtype, and the result to a's."""
+    inputs = run.inputs(M=5, N=192, K=200, a_dtype=dtype, out_dtype=dtype)
+    a = inputs["a"].requires_grad_()
+    (d,) = run(inputs)
+    grad = torch.randn(d.shape, generator=torch.Generator().manual_seed(6)).to(d)
+    d.backward(grad)
+    w = dequantize_blocks(inputs["b"], inputs["sf_b"]).double()
+    wanted, magnitude = grad.double() @ w, grad.double().abs() @ w.abs()
+    u = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-24
+    assert ((a.grad.double() - wanted).abs() <= u * wanted.abs() + (u + 2.0**-20) * magnitude).all()
+
+
+def test_weights_that_want_a_gradient_are_an_error_that_names_them():
+    inputs = make_inputs(M=2, N=128, K=128, a_dtype=torch.bfloat16)
+    inputs["a"].requires_grad_()
+    inputs["sf_b"].requires_grad_()
+    message = r"^fp8_gemm: sf_b: has no derivative; call sf_b.requires_grad_\(False\)$"
+    with pytest.raises(NotImplementedError, match=message):
+        moela.fp8_gemm(**inputs).sum().backward()

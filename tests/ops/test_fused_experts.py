@@ -314,7 +314,7 @@ def test_backward_says_what_to_train_with():
         tracked = moela.fused_experts(**inputs | {name: inputs[name].clone().requires_grad_()})
         assert testing.same_bits(tracked.detach(), expected)
         with pytest.raises(
-            NotImplementedError, match=r"^fused_experts: has no derivative; to train, use moe_"
+            NotImplementedError, match=r"^fused_experts: has no derivative; to train, use moela.nn"
         ):
             tracked.sum().backward()
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import moela
 import pytest
 import torch
 from groups import SIZES, assert_right, nan_like
@@ -135,3 +136,19 @@ def test_a_gpu_is_asked_for_the_offsets_under_debug_only(make_runner, monkeypatc
     monkeypatch.setenv("MOELA_DEBUG", "1")
     with pytest.raises(ValueError, match=r"got 5 at the end"):
         run.spec.check(**bad)
+
+
+# --- autograd --------------------------------------------------------------------------------------------
+
+
+def test_the_derivative_by_a_is_that_of_each_expert(run):
+    inputs = run.inputs(M=9, N=72, K=136, E=3, counts=(4, 0, 3), first=1, a_dtype=torch.bfloat16)
+    a = inputs["a"].requires_grad_()
+    (d,) = run(inputs)
+    grad = torch.randn(d.shape, generator=torch.Generator().manual_seed(6)).to(d)
+    d.backward(grad)
+    assert (a.grad[[0, 8]] == 0).all()  # rows of no expert
+    for expert, rows in ((0, slice(1, 5)), (2, slice(5, 8))):
+        w = moela.per_block_dequant_fp8(inputs["b"][expert], inputs["sf_b"][expert], torch.bfloat16).double()
+        exact, magnitude = grad[rows].double() @ w, grad[rows].double().abs() @ w.abs()
+        assert ((a.grad[rows].double() - exact).abs() <= 2.0**-8 * exact.abs() + 2.0**-20 * magnitude).all()

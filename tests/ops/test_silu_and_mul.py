@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import moela
 import pytest
 import torch
 from moela import testing
+from moela.ops._spec import rounding
 from torch import Tensor
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -99,3 +101,46 @@ def test_the_bound_finds_what_is_wrong(run, dtype):
     for wrong in planted.values():
         with pytest.raises(AssertionError, match="out of bounds"):
             assert_bound(run, x, wrong, limit=7.0, alpha=1.702)
+
+
+# --- autograd --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("limit", "alpha"), [(None, None), (0.5, None), (7.0, 1.702)])
+def test_the_derivative_is_that_of_the_formula(run, dtype, limit, alpha):
+    """Against torch's autograd in float64. Each of the two halves sums at most five float32 products."""
+    inputs = run.inputs(M=6, K=33, x_dtype=dtype, limit=limit, alpha=alpha)
+    x = inputs["x"].requires_grad_()
+    (y,) = run(inputs)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(6)).to(y)
+    y.backward(grad)
+    exact = x.detach().double().requires_grad_()
+    gate, up = exact.chunk(2, -1)
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    (gate * torch.sigmoid((alpha or 1) * gate) * (up + 1 if alpha else up)).backward(grad.double())
+    # 1 + z (1 - s) cancels where z is negative: its terms count by themselves.
+    gate, up = gate.detach(), up.detach()
+    z, factor = ((alpha or 1) * gate, up + 1 if alpha else up)
+    s = torch.sigmoid(z)
+    sizes = torch.cat([factor.abs() * s * (1 + z.abs() * (1 - s)), (gate * s).abs()], -1)
+    terms = grad.double().abs().repeat(1, 2) * sizes
+    bound = 2.0**-20 * (1 + z.abs().repeat(1, 2)) * terms + rounding(exact.grad, dtype)
+    assert ((x.grad.double() - exact.grad).abs() <= bound).all()
+
+
+def test_what_a_limit_cuts_off_gets_no_gradient(run):
+    x = torch.tensor([[8.0, 7.0, 1.0, -9.0]], device=run.device, requires_grad=True)  # gate 8, 7; up 1, -9
+    (y,) = run({"x": x, "limit": 7.0, "alpha": None})
+    y.sum().backward()
+    assert (x.grad == 0).tolist() == [[True, False, False, True]]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_derivative_compiles(backend):
+    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    compiled = torch.compile(lambda t: moela.silu_and_mul(t).sum(), fullgraph=True, backend=backend)
+    (expected,) = torch.autograd.grad(moela.silu_and_mul(x).sum(), x)
+    (got,) = torch.autograd.grad(compiled(x), x)
+    torch.testing.assert_close(got, expected)

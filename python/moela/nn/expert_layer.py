@@ -1,12 +1,10 @@
 """The arithmetic of an expert layer: one op where there is one, else its steps."""
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from moela.nn._grad import is_recorded, without_derivative
 from moela.nn.gate import Gate, SwiGlu
 from moela.ops import (
     _check,
@@ -23,7 +21,6 @@ from moela.reference.fp8_gemm import BLOCK
 
 NAME = "moela.nn.run_experts"
 E4M3 = torch.float8_e4m3fn
-TO_TRAIN = f"{NAME}: FP8 weights have no derivative; to train, dequantize them (moela.per_block_dequant_fp8)"
 
 
 def run_experts(
@@ -71,8 +68,8 @@ def run_experts(
             for each 128 columns. None: it has x's dtype.
 
     Returns:
-        out: [T, H] of x's dtype. With float weights differentiable with respect to x, w13, w2, b13, b2 and
-        topk_weights; with FP8 weights backward raises.
+        out: [T, H] of x's dtype. Differentiable with respect to x, topk_weights, b13, b2 and float weights.
+        FP8 weights are frozen, and where activations are quantized, too, backward raises.
 
     Numerics: the one op: as `moela.fused_experts`. The steps: float32 sums; gate_up, h and y are rounded to
         the dtype of float weights (of x, with FP8 ones), a bias is added to the rounded product and the sum
@@ -83,39 +80,36 @@ def run_experts(
 
     Source: integrations/moe.py of transformers 5.24.0, whose layouts these are.
     """
-    _check_args(x, w13, w2, topk_weights, topk_ids, is_transposed)
     if is_transposed:
         w13, w2 = w13.mT, w2.mT  # [E, N1, H], [E, H, I]
-    _check_parameters(w13, w2, sf_w13, sf_w2, b13, b2, gate, quantize_activations)
+    is_fp8 = w13.dtype == E4M3
     tensors = (x, w13, w2, sf_w13, sf_w2, b13, b2, topk_weights)
-    is_fp8, is_trained = w13.dtype == E4M3, is_recorded(*tensors)
-    with torch.no_grad() if is_fp8 and is_trained else contextlib.nullcontext():
-        a = _packed(x if is_fp8 else x.to(w13.dtype))
-        if (is_fp8 or not is_trained) and _is_one_op(w13, w2, gate, post_norm):
-            out = fused_experts(
-                a,
-                w13,
-                w2,
-                topk_weights.float(),
-                topk_ids,
-                sf_w13=sf_w13,
-                sf_w2=sf_w2,
-                b13=_packed(b13),
-                b2=_packed(b2),
-                limit=gate.limit,
-                alpha=gate.alpha,
-                quantize_activations=quantize_activations,
-            )
-        else:
-            rows, offsets, inverse = moe_permute(a, _packed(topk_ids), w13.size(0))
-            gate_up = _first_product(rows, w13, sf_w13, w2.size(2), offsets, quantize_activations)
-            h = gate(_with_bias(gate_up, b13, offsets))  # [S, I]
-            y = _with_bias(_product(h, w2, sf_w2, offsets, quantize_activations), b2, offsets)  # [S, H]
-            y = y if post_norm is None else post_norm(y)
-            out = moe_unpermute(_packed(y), _packed(topk_weights.float()), inverse)
-    if is_fp8 and is_trained:
-        out = without_derivative(TO_TRAIN, out, *tensors)
-    return out.to(x.dtype)
+    is_trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not is_trained and _is_one_op(w13, w2, gate, post_norm):
+        return fused_experts(  # which checks everything
+            _packed(x if is_fp8 else x.to(w13.dtype)),
+            w13,
+            w2,
+            topk_weights.float(),
+            topk_ids,
+            sf_w13=sf_w13,
+            sf_w2=sf_w2,
+            b13=_packed(b13),
+            b2=_packed(b2),
+            limit=gate.limit,
+            alpha=gate.alpha,
+            quantize_activations=quantize_activations,
+        ).to(x.dtype)
+    if not torch.compiler.is_compiling():  # the ops check what is traced
+        _check_args(x, w13, w2, topk_weights, topk_ids, quantize_activations)
+        _check_parameters(w13, w2, sf_w13, sf_w2, b13, b2, gate)
+    a = _packed(x if is_fp8 else x.to(w13.dtype))
+    rows, offsets, inverse = moe_permute(a, _packed(topk_ids), w13.size(0))
+    gate_up = _first_product(rows, w13, sf_w13, w2.size(2), offsets, quantize_activations)
+    h = gate(_with_bias(gate_up, b13, offsets))  # [S, I]
+    y = _with_bias(_product(h, w2, sf_w2, offsets, quantize_activations), b2, offsets)  # [S, H]
+    y = y if post_norm is None else post_norm(y)
+    return moe_unpermute(_packed(y), _packed(topk_weights.float()), inverse).to(x.dtype)
 
 
 def _is_one_op(w13: Tensor, w2: Tensor, gate: Gate, post_norm: Callable[[Tensor], Tensor] | None) -> bool:
@@ -160,36 +154,30 @@ def _packed(t: Tensor | None) -> Tensor | None:
     return t if t is None or t.size(-1) <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
-def _check_args(x, w13, w2, topk_weights, topk_ids, is_transposed) -> None:
+def _check_args(x, w13, w2, topk_weights, topk_ids, quantize) -> None:
+    """Weights, here and below, as if they were not transposed."""
     _check.expect_dim(NAME, "x", x, 2)
     _check.expect_dtype(NAME, "x", x.dtype, _check.FLOAT_DTYPES)
     _check.expect_dim(NAME, "w13", w13, 3)
     _check.expect_dtype(NAME, "w13", w13.dtype, (E4M3, *_check.FLOAT_DTYPES))
     _check.expect(w13.size(0) > 0, NAME, "w13", "at least one expert", "none")
+    _check.expect(w13.size(2) == x.size(1), NAME, "w13", f"H={x.size(1)} (that of x)", f"H={w13.size(2)}")
     _check.expect_dim(NAME, "w2", w2, 3)
     _check.expect_dtype(NAME, "w2", w2.dtype, (w13.dtype,))
-    is_fp8 = w13.dtype == E4M3
-    _check.expect(
-        not (is_fp8 and is_transposed), NAME, "is_transposed", "False because w13 is float8_e4m3fn", "True"
-    )
     _check.expect_dim(NAME, "topk_ids", topk_ids, 2)
     _check.expect_dtype(NAME, "topk_ids", topk_ids.dtype, (torch.int32, torch.int64))
-    T = x.size(0)
+    T, dtype = x.size(0), _check.dtype_name(topk_weights.dtype)
     _check.expect(topk_ids.size(0) == T, NAME, "topk_ids", f"T={T} (that of x)", f"T={topk_ids.size(0)}")
+    _check.expect(topk_weights.is_floating_point(), NAME, "topk_weights", "a float dtype", dtype)
     _check.expect_shape(NAME, "topk_weights", topk_weights, topk_ids.shape)
-    _check.expect(
-        topk_weights.is_floating_point(),
-        NAME,
-        "topk_weights",
-        "a float dtype",
-        _check.dtype_name(topk_weights.dtype),
-    )
-    H, wanted = w13.size(1 if is_transposed else 2), x.size(1)
-    _check.expect(H == wanted, NAME, "w13", f"H={wanted} (that of x)", f"H={H}")
+    if quantize is not None:
+        names = _check.one_of(["None", *QUANTIZATIONS])
+        _check.expect(quantize in QUANTIZATIONS, NAME, "quantize_activations", names, quantize)
+        wanted = f"None because w13 is {_check.dtype_name(w13.dtype)}"
+        _check.expect(w13.dtype == E4M3, NAME, "quantize_activations", wanted, quantize)
 
 
-def _check_parameters(w13, w2, sf_w13, sf_w2, b13, b2, gate, quantize) -> None:
-    """Weights as if they were not transposed."""
+def _check_parameters(w13, w2, sf_w13, sf_w2, b13, b2, gate) -> None:
     (E, N1, H), I = w13.shape, w2.size(2)
     if isinstance(gate, SwiGlu):
         _check.expect(N1 == 2 * I, NAME, "w13", f"{2 * I} rows (twice the I={I} of w2)", N1)
@@ -202,11 +190,6 @@ def _check_parameters(w13, w2, sf_w13, sf_w2, b13, b2, gate, quantize) -> None:
         if bias is not None:
             _check.expect_dtype(NAME, name, bias.dtype, _check.FLOAT_DTYPES)
             _check.expect_shape(NAME, name, bias, w.shape[:2])
-    if quantize is not None:
-        names = _check.one_of(["None", *QUANTIZATIONS])
-        _check.expect(quantize in QUANTIZATIONS, NAME, "quantize_activations", names, quantize)
-        wanted = f"None because w13 is {_check.dtype_name(w13.dtype)}"
-        _check.expect(w13.dtype == E4M3, NAME, "quantize_activations", wanted, quantize)
 
 
 def _check_sf(name: str, sf: Tensor | None, w13: Tensor, shape: tuple[int, ...]) -> None:

@@ -5,14 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from moela.nn._grad import is_recorded, without_derivative
 from moela.ops import _check, fp8_gemm, per_token_group_quant_fp8
-from moela.ops.fused_experts import QUANTIZATIONS
 from moela.reference.fp8_gemm import BLOCK
 
 NAME = "moela.nn.run_fp8_linear"
 E4M3 = torch.float8_e4m3fn
-TO_TRAIN = f"{NAME}: has no derivative; to train, dequantize the weight (moela.per_block_dequant_fp8)"
 
 
 def run_fp8_linear(
@@ -34,34 +31,34 @@ def run_fp8_linear(
             None: it is multiplied as it is.
 
     Returns:
-        y: [..., N] of x's dtype. Backward raises: the op has no derivative.
+        y: [..., N] of x's dtype. Differentiable with respect to x and bias; the weight is frozen. Where x is
+        cast to FP8, backward raises.
 
     Numerics: those of `moela.fp8_gemm`: |error| <= u |y| + 2^-20 (sum_k |x||w| + |bias|) with u the unit
         roundoff of x's dtype, where x is what it was cast to.
 
     Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.3; FP8Linear of transformers 5.24.0.
     """
-    _check.expect_min_dim(NAME, "x", x, 1)
-    _check.expect_dtype(NAME, "x", x.dtype, _check.FLOAT_DTYPES)
-    _check.expect_dim(NAME, "weight", weight, 2)
-    _check.expect_dtype(NAME, "weight", weight.dtype, (E4M3,))
+    if x.dim() < 1 or weight.dim() != 2 or x.size(-1) != weight.size(1):
+        _check_sizes(x, weight)  # the op checks the rest
     N, K = weight.shape
-    _check.expect(x.size(-1) == K, NAME, "x", f"K={K} (that of weight)", f"K={x.size(-1)}")
-    _check.expect_shape(NAME, "sf", sf, (-(-N // BLOCK), -(-K // BLOCK)))
-    if quantize_activations is not None:
-        names = _check.one_of(["None", *QUANTIZATIONS])
-        is_known = quantize_activations in QUANTIZATIONS
-        _check.expect(is_known, NAME, "quantize_activations", names, quantize_activations)
-    if is_recorded(x, weight, sf, bias):
-        with torch.no_grad():
-            y = run_fp8_linear(x, weight, sf, bias, quantize_activations=quantize_activations)
-        return without_derivative(TO_TRAIN, y, x, weight, sf, bias)
     a, sf_a = x.reshape(math.prod(x.shape[:-1]), K), None  # [M, K]
     if quantize_activations is not None:
         a, sf_a = per_token_group_quant_fp8(a.contiguous(), ue8m0=quantize_activations == "fp8_ue8m0")
     elif a.stride(-1) != 1:
         a = a.contiguous()
-    return fp8_gemm(a, sf_a, weight, sf, bias=bias, out_dtype=x.dtype).view(*x.shape[:-1], N)
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():  # for the op it is frozen
+        y = (fp8_gemm(a, sf_a, weight, sf, out_dtype=torch.float32) + bias).to(x.dtype)
+    else:
+        y = fp8_gemm(a, sf_a, weight, sf, bias=bias, out_dtype=x.dtype)  # [M, N]
+    return y.view(*x.shape[:-1], N)
+
+
+def _check_sizes(x: Tensor, weight: Tensor) -> None:
+    _check.expect_min_dim(NAME, "x", x, 1)
+    _check.expect_dim(NAME, "weight", weight, 2)
+    K = weight.size(1)
+    _check.expect(x.size(-1) == K, NAME, "x", f"K={K} (that of weight)", f"K={x.size(-1)}")
 
 
 class Fp8Linear(nn.Module):
@@ -91,8 +88,10 @@ class Fp8Linear(nn.Module):
         super().__init__()
         self.quantize_activations = quantize_activations
         blocks = (-(-out_features // BLOCK), -(-in_features // BLOCK))
-        self.weight = frozen(torch.zeros((out_features, in_features), device=device, dtype=E4M3))
-        self.weight_scale_inv = frozen(torch.ones(blocks, device=device).to(sf_dtype))
+        weight = torch.zeros((out_features, in_features), device=device, dtype=E4M3)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        sf = torch.ones(blocks, device=device).to(sf_dtype)
+        self.weight_scale_inv = nn.Parameter(sf, requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
 
     @classmethod
@@ -126,10 +125,6 @@ class Fp8Linear(nn.Module):
     def extra_repr(self) -> str:
         N, K = self.weight.shape
         return f"in_features={K}, out_features={N}, bias={self.bias is not None}"
-
-
-def frozen(t: Tensor) -> nn.Parameter:
-    return nn.Parameter(t, requires_grad=False)
 
 
 def _expect(ok: bool, expected: str, got: object) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moela.nn._grad import is_recorded
 from moela.nn._twin import tried_out
 from moela.ops.silu_and_mul import check_limits, float32_error, silu_and_mul
 
@@ -32,15 +31,8 @@ class SwiGlu:
         check_limits("moela.nn.SwiGlu", self.limit, self.alpha)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[S, 2*I] -> [S, I] of x's dtype, in float32, rounded once; differentiable."""
-        if not is_recorded(x):
-            return silu_and_mul(x, limit=self.limit, alpha=self.alpha)
-        gate, up = x.float().chunk(2, -1)  # [S, I] each
-        if self.limit is not None:
-            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        if self.alpha is None:
-            return (nn.functional.silu(gate) * up).to(x.dtype)
-        return (gate * torch.sigmoid(self.alpha * gate) * (up + 1)).to(x.dtype)
+        """[S, 2*I] -> [S, I]."""
+        return silu_and_mul(x, limit=self.limit, alpha=self.alpha)
 
 
 Gate = SwiGlu | Callable[[Tensor], Tensor]

@@ -247,12 +247,18 @@ def _with_dtypes(
     if isinstance(trial, str):
         return found
     weights_dtype = torch.float32 if trial.topk_weights.dtype == torch.float32 else None
-    theirs, their_ids = _by_id(trial.topk_weights.float(), trial.topk_ids)
+    theirs = _spread_out(trial.topk_weights.float(), trial.topk_ids, trial.logits.size(1))
     errors = {}
     for logits_dtype in (torch.float32, None):
         settings = replace(found.settings, logits_dtype=logits_dtype, weights_dtype=weights_dtype)
         mine = replace(found, settings=settings)
         tensors = (None if s is None else trial.tensors[s.name] for s in (mine.weight, mine.bias))
-        weights, ids = _choice(mine, replace(trial, logits=settings.logits(trial.x, *tensors)))
-        errors[mine] = ((weights - theirs).abs() / theirs).where(ids == their_ids, 1.0).mean().item()
+        choice = _choice(mine, replace(trial, logits=settings.logits(trial.x, *tensors)))
+        # Scores that were rounded tie, so not every expert is chosen by both.
+        errors[mine] = ((_spread_out(*choice, theirs.size(1)) - theirs).abs() / theirs).nanmean().item()
     return min(errors, key=errors.get)
+
+
+def _spread_out(weights: Tensor, ids: Tensor, E: int) -> Tensor:
+    """[T, topk] -> [T, E], NaN where an expert is not chosen."""
+    return weights.new_full((weights.size(0), E), math.nan).scatter(1, ids.long(), weights)

@@ -72,7 +72,7 @@ def run_router(
         correction_bias: [E], of the choice only (`e_score_correction_bias`).
 
     Returns:
-        logits [T, E], topk_weights [T, topk] and topk_ids [T, topk] int32, the best first, with T the
+        logits [T, E], topk_weights [T, topk] and topk_ids [T, topk] int64, the best first, with T the
         product of the leading dimensions. Differentiable as `moe_topk` is.
 
     Numerics: the product is torch's; the rest is `moe_topk`, in float32.
@@ -82,7 +82,7 @@ def run_router(
     x = x.reshape(-1, x.size(-1))  # [T, H]
     logits = settings.logits(x, weight, bias)  # [T, E]
     topk_weights, topk_ids = settings.choose(logits, correction_bias)
-    return logits, topk_weights.to(settings.weights_dtype or x.dtype), topk_ids
+    return logits, topk_weights.to(settings.weights_dtype or x.dtype), topk_ids.long()
 
 
 class TopkRouter(nn.Module):
@@ -145,7 +145,7 @@ class TopkRouter(nn.Module):
         return self.train(router.training)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., H] -> logits [T, E], topk_weights [T, topk], topk_ids [T, topk] int32."""
+        """[..., H] -> logits [T, E], topk_weights [T, topk], topk_ids [T, topk] int64."""
         return run_router(
             hidden,
             self.weight,

@@ -21,10 +21,10 @@ _cuda_lib = torch.library.Library("moela_cuda", "DEF")
 
 @dataclass(frozen=True)
 class Autograd:
-    """The derivative of an op, as torch.library.register_autograd takes it; made of ops, so it compiles."""
+    """The derivative of an op with respect to what is not keyword-only; made of ops, so it compiles."""
 
-    setup_context: Callable[..., None]  # (ctx, inputs, output); keyword_only_inputs too if it has some
-    backward: Callable[..., Any]  # (ctx, *grads) -> one gradient or None per input
+    setup_context: Callable[..., None]  # (ctx, inputs, keyword_only_inputs, output)
+    backward: Callable[..., Tensors]  # (ctx, *grads) -> one gradient or None per input
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class OpSpec:
     # tensor, and an _out variant leaves it as it is. Such an op has one output.
     written: Callable[..., tuple[Tensor | None, Tensor]] | None = None
     autograd: "Autograd | None" = None
-    # Of an op without a derivative that someone may train through: what to do instead. torch would warn, and
-    # leave out the gradient.
+    # Of an op without a derivative: what to do instead, where there is something.
     to_train: str | None = None
 
     @property
@@ -235,13 +234,46 @@ def register(spec: OpSpec) -> None:
             _lib.impl(spec.name + "_out", out_variant, "CPU", allow_override=True)
     torch.library.register_fake(f"moela::{spec.name}", fake, lib=_lib)
     torch.library.register_fake(f"moela::{spec.name}_out", fake_out, lib=_lib)
-    if spec.autograd:
-        torch.library.register_autograd(
-            f"moela::{spec.name}", spec.autograd.backward, setup_context=spec.autograd.setup_context, lib=_lib
-        )
-    if spec.to_train:
-        _lib.impl(spec.name, _without_derivative(spec), "Autograd")
+    derivative = _with_derivative if spec.autograd else _without_derivative
+    _lib.impl(spec.name, derivative(spec), "Autograd")
     SPECS[spec.name] = spec
+
+
+def _is_recorded(args: tuple, kwargs: dict) -> bool:
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*args, **kwargs)
+
+
+def _with_derivative(spec: OpSpec) -> Callable[..., Tensor | Tensors]:
+    """The kernel for autograd. torch.library.register_autograd takes no keyword-only tensors."""
+
+    class Derivative(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args: Any) -> Tensor | Tensors:
+            *args, kwargs = args
+            with torch._C._AutoDispatchBelowAutograd():
+                result = spec.op(*args, **kwargs)
+            inputs, keyword_only_inputs = _with_defaults(spec.op, args, kwargs)
+            spec.autograd.setup_context(ctx, inputs, keyword_only_inputs, result)
+            return result
+
+        @staticmethod
+        def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return *spec.autograd.backward(ctx, *grads)[: len(ctx.needs_input_grad) - 1], None
+
+    def call(*args, **kwargs):
+        if _is_recorded(args, kwargs):
+            return Derivative.apply(*args, kwargs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return spec.op(*args, **kwargs)
+
+    return call
+
+
+def _with_defaults(op: torch._ops.OpOverload, args: list, kwargs: dict) -> tuple[tuple, dict]:
+    """The dispatcher leaves out arguments that have their default's value."""
+    named = {a.name: a.default_value for a in op._schema.arguments if a.kwarg_only}
+    rest = [a.default_value for a in op._schema.arguments[len(args) :] if not a.kwarg_only]
+    return (*args, *rest), named | kwargs
 
 
 class NoDerivative(torch.autograd.Function):
@@ -257,15 +289,18 @@ class NoDerivative(torch.autograd.Function):
         raise NotImplementedError(ctx.message)
 
 
-def _without_derivative(spec: OpSpec) -> Callable[..., Tensor]:
-    """The kernel for autograd of an op with one output and without a derivative."""
+def _without_derivative(spec: OpSpec) -> Callable[..., Tensor | Tensors]:
+    """The kernel for autograd of an op without a derivative. torch's warns and leaves out the gradient."""
+    message = f"{spec.name}: has no derivative" + (f"; {spec.to_train}" if spec.to_train else "")
 
     def call(*args, **kwargs):
         with torch._C._AutoDispatchBelowAutograd():
             result = spec.op(*args, **kwargs)
-        tracked = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
-        if not tracked or not torch.is_grad_enabled():
+        if not _is_recorded(args, kwargs):
             return result
-        return NoDerivative.apply(f"{spec.name}: has no derivative; {spec.to_train}", result, *tracked)
+        tracked = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.requires_grad]
+        if isinstance(result, Tensor):
+            return NoDerivative.apply(message, result, *tracked)
+        return tuple(NoDerivative.apply(message, r, *tracked) for r in result)
 
     return call

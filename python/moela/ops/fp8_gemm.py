@@ -1,12 +1,13 @@
 """FP8 GEMM with 128 x 128 weight scales and, for FP8 activations, 1 x 128 activation scales."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moela.ops import _check
-from moela.ops._spec import OpSpec, register, rounding
+from moela.ops._spec import Autograd, OpSpec, register, rounding
 from moela.reference import fp8_gemm as reference
 from moela.reference.fp8_gemm import BLOCK, dequantize_blocks, dequantize_rows
 
@@ -36,7 +37,8 @@ def fp8_gemm(
         out_dtype: bfloat16, float16 or float32.
 
     Returns:
-        d: [M, N] of `out_dtype`, contiguous.
+        d: [M, N] of `out_dtype`, contiguous. Differentiable with respect to an `a` that is not FP8, and to
+        bias; the weights are frozen.
 
     Numerics: products of float32 operands are summed in float32, times the scale factors, and rounded once:
         |error| <= u |d| + 2^-20 sum_k |a||b| with u the unit roundoff of `out_dtype`. On the CPU the order of
@@ -107,6 +109,32 @@ def cuda_limits(a, sf_a, b, *_: Any, **__: Any) -> str | None:
 
 def _empty(a, sf_a, b, sf_b, *, bias=None, out_dtype=torch.bfloat16) -> tuple[Tensor]:
     return (a.new_empty((a.size(0), b.size(0)), dtype=out_dtype),)
+
+
+def frozen_weights(op: str, product: Callable[..., Tensor]) -> Autograd:
+    """The derivative with respect to `a` of this op and of the grouped one.
+
+    product: (grad, w, *expert_offsets) -> grad @ w, with the dequantized weights w [..., N, K].
+    """
+
+    def setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
+        a, _, b, sf_b, *expert_offsets = inputs
+        ctx.save_for_backward(b, sf_b, *expert_offsets)
+        ctx.a_dtype = a.dtype
+        others = {"b": b, "sf_b": sf_b, "bias": keyword_only_inputs.get("bias")}
+        ctx.trained = [name for name, t in others.items() if t is not None and t.requires_grad]
+
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        for name in ctx.trained:
+            raise NotImplementedError(f"{op}: {name}: has no derivative; call {name}.requires_grad_(False)")
+        if ctx.a_dtype == torch.float8_e4m3fn:
+            raise NotImplementedError(f"{op}: a: has no derivative because it is float8_e4m3fn")
+        b, sf_b, *expert_offsets = ctx.saved_tensors
+        w = torch.ops.moela.per_block_dequant_fp8(b, sf_b, grad.dtype)
+        grad_a = product(grad.contiguous(), w, *expert_offsets).to(ctx.a_dtype)
+        return (grad_a, *[None] * (3 + len(expert_offsets)))
+
+    return Autograd(setup_context, backward)
 
 
 def make_inputs(
@@ -184,5 +212,6 @@ register(
         cuda_limits=cuda_limits,
         strided_out=True,
         batch_args=("a", "sf_a"),
+        autograd=frozen_weights(OP, torch.matmul),
     )
 )

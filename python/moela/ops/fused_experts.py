@@ -68,8 +68,7 @@ def fused_experts(
         ops/_fused_experts_bound.py adds them up, per element. A row of out depends on its row of x,
         topk_weights and topk_ids only (batch-invariant). Weights of experts that no token picked do not
         matter.
-        No derivative: backward raises. To train, use moe_permute, grouped_gemm, silu_and_mul and
-        moe_unpermute, which have one.
+        No derivative: backward raises. To train, use `moela.nn.run_experts`, which has one.
 
     Source: DeepSeek-V3 technical report (arXiv 2412.19437), sections 2.1.2 and 3.3; the order of w13 is that
         of transformers and vLLM; activations as in `silu_and_mul`.
@@ -296,6 +295,6 @@ register(
         flops=_flops,
         bytes=_bytes,
         batch_args=("x", "topk_weights", "topk_ids"),
-        to_train="to train, use moe_permute, grouped_gemm, silu_and_mul and moe_unpermute",
+        to_train="to train, use moela.nn.run_experts",
     )
 )

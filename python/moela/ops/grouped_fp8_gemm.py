@@ -9,7 +9,7 @@ from torch import Tensor
 from moela.ops import _check
 from moela.ops._grouped import num_rows, offsets_of, rows_in_groups, split_rows
 from moela.ops._spec import OpSpec, register, rounding
-from moela.ops.fp8_gemm import check_operands, cuda_limits
+from moela.ops.fp8_gemm import check_operands, cuda_limits, frozen_weights
 from moela.ops.fp8_gemm import exact as exact_of_one
 from moela.ops.fp8_gemm import make_inputs as make_inputs_of_one
 from moela.reference import grouped_fp8_gemm as reference
@@ -44,7 +44,8 @@ def grouped_fp8_gemm(
 
     Returns:
         d: [M, N] of `out_dtype`, contiguous. Rows outside every group are zero; the `_out` variant leaves
-        them as they are.
+        them as they are. Differentiable with respect to an `a` that is not FP8, for weights that are frozen,
+        as in `fp8_gemm`; backward holds all of b in d's dtype.
 
     Numerics: those of `fp8_gemm`, |error| <= u |d| + 2^-20 sum_k |a||b|; with one expert its bits. Row r of d
         depends on row r of a and its expert's weight only (batch-invariant). Values in rows outside every
@@ -124,6 +125,12 @@ def _bytes(M, N, K, E=4, counts=None, a_bytes=1, out_bytes=2, **_: Any) -> int:
 
 BF16, FP16, FP32, E8M0 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e8m0fnu
 
+
+def _times_weights(grad: Tensor, w: Tensor, expert_offsets: Tensor) -> Tensor:
+    """[M, N] and [E, N, K] -> [M, K]."""
+    return torch.ops.moela.grouped_gemm(grad, w.mT, expert_offsets)
+
+
 register(
     OpSpec(
         name=OP,
@@ -153,5 +160,6 @@ register(
         batch_args=("a", "sf_a"),
         cuda_limits=cuda_limits,
         written=lambda a, sf_a, b, sf_b, expert_offsets, **_: rows_in_groups(expert_offsets),
+        autograd=frozen_weights(OP, _times_weights),
     )
 )

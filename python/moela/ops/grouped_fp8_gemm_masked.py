@@ -144,5 +144,6 @@ register(
         strided_out=True,
         cuda_limits=cuda_limits,
         written=lambda a, sf_a, b, sf_b, expert_counts, **_: (None, expert_counts),
+        to_train="to train, use grouped_fp8_gemm",
     )
 )

@@ -111,14 +111,14 @@ def _bound(inputs: dict[str, Any], accum: float) -> list[tuple[Tensor, Tensor]]:
     return [(d, error)]
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     a, b, expert_offsets = ctx.saved_tensors
     grad = grad.contiguous()  # that of a sum is one number with strides of 0
-    needs_a, needs_b, _ = ctx.needs_input_grad
+    needs_a, needs_b = ctx.needs_input_grad[:2]
     grad_a = torch.ops.moela.grouped_gemm(grad, b.mT, expert_offsets) if needs_a else None
     grad_b = torch.ops.moela.grouped_gemm_wgrad(grad, a, expert_offsets) if needs_b else None
     return grad_a, grad_b, None

@@ -113,7 +113,7 @@ def make_inputs(
     return {"x": x.to(device), "topk_ids": ids.to(ids_dtype).to(device), "num_experts": num_experts}
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
     _, expert_offsets, inverse = output
     ctx.mark_non_differentiable(expert_offsets, inverse)
     ctx.save_for_backward(inverse)

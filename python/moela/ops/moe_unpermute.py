@@ -81,7 +81,7 @@ def make_inputs(
     return {"y": y.to(x_dtype).to(device), "topk_weights": weights, "inverse": inverse.int().to(device)}
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
 

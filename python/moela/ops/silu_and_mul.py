@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moela.ops import _check
-from moela.ops._spec import OpSpec, register, rounding
+from moela.ops._spec import Autograd, OpSpec, register, rounding
 from moela.reference import silu_and_mul as reference
 from moela.reference.silu_and_mul import gate_and_up, swiglu
 
@@ -28,7 +28,7 @@ def silu_and_mul(x: Tensor, *, limit: float | None = None, alpha: float | None =
         alpha: positive, needs a limit; None: plain silu.
 
     Returns:
-        [..., K] of x's dtype, contiguous.
+        [..., K] of x's dtype, contiguous. Differentiable; what a limit cuts off gets no gradient.
 
     Numerics: float32, rounded once. With z = alpha * gate (gate without alpha) and v what it multiplies
         (up, or up + 1), before that rounding
@@ -110,6 +110,28 @@ def _bound(inputs: dict[str, Any], accum: float) -> list[tuple[Tensor, Tensor]]:
     return [(y, error + rounding(y.abs() + error, inputs["x"].dtype))]
 
 
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.limit, ctx.alpha = keyword_only_inputs["limit"], keyword_only_inputs["alpha"]
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor]:
+    """Float32, rounded once. A limit passes the gradient of values up to and including it, as clamp does."""
+    (x,) = ctx.saved_tensors
+    gate, up = x.float().chunk(2, -1)  # [..., K] each
+    is_cut = None
+    if ctx.limit is not None:
+        is_cut = torch.cat([gate > ctx.limit, up.abs() > ctx.limit], -1)
+        gate, up = gate.clamp(max=ctx.limit), up.clamp(-ctx.limit, ctx.limit)
+    z, factor = (gate, up) if ctx.alpha is None else (ctx.alpha * gate, up + 1)
+    s = torch.sigmoid(z)
+    grad = grad.float()
+    grad_gate = grad * factor * s * (1 + z * (1 - s))
+    grad_up = grad * gate * s
+    grad_x = torch.cat([grad_gate, grad_up], -1)
+    return ((grad_x if is_cut is None else grad_x.masked_fill(is_cut, 0)).to(x.dtype),)
+
+
 register(
     OpSpec(
         name=OP,
@@ -135,5 +157,6 @@ register(
         flops=lambda M, K, **_: 5 * M * K,
         bytes=lambda M, K, x_bytes=2, **_: 3 * x_bytes * M * K,
         batch_args=("x",),
+        autograd=Autograd(_setup_context, _backward),
     )
 )

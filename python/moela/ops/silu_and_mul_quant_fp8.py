@@ -149,5 +149,6 @@ register(
             M * K * (2 * x_bytes + 1) + 4 * M * -(-K // group_size)
         ),
         batch_args=("x",),
+        to_train="to train, use silu_and_mul",
     )
 )
