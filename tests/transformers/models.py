@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import moela
 import pytest
 import torch
 import transformers
@@ -103,8 +104,8 @@ def build(
 def fill(model: nn.Module, seed: int) -> None:
     """Values as trained models have them: products keep the size of their input, routers have opinions.
 
-    Biases of the choice are positive: until 5.12 transformers lets an expert of a group that was not chosen win
-    over one with a negative value.
+    Biases of the choice are positive: until 5.12 transformers lets an expert of a group that was not chosen
+    win over one with a negative value.
     """
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -184,9 +185,66 @@ def exact_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return torch.cat(rows)
 
 
+def put_on_moela(model: nn.Module, way: str) -> None:
+    """By the name of an experts implementation, by patch, or by both."""
+    if way in ("name", "both"):
+        moela.register()
+        model.set_experts_implementation("moela")
+    if way in ("patch", "both"):
+        moela.patch(model)
+
+
+def gradients(model: nn.Module, inputs: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """Of a loss that every logit has a part in, by parameter, in float64; `options` for the forward."""
+    model.zero_grad()
+    logits = model(**inputs, **options).logits
+    g = torch.Generator().manual_seed(7)
+    (logits * torch.randn(logits.shape, generator=g).to(logits.dtype)).sum().backward()
+    return {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def worst(got: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """The largest relative error of a parameter's gradient, in the root mean square."""
+    assert got.keys() == exact.keys()
+    return max(rms(got[n] - g) / rms(g) for n, g in exact.items() if rms(g))
+
+
 def largest(t: Tensor) -> float:
     return t.abs().max().item() if t.numel() else 0.0
 
 
 def rms(t: Tensor) -> float:
     return math.sqrt(t.double().square().mean().item())
+
+
+def quantized(model: nn.Module, sf_dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    """The model with FP8 layers, as a checkpoint has them, and the one whose values these stand for."""
+    from transformers.integrations.finegrained_fp8 import replace_with_fp8_linear
+
+    exact, config = copy.deepcopy(model), transformers.FineGrainedFP8Config(weight_block_size=(128, 128))
+    replace_with_fp8_linear(model, ["lm_head"], config)
+    names = [n.removesuffix("_scale_inv") for n, _ in model.named_parameters() if n.endswith("_scale_inv")]
+    for name in names:
+        owner, _, weight = name.rpartition(".")
+        layer, w = model.get_submodule(owner), exact.get_parameter(name)
+        # gate and up are two matrices, with scale blocks of their own.
+        parts = w.detach().chunk(2, -2) if weight == "gate_up_proj" else (w.detach(),)
+        codes, sfs, values = zip(*(quantize(part, sf_dtype) for part in parts), strict=True)
+        setattr(layer, weight, frozen(torch.cat(codes, -2)))
+        setattr(layer, f"{weight}_scale_inv", frozen(torch.cat(sfs, -2)))
+        w.data.copy_(torch.cat(values, -2))
+    return model.eval(), exact
+
+
+def quantize(w: Tensor, sf_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """[..., N, K] of at most 128 x 128 -> codes, scale factors [..., 1, 1] and what they stand for."""
+    assert max(w.shape[-2:]) <= 128
+    sf = w.abs().amax((-2, -1), keepdim=True) / 448
+    sf = sf.log2().ceil().exp2() if sf_dtype == torch.float8_e8m0fnu else sf
+    sf = sf.to(sf_dtype)
+    codes = (w / sf.float()).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return codes, sf, codes.float() * sf.float()
+
+
+def frozen(t: Tensor) -> nn.Parameter:
+    return nn.Parameter(t, requires_grad=False)

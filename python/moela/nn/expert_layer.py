@@ -85,7 +85,7 @@ def run_experts(
     is_fp8 = w13.dtype == E4M3
     tensors = (x, w13, w2, sf_w13, sf_w2, b13, b2, topk_weights)
     is_trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if not is_trained and _is_one_op(w13, w2, gate, post_norm):
+    if not is_trained and is_one_op(w13, w2, gate, post_norm):
         return fused_experts(  # which checks everything
             _packed(x if is_fp8 else x.to(w13.dtype)),
             w13,
@@ -112,7 +112,7 @@ def run_experts(
     return moe_unpermute(_packed(y), _packed(topk_weights.float()), inverse).to(x.dtype)
 
 
-def _is_one_op(w13: Tensor, w2: Tensor, gate: Gate, post_norm: Callable[[Tensor], Tensor] | None) -> bool:
+def is_one_op(w13: Tensor, w2: Tensor, gate: Gate, post_norm: Callable[[Tensor], Tensor] | None) -> bool:
     """Whether `fused_experts` computes this layer, gradients aside."""
     is_split = w13.dtype == E4M3 and w2.size(2) % BLOCK != 0
     is_k_major = all(w.stride(2) == 1 or w.size(2) <= 1 for w in (w13, w2))

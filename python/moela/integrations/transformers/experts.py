@@ -10,7 +10,7 @@ from transformers.integrations.moe import ExpertsInterface
 from moela.integrations.transformers import fp8
 from moela.integrations.transformers.gates import gate_of
 from moela.nn import run_experts
-from moela.nn.expert_layer import _is_one_op
+from moela.nn.expert_layer import is_one_op
 
 try:
     from transformers.integrations.finegrained_fp8 import FP8ExpertsInterface
@@ -86,7 +86,7 @@ def uses_one_op(experts: nn.Module) -> bool:
     w13, w2, options = _up_weight(experts), experts.down_proj, _options(experts)
     if options["is_transposed"]:
         w13, w2 = w13.mT, w2.mT
-    return _is_one_op(w13, w2, options["gate"], options.get("post_norm"))
+    return is_one_op(w13, w2, options["gate"], options.get("post_norm"))
 
 
 def _up_weight(experts: nn.Module) -> Tensor:

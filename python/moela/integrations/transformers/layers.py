@@ -17,7 +17,6 @@ try:
 except ImportError:  # until 5.6 it needs Triton; FP8 models do not load there either
     FP8Experts = FP8Linear = ()
 
-OURS = (experts_forward, fp8_experts_forward, fp8_linear_forward)
 STEPS = ("grouped_gemm", "moe_permute", "moe_unpermute")
 FP8_STEPS = ("grouped_fp8_gemm", "moe_permute", "moe_unpermute")
 
@@ -34,34 +33,38 @@ class Layer:
 
 def is_ours(module: nn.Module) -> bool:
     """Whether the class itself runs on moela, as those of a model loaded under `enable_cpu_fp8` do."""
-    return type(module).forward in OURS
+    return type(module).forward.__module__.startswith("moela.")
 
 
 def find(model: nn.Module) -> Iterator[Layer]:
     """The layers of `model`, in the order of its modules."""
     for name, module in model.named_modules():
-        if kind := _kind(module):
+        if kind := _kind(name, module):
             yield Layer(name, kind, module, _FIND[kind](module))
         yield from _router(name, module)
 
 
-def _kind(module: nn.Module) -> str | None:
+def _kind(name: str, module: nn.Module) -> str | None:
     if "kv_b_proj" in module._modules:
         return "mla"
     if isinstance(module, nn.Linear):
         return "linear"
     is_stack = isinstance(w := getattr(module, "down_proj", None), Tensor) and w.dim() == 3
-    return "experts" if is_stack else None
+    is_list = isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "experts"
+    return "experts" if is_stack or is_list else None
 
 
 def _experts(module: nn.Module) -> Takeover | str:
-    # A class under use_experts_implementation has that module's forward; a subclass may have its own again.
-    if not is_ours(module) and getattr(type(module).forward, "__globals__", None) is not vars(moe):
-        return "its class does not use transformers' experts interface"
+    if isinstance(module, nn.ModuleList):
+        return "a list of modules: moela needs their weights in one tensor"
     is_fp8 = isinstance(module, FP8Experts) and fp8.is_quantized(module.down_proj)
-    if is_fp8 and (reason := fp8.why_not(module, module.down_proj)):
-        return reason
     function = fp8_experts_forward if is_fp8 else experts_forward
+    if not is_ours(module):
+        # A class under use_experts_implementation has that module's forward; a subclass may have its own.
+        if getattr(type(module).forward, "__globals__", None) is not vars(moe):
+            return "its class does not use transformers' experts interface"
+        if is_fp8 and (reason := fp8.why_not(module, module.down_proj)):
+            return reason
     ops = ("fused_experts",) if uses_one_op(module) else FP8_STEPS if is_fp8 else STEPS
     return _forward(module, function, ops, module.down_proj)
 
@@ -69,10 +72,11 @@ def _experts(module: nn.Module) -> Takeover | str:
 def _linear(module: nn.Module) -> Takeover | str:
     if not isinstance(module, FP8Linear) or not fp8.is_quantized(module.weight):
         return "not FP8: left to torch"
-    if not is_ours(module) and type(module).forward is not FP8Linear.forward:
-        return "its forward is not that of FP8Linear"
-    if reason := fp8.why_not(module, module.weight):
-        return reason
+    if not is_ours(module):
+        if type(module).forward is not FP8Linear.forward:
+            return "its forward is not that of FP8Linear"
+        if reason := fp8.why_not(module, module.weight):
+            return reason
     return _forward(module, fp8_linear_forward, ("fp8_gemm",), module.weight)
 
 
@@ -87,6 +91,7 @@ def _forward(
     module: nn.Module, function: Callable[..., Tensor], ops: tuple[str, ...], weight: Tensor
 ) -> Takeover | str:
     slot = forward_slot(module)
+    function = type(module).forward if is_ours(module) else function
     return why_not(module, slot) or Takeover(module, slot, function, ops, weight.device)
 
 

@@ -21,8 +21,8 @@ def patch(model: nn.Module, kinds: Iterable[str], backend: str | None) -> PatchR
     try:
         for layer, entry in zip(layers, entries, strict=True):
             if entry.state == PATCHED:
-                put(layer.takeover, entry.detail, backend)
                 changed.append(layer.takeover.owner)
+                put(layer.takeover, entry.detail, backend)
     except BaseException:
         for module in changed:
             restore(module)

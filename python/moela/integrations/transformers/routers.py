@@ -25,7 +25,7 @@ def find_router(router: nn.Module, block: nn.Module) -> Takeover | str:
     else:
         found = recognise(router, block)
         if isinstance(found, str):
-            return found
+            return found.removeprefix(f"{type(router).__name__} ")
         if reason := why_not(owner, attribute) or _why_not(found, router, block):
             return reason
     return Takeover(owner, attribute, function, ("moe_topk",), found.weight.get().device, found)

@@ -69,17 +69,19 @@ def why_not(owner: nn.Module, attribute: str) -> str | None:
 
 def put(takeover: Takeover, detail: str, backend: str | None) -> None:
     own, attribute = vars(takeover.owner), takeover.attribute
-    before = own.get(attribute)
-    own[RECORD] = Record(attribute, attribute in own, before, detail, backend, takeover.note)
-    own[attribute] = types.MethodType(_on_backend(takeover.function, backend), takeover.owner)
+    method = types.MethodType(_on_backend(takeover.function, backend), takeover.owner)
+    own[RECORD] = Record(attribute, attribute in own, own.get(attribute), detail, backend, takeover.note)
+    own[attribute] = method
 
 
 def restore(module: nn.Module) -> None:
+    """Undo `put`, if it got as far as its record."""
     own = vars(module)
-    record = own.pop(RECORD)
-    del own[record.attribute]
-    if record.had:
+    record = own.pop(RECORD, None)
+    if record and record.had:
         own[record.attribute] = record.before
+    elif record:
+        own.pop(record.attribute, None)
 
 
 def _on_backend(function: Callable[..., Any], backend: str | None) -> Callable[..., Any]:

@@ -1,0 +1,43 @@
+"""`torch.compile(model, fullgraph=True)`: one graph, with the results of the model as it is."""
+
+import models
+import pytest
+import torch
+
+WAYS = ("name", "patch")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch._dynamo.reset()
+
+
+def compiled_model(model: torch.nn.Module) -> torch.nn.Module:
+    return torch.compile(model, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [*((n, "patch") for n in models.MODELS), ("deepseek_v3", "name"), ("gpt_oss", "name")]
+)
+def test_compiles_to_one_graph(name, way):
+    model = models.build(name)
+    models.put_on_moela(model, way)
+    inputs = models.prompt()
+    eager = models.logits_of(model, inputs)
+    with torch.no_grad():
+        logits = compiled_model(model)(**inputs, use_cache=False).logits
+    # Norms and attention are taken apart by the compiler, what moela does is not.
+    distance = models.largest(logits[inputs["attention_mask"].bool()].double() - eager)
+    assert distance <= 2.0**-18 * models.largest(eager)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
+def test_compiled_gradients(name, way):
+    model = models.build(name)
+    models.put_on_moela(model, way)
+    inputs = models.prompt(rows=1, length=9)
+    eager = models.gradients(model, inputs)
+    compiled = models.gradients(compiled_model(model), inputs, use_cache=False)
+    compiled = {name.removeprefix("_orig_mod."): g for name, g in compiled.items()}
+    assert models.worst(compiled, eager) <= 2.0**-18
