@@ -12,6 +12,7 @@ Linux only, like /proc/self/maps, from which the place of a tensor in its file i
 
 import bisect
 import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -50,6 +51,8 @@ def stack_pieces(pieces: Sequence[Piece], piece_bytes: int) -> Tensor:
     Raises:
         OSError: a file cannot be read, or the system has no room for another mapping.
     """
+    runs = list(_runs(pieces, piece_bytes))
+    _expect_room(len(runs))
     residues = Counter(piece.offset % mmap.PAGESIZE for piece in pieces)
     residue = residues.most_common(1)[0][0]
     memory = _reserve(len(pieces) * piece_bytes + mmap.PAGESIZE)
@@ -60,7 +63,6 @@ def stack_pieces(pieces: Sequence[Piece], piece_bytes: int) -> Tensor:
         for path in {piece.path for piece in pieces}:
             files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, files[path])
-        runs = list(_runs(pieces, piece_bytes))
         mapped = [pieces[first].offset % mmap.PAGESIZE == residue for first, _ in runs]
         for (first, count), is_mapped in zip(runs, mapped, strict=True):
             if is_mapped:
@@ -86,6 +88,14 @@ def _runs(pieces: Sequence[Piece], piece_bytes: int) -> Iterable[tuple[int, int]
         if i == len(pieces) or pieces[i] != end:
             yield first, i - first
             first = i
+
+
+def _expect_room(count: int) -> None:
+    """Leave a quarter of the mappings that the system allows a process to everything else that needs some."""
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    used = Path("/proc/self/maps").read_bytes().count(b"\n")
+    if used + count > limit * 3 // 4:
+        raise OSError(errno.ENOMEM, f"{used} of {limit} mappings are in use")
 
 
 def _reserve(size: int) -> ctypes.Array:

@@ -4,7 +4,8 @@ Judged by the headers of its files alone: a missing or wrong tensor is a ValueEr
 "<file>: <tensor>: expected <what>, got <what>", and no page of weights is read.
 """
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,49 +44,27 @@ def read_sources(files: Iterable[str]) -> dict[str, Source]:
     return sources
 
 
-def check_scale_factors(
-    sources: dict[str, Source], is_blockwise: bool, is_ignored: Callable[[str], bool]
-) -> str | None:
-    """Check that every FP8 tensor has scale factors of the right shape and dtype; return the name they have.
-
-    Args:
-        is_blockwise: one per 128 x 128 block; otherwise one per tensor.
-        is_ignored: whether the model does not want a tensor (layers for multi-token prediction).
-    """
-    used = None
-    for name, source in sources.items():
-        if is_ignored(name):
-            continue
-        if source.entry.dtype == "F8_E5M2":
-            raise ValueError(f"{source.path}: {name}: expected {FP8}, got F8_E5M2")
-        if source.entry.dtype == FP8:
-            found = _check_scale_factor(sources, source, is_blockwise)
-            if used not in (None, found):
-                raise ValueError(f"{source.path}: {name}: expected scale factors called {used}, got {found}")
-            used = found
-    return used
+def sf_name_of(sources: dict[str, Source]) -> str:
+    """What this checkpoint calls its scale factors."""
+    weights = [name.removesuffix("weight") for name, source in sources.items() if source.entry.dtype == FP8]
+    found = Counter(sf_name for stem in weights for sf_name in SF_NAMES if f"{stem}{sf_name}" in sources)
+    return found.most_common(1)[0][0] if found else SF_NAMES[0]
 
 
-def _check_scale_factor(sources: dict[str, Source], source: Source, is_blockwise: bool) -> str:
-    path, name, entry = source
+def check_weight(sources: dict[str, Source], weight: Source, sf_name: str, is_blockwise: bool) -> None:
+    """Check the scale factors of an FP8 tensor: one for each 128 x 128 block, or else one for the tensor."""
+    path, name, entry = weight
     stem, _, last = name.rpartition(".")
-    is_stacked = last != "weight"  # experts, as transformers has them in memory
-    names = [f"{name}_scale_inv"] if is_stacked else [f"{stem}.{sf_name}" for sf_name in SF_NAMES]
-    found = next((sources[each] for each in names if each in sources), None)
+    wanted_name = f"{stem}.{sf_name}" if last == "weight" else f"{name}_scale_inv"  # experts stacked already
+    found = sources.get(wanted_name)
     if found is None:
-        raise ValueError(
-            f"{path}: {names[0]}: expected the scale factors of {name}, got no tensor of this name"
-        )
+        raise ValueError(f"{path}: {wanted_name}: expected the scale factors of {name}, got no such tensor")
+    where = f"{found.path}: {found.name}"
     if found.entry.dtype not in SF_DTYPES:
-        raise ValueError(
-            f"{found.path}: {found.name}: expected {', '.join(SF_DTYPES)}, got {found.entry.dtype}"
-        )
-    wanted = [_blocks(name, entry.shape)] if is_blockwise else [(), (1,)]
-    if found.entry.shape not in wanted:
-        raise ValueError(
-            f"{found.path}: {found.name}: expected shape {list(wanted[0])}, got {list(found.entry.shape)}"
-        )
-    return SF_NAMES[0] if is_stacked else found.name.rpartition(".")[2]
+        raise ValueError(f"{where}: expected F32, BF16, F8_E8M0 or U8, got {found.entry.dtype}")
+    shapes = [_blocks(name, entry.shape)] if is_blockwise else [(), (1,)]
+    if found.entry.shape not in shapes:
+        raise ValueError(f"{where}: expected shape {list(shapes[0])}, got {list(found.entry.shape)}")
 
 
 def _blocks(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

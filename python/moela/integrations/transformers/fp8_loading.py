@@ -6,7 +6,6 @@ quantizer for quant_method "fp8" and leaves everything else to it: the checkpoin
 the files (mapped_experts), and scale factors keep the checkpoint's dtype.
 """
 
-import re
 import warnings
 from typing import Any
 
@@ -21,16 +20,19 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 
 from moela.integrations.mapped_memory import FileSpans
 from moela.integrations.transformers.fp8_checkpoint import (
+    FP8,
     SF_NAMES,
     Source,
-    check_scale_factors,
     check_values,
+    check_weight,
     read_sources,
+    sf_name_of,
 )
 from moela.integrations.transformers.fp8_devices import all_multiply_fp8
 from moela.integrations.transformers.fp8_modules import (
     check_config,
     declare_scale_factors,
+    declare_weights,
     fp8_modules,
     scale_factor_names,
     take_over,
@@ -68,13 +70,22 @@ def disable() -> None:
 class Fp8Quantizer(FineGrainedFP8HfQuantizer):
     """transformers' quantizer for block-scaled FP8, for devices that its own kernels do not run on."""
 
-    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        self._is_stock = self.quantization_config.dequantize or all_multiply_fp8(device_map)
-        self._sources: dict[str, list[Source]] = {}  # by parameter, until the model is loaded
-        self._spans: FileSpans | None = None  # likewise
-        self._stacks: list[Any] = []  # likewise, until 5.7
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._is_stock = True
+        # Until the weights are converted: the model and what its files have.
+        self._unchecked: tuple[nn.Module, dict[str, Source]] | None = None
+        # Until the model is loaded: the tensors of the files by parameter, where the files are mapped
+        # and, with transformers < 5.8, what stacks experts.
+        self._sources: dict[str, list[Source]] = {}
+        self._spans: FileSpans | None = None
+        self._stacks: list[Any] = []
+        # What saving has to undo.
         self._sf_name = SF_NAMES[0]
         self._uint8_names: list[str] = []
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        self._is_stock = self.quantization_config.dequantize or all_multiply_fp8(device_map)
         if self._is_stock:
             super().validate_environment(*args, device_map=device_map, **kwargs)
 
@@ -90,29 +101,35 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
         check_config(self.quantization_config, model.config)
         super()._process_model_before_weight_loading(model, checkpoint_files=checkpoint_files, **kwargs)
         take_over(model)
+        for _, module in fp8_modules(model):
+            if not self.pre_quantized:
+                declare_weights(module, model.dtype)
+            for name in scale_factor_names(module):
+                declare_scale_factors(module, name)
         files = [str(file) for file in checkpoint_files or () if str(file).endswith(".safetensors")]
-        if files and self.pre_quantized:
-            self._check(model, read_sources(files))
-            self._spans = FileSpans(files)
-            if not hasattr(HfQuantizer, "update_weight_conversions"):
-                self._stacks = map_stacks(get_model_conversion_mapping(model), self._spans)
+        if not files or not self.pre_quantized:
+            return
+        sources = read_sources(files)
+        self._sf_name, self._spans = sf_name_of(sources), FileSpans(files)
+        self._unchecked = model, sources
+        if not hasattr(HfQuantizer, "update_weight_conversions"):
+            self._stacks = map_stacks(get_model_conversion_mapping(model), self._spans)
+            self._check(get_model_conversion_mapping(model, None, self))
+
+    def _check(self, transforms: list[Any]) -> None:
+        """Check the checkpoint, once its names are known to be those of the model after `transforms`."""
+        (model, sources), self._unchecked = self._unchecked, None
+        self._sources = sources_by_parameter(model, sources, transforms)
+        check_parameters(model, self._sources)
+        is_blockwise = self.quantization_config.weight_block_size is not None
+        for found in self._sources.values():  # not layers for multi-token prediction, which the model has not
+            for source in found:
+                if source.entry.dtype == FP8:
+                    check_weight(sources, source, self._sf_name, is_blockwise)
         for module_name, module in fp8_modules(model):
             for name in scale_factor_names(module):
                 parameter = f"{module_name}.{name}"
-                sources = self._sources.get(parameter)
-                declare_scale_factors(module, name, sf_dtype(parameter, sources) if sources else None)
-
-    def _check(self, model: nn.Module, sources: dict[str, Source]) -> None:
-        ignored = [re.compile(each) for each in model._keys_to_ignore_on_load_unexpected or ()]
-        used = check_scale_factors(
-            sources,
-            self.quantization_config.weight_block_size is not None,
-            lambda name: any(pattern.search(name) for pattern in ignored),
-        )
-        self._sf_name = used or SF_NAMES[0]
-        transforms = get_model_conversion_mapping(model, None, self)
-        self._sources = sources_by_parameter(model, sources, transforms)
-        check_parameters(model, self._sources)
+                declare_scale_factors(module, name, sf_dtype(parameter, self._sources.get(parameter, [])))
 
     def get_weight_conversions(self) -> list[Any]:
         conversions = super().get_weight_conversions()
@@ -124,7 +141,8 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], *model: nn.Module) -> list[Any]:
         conversions = super().update_weight_conversions(weight_conversions, *model)
-        if self._spans is not None:
+        if self._unchecked is not None:
+            self._check(conversions)
             map_stacks(conversions, self._spans)
         return conversions
 
@@ -142,9 +160,21 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
         self._sources, self._spans, self._stacks = {}, None, []
+        if not self.pre_quantized:
+            model._weight_conversions += self._sf_converters(model)
         if not hasattr(core_model_loading, "apply_renamings"):
             _keep_transformers_names(model)
         return model
+
+    def _sf_converters(self, model: nn.Module) -> list[Any]:
+        """What splits stacked scale factors for saving: transformers keeps only what it used for loading."""
+        known = {tuple(each.source_patterns) for each in model._weight_conversions}
+        return [
+            each
+            for each in get_model_conversion_mapping(model, None, self)
+            if tuple(each.source_patterns) not in known
+            and all(pattern.endswith(SF_NAMES[0]) for pattern in each.source_patterns)
+        ]
 
     def _finish_scale_factors(self, parameter: str, module: nn.Module, name: str) -> None:
         sf = getattr(module, name)
@@ -155,7 +185,7 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
         check_values(sf.data, parameter, self._sources.get(parameter, ()))
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        if not getattr(self, "_uint8_names", None):
+        if not self._uint8_names:
             return super().get_state_dict_and_metadata(model)
         state_dict = model.state_dict()
         for name in self._uint8_names:

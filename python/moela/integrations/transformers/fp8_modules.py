@@ -64,7 +64,7 @@ def scale_factor_names(module: nn.Module) -> list[str]:
     return [name for name, _ in module.named_parameters(recurse=False) if name.endswith("_scale_inv")]
 
 
-def declare_scale_factors(module: nn.Module, name: str, dtype: torch.dtype | None) -> None:
+def declare_scale_factors(module: nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
     """Make a module's scale factors, still without memory, what the checkpoint has; None: dtype as it is.
 
     transformers gives gate_up_proj ceil(2*I/128) rows of them; gate and up have blocks of their own.
@@ -76,6 +76,16 @@ def declare_scale_factors(module: nn.Module, name: str, dtype: torch.dtype | Non
         shape = (shape[0], 2 * -(-rows // BLOCK), shape[2])
     declared = torch.empty(shape, dtype=dtype or sf.dtype, device="meta")
     setattr(module, name, nn.Parameter(declared, requires_grad=False))
+
+
+def declare_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give weights that are still to be quantized the dtype that they are loaded in.
+
+    From 5.12 to 5.22 transformers casts them to FP8 first, without scale factors.
+    """
+    for name, weight in list(module.named_parameters(recurse=False)):
+        if weight.dtype == torch.float8_e4m3fn:
+            setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
 
 
 def check_config(quantization_config: Any, config: Any) -> None:
