@@ -104,22 +104,22 @@ def _choose(net: nn.Module, experts: str | None) -> None:
 
 
 class _Routing:
-    """Inside `with`, notes the experts that the routers of a model choose."""
+    """Inside `with`, notes the experts that tokens are sent to, where the experts of a layer get them."""
 
     def __init__(self, net: nn.Module) -> None:
         self.experts: list[Tensor] = []
-        self._gates = [module for name, module in net.named_modules() if name.endswith(".gate")]
+        self._layers = [module for name, module in net.named_modules() if name.endswith(".mlp.experts")]
 
     def __enter__(self) -> "_Routing":
-        self._hooks = [gate.register_forward_hook(self._note) for gate in self._gates]
+        self._hooks = [layer.register_forward_pre_hook(self._note) for layer in self._layers]
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, gate: nn.Module, args: tuple, out: tuple[Tensor, ...]) -> None:
-        self.experts.append(out[2].sort(-1).values)
+    def _note(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.experts.append(args[1].sort(-1).values)
 
 
 def warm_up(racer: Racer, prompt: Tensor) -> None:
