@@ -77,6 +77,10 @@ def recognise(router: nn.Module, block: nn.Module | None = None) -> Recognised |
             (logits, topk_weights, topk_ids): transformers up to 5.12, and biases that the block has.
 
     Nothing is changed, no random state either, and nothing is taken from the values of the parameters.
+
+    Two things differ from what is recognised, and are better so: transformers up to 5.12 writes 0 over the
+    choices of groups that are out, which wins over a choice below 0; and where a model is bfloat16, some
+    routers round scores, so that they tie, before they choose (DeepSeek-V4, Mistral 4).
     """
     name = type(router).__name__
     noise = [n for n, v in vars(router).items() if ("jitter" in n or "noise" in n) and v]
