@@ -67,6 +67,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"head_dim": 16},
     ),
     "mixtral": ("MixtralConfig", {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48}),
+    # Its block has the bias of the choice and hands it to the router.
+    "minimax_m2": (
+        "MiniMaxM2Config",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "head_dim": 16},
+    ),
     "gpt_oss": (
         "GptOssConfig",
         {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 48, "head_dim": 16},

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from moela.integrations.transformers.takeover import RECORD, Takeover, forward_slot, record_of, why_not
 from moela.nn._twin import Stub, tried_out, twin_of
 from moela.nn.recognition import Recognised, recognise
+from moela.nn.topk_router import run_router
 from moela.ops import moe_topk
 
 ROWS = 4  # of the trial
@@ -31,9 +32,22 @@ def find_router(router: nn.Module, block: nn.Module) -> Takeover | str:
     return Takeover(owner, attribute, function, ("moe_topk",), found.weight.get().device, found)
 
 
-def router_forward(self: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[..., H] -> logits [T, E], weights [T, topk], ids [T, topk] int64, as transformers' own return them."""
-    logits, topk_weights, topk_ids = getattr(self, RECORD).note.run(hidden_states)
+def router_forward(
+    self: nn.Module, hidden_states: Tensor, correction_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[..., H] -> logits [T, E], weights [T, topk], ids [T, topk] int64, as transformers' own return them.
+
+    correction_bias: from blocks that have it themselves and hand it over, as MiniMax-M2's.
+    """
+    found: Recognised = getattr(self, RECORD).note
+    weight, bias, own = found.tensors()
+    logits, topk_weights, topk_ids = run_router(
+        hidden_states,
+        weight,
+        found.settings,
+        bias=bias,
+        correction_bias=own if correction_bias is None else correction_bias.flatten(),
+    )
     return logits, topk_weights, topk_ids.long()
 
 
@@ -56,7 +70,7 @@ def route_tokens_to_experts(self: nn.Module, router_logits: Tensor) -> tuple[Ten
 
 
 def _why_not(found: Recognised, router: nn.Module, block: nn.Module) -> str | None:
-    """None if the block hands its experts what our method returns, as it is and called as it is called.
+    """None if the block calls our method as we take it, and hands the experts what it returns.
 
     `recognise` compares what the experts get; what a block did between router and experts it would do twice.
     """
@@ -64,6 +78,7 @@ def _why_not(found: Recognised, router: nn.Module, block: nn.Module) -> str | No
     ids = torch.arange(ROWS * topk).view(ROWS, topk) % E
     weights = 1.0 + torch.arange(ROWS * topk).view(ROWS, topk)
     given: list[Any] = []
+    biases: list[Any] = []
 
     def child(name: str) -> nn.Module | None:
         if name == "experts":
@@ -71,7 +86,8 @@ def _why_not(found: Recognised, router: nn.Module, block: nn.Module) -> str | No
         if name.startswith("shared"):
             return Stub(lambda hidden, *_, **__: 0 * hidden)
         is_ours = block.get_submodule(name) is router and not hasattr(block, IN_BLOCK)
-        return Stub(lambda hidden: (hidden.new_zeros((ROWS, E)), weights, ids)) if is_ours else None
+        result = torch.zeros((ROWS, E)), weights, ids
+        return Stub(lambda hidden, *more: biases.extend(more) or result) if is_ours else None
 
     twin = twin_of(block, lambda name, t: torch.zeros(t.shape), child)
     if hasattr(block, IN_BLOCK):
@@ -79,5 +95,8 @@ def _why_not(found: Recognised, router: nn.Module, block: nn.Module) -> str | No
     error = tried_out(lambda: twin(torch.zeros(1, ROWS, H)))
     if isinstance(error, Exception):
         return f"{type(block).__name__} cannot be tried out: {type(error).__name__}"
+    own = found.correction_bias and getattr(twin, found.correction_bias.attribute, None)
+    if any(bias is not own for bias in biases):
+        return f"{type(block).__name__} calls it with more than hidden states"
     is_handed_over = len(given) == 2 and torch.equal(given[0], ids) and torch.equal(given[1], weights)
     return None if is_handed_over else f"{type(block).__name__} changes what the router returns"
