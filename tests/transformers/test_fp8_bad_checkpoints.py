@@ -6,7 +6,9 @@ import pytest
 import torch
 from fp8_checkpoints import FP8, load
 from moela.integrations.safetensors_header import read_header
+from moela.integrations.transformers.fp8_modules import take_over
 from transformers import FineGrainedFP8Config
+from transformers.integrations.finegrained_fp8 import FP8Linear
 
 LINEAR = "model.layers.0.self_attn.kv_a_proj_with_mqa"
 EXPERT = "model.layers.1.mlp.experts.3.up_proj"
@@ -156,11 +158,32 @@ def test_one_scale_factor_for_stacked_experts(checkpoint):
     assert refusal(checkpoint.path) == f"model.layers.1.mlp.experts: {wanted}"
 
 
-def test_fp4_experts(checkpoint):
-    if not hasattr(FineGrainedFP8Config(), "expert_dtype"):
-        pytest.skip("this transformers has no FP4 experts")
-    checkpoint.configure(expert_dtype="fp4")
-    assert refusal(checkpoint.path) == f"{checkpoint.path}: expert_dtype: expected fp8, got fp4"
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [("expert_dtype", "fp4", "fp8"), ("modules_to_convert", ["embed_tokens"], None)],
+)
+def test_formats_that_moela_does_not_have(checkpoint, name, value, wanted):
+    if not hasattr(FineGrainedFP8Config(), name):
+        pytest.skip(f"this transformers has no {name}")
+    checkpoint.configure(**{name: value})
+    assert refusal(checkpoint.path) == f"{checkpoint.path}: {name}: expected {wanted}, got {value}"
+
+
+def test_layers_that_moela_does_not_have(checkpoint):
+    class FP8GroupedLinear(FP8Linear):
+        pass
+
+    model = load(checkpoint.path)
+    for module in model.modules():
+        if isinstance(module, FP8Linear):
+            module.__class__ = FP8Linear
+    model.get_submodule(LINEAR).__class__ = FP8GroupedLinear
+    with pytest.raises(
+        ValueError, match=f"^{LINEAR}: expected FP8Linear or FP8Experts, got FP8GroupedLinear$"
+    ):
+        take_over(model)
+    types = {type(module) for module in model.modules() if isinstance(module, FP8Linear)}
+    assert types == {FP8Linear, FP8GroupedLinear}
 
 
 def test_a_refused_checkpoint_loads_once_it_is_repaired(checkpoint):

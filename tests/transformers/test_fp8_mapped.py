@@ -1,6 +1,7 @@
 """Experts of FP8 checkpoints are views of the files: nothing is copied, and nothing dangles."""
 
 import gc
+import inspect
 import mmap
 import os
 import sys
@@ -12,6 +13,7 @@ import models
 import moela
 import pytest
 import torch
+import transformers
 from fp8_checkpoints import FP8, load, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +116,28 @@ def test_a_layer_in_several_files(shards, tmp_path):
     inputs = models.prompt()
     whole = fp8_checkpoints.write(tmp_path / "whole")
     assert torch.equal(models.logits_of(model, inputs), models.logits_of(load(whole.path), inputs))
+
+
+def test_a_checkpoint_behind_links(tmp_path):
+    """As in the cache of the Hugging Face hub."""
+    checkpoint = fp8_checkpoints.write(tmp_path)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).symlink_to(tmp_path / name)
+    views = views_of_file(checkpoint, load(folder))
+    assert views
+    assert all(views.values())
+
+
+def test_a_file_that_is_not_mapped(tmp_path):
+    if "disable_mmap" not in inspect.signature(transformers.PreTrainedModel.from_pretrained).parameters:
+        pytest.skip("this transformers maps every file")
+    checkpoint = fp8_checkpoints.write(tmp_path)
+    wanted = models.logits_of(load(tmp_path), models.prompt())
+    model = load(tmp_path, disable_mmap=True)
+    assert not any(views_of_file(checkpoint, model).values())
+    assert torch.equal(models.logits_of(model, models.prompt()), wanted)
 
 
 def test_pieces_that_are_not_whole_pages_are_stacked_by_copying(tmp_path):

@@ -82,12 +82,13 @@ def enable_cpu_fp8() -> None:
     From here on `from_pretrained` of a checkpoint with quant_method "fp8", the layout of DeepSeek-V3's (e4m3
     weights of any size, one scale factor per 128 x 128 block or per tensor), loads its weights as they are
     and runs them through `moela.fp8_gemm` and `moela.fused_experts`. Transformers itself dequantizes there,
-    and fails for sizes that are no multiple of 128. Weights are memory-mapped, those of experts too: their
-    pages are read when they are first used, and loading takes no memory for them.
+    and fails for sizes that are no multiple of 128. On Linux weights stay memory-mapped, those of experts
+    too: their pages are read when they are first used, and loading takes no memory for them. Only of a layer
+    whose experts lie in several files a part is read into memory.
 
     - Scale factors are float32, bfloat16, float8_e8m0fnu or uint8 exponents, called `weight_scale_inv`,
       `weight_scale`, `scale` or `qscale_weight`. They keep their dtype, and `save_pretrained` writes the
-      tensors of the checkpoint again, bit by bit.
+      tensors of the checkpoint again, bit by bit (before transformers 5.22 always as `weight_scale_inv`).
     - Activations stay in the model's dtype: a product's error is that of `moela.fp8_gemm`.
     - A checkpoint is checked before it is loaded: a scale factor that is missing, has another shape or dtype
       or is not a positive number, and a file that is cut off, is a ValueError that names file and tensor.

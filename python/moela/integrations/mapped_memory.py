@@ -13,6 +13,7 @@ Linux only, like /proc/self/maps, from which the place of a tensor in its file i
 import bisect
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import sys
@@ -28,7 +29,6 @@ from torch import Tensor
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 class Piece(NamedTuple):
@@ -56,28 +56,42 @@ def stack_pieces(pieces: Sequence[Piece], piece_bytes: int) -> Tensor:
     residues = Counter(piece.offset % mmap.PAGESIZE for piece in pieces)
     residue = residues.most_common(1)[0][0]
     memory = _reserve(len(pieces) * piece_bytes + mmap.PAGESIZE)
-    base = ctypes.addressof(memory)
-    buffer = memoryview(memory).cast("B")
     with ExitStack() as stack:
-        files: dict[str, int] = {}
+        files = {}
         for path in {piece.path for piece in pieces}:
             files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, files[path])
-        mapped = [pieces[first].offset % mmap.PAGESIZE == residue for first, _ in runs]
-        for (first, count), is_mapped in zip(runs, mapped, strict=True):
-            if is_mapped:
-                path, offset = pieces[first]
-                flags = mmap.MAP_PRIVATE | _MAP_FIXED
-                _mmap(base + first * piece_bytes, count * piece_bytes, flags, files[path], offset - residue)
-        # Only now: the end of a run lies in the page where the next one starts.
-        for (first, count), is_mapped in zip(runs, mapped, strict=True):
-            path, offset = pieces[first]
-            unread = residue if is_mapped else count * piece_bytes
-            end = residue + (first + count) * piece_bytes
-            _read(files[path], buffer[end - unread : end], offset + count * piece_bytes - unread)
-    return torch.frombuffer(memory, dtype=torch.uint8, count=len(pieces) * piece_bytes, offset=residue).view(
-        len(pieces), piece_bytes
-    )
+        _fill(memory, residue, runs, pieces, piece_bytes, files)
+    num_bytes = len(pieces) * piece_bytes
+    rows = torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes, offset=residue)
+    return rows.view(len(pieces), piece_bytes)
+
+
+def _fill(
+    memory: ctypes.Array,
+    residue: int,
+    runs: Sequence[tuple[int, int]],
+    pieces: Sequence[Piece],
+    piece_bytes: int,
+    files: dict[str, int],
+) -> None:
+    """Put the pieces one behind the other, the first at byte `residue` of `memory`."""
+    buffer = memoryview(memory).cast("B")
+    unread = []  # bytes at the end of each run
+    for first, count in runs:
+        path, offset = pieces[first]
+        if offset % mmap.PAGESIZE == residue:
+            address = ctypes.addressof(memory) + first * piece_bytes
+            flags = mmap.MAP_PRIVATE | _MAP_FIXED
+            _mmap(address, count * piece_bytes, flags, files[path], offset - residue)
+            unread.append(residue)
+        else:
+            unread.append(count * piece_bytes)
+    # Only now: the end of a run lies in the page where the next one starts.
+    for (first, count), num_bytes in zip(runs, unread, strict=True):
+        path, offset = pieces[first]
+        end = residue + (first + count) * piece_bytes
+        _read(files[path], buffer[end - num_bytes : end], offset + count * piece_bytes - num_bytes)
 
 
 def _runs(pieces: Sequence[Piece], piece_bytes: int) -> Iterable[tuple[int, int]]:
@@ -107,13 +121,14 @@ def _reserve(size: int) -> ctypes.Array:
 
 
 def _mmap(address: int | None, size: int, flags: int, file: int, offset: int) -> int:
-    got = _libc().mmap(address, size, _READ_WRITE, flags, file, offset)
+    got = _libc().mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, offset)
     if got == ctypes.c_void_p(-1).value:
         error = ctypes.get_errno()
         raise OSError(error, f"mmap: {os.strerror(error)}")
     return got
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p

@@ -103,7 +103,7 @@ class Fp8Quantizer(FineGrainedFP8HfQuantizer):
         take_over(model)
         for _, module in fp8_modules(model):
             if not self.pre_quantized:
-                declare_weights(module, model.dtype)
+                declare_weights(module, torch.get_default_dtype())  # the model's, meanwhile
             for name in scale_factor_names(module):
                 declare_scale_factors(module, name)
         files = [str(file) for file in checkpoint_files or () if str(file).endswith(".safetensors")]

@@ -55,7 +55,7 @@ def _class_of(name: str, module: nn.Module) -> type[nn.Module]:
         if not is_blockwise:
             raise ValueError(f"{name}: expected experts with weight_block_size [128, 128], got None")
         return MoelaFP8Experts
-    if type(module).__name__ == "FP8GroupedLinear":
+    if type(module) is not FP8Linear:
         raise ValueError(f"{name}: expected FP8Linear or FP8Experts, got {type(module).__name__}")
     return MoelaFP8Linear if is_blockwise else MoelaPerTensorFP8Linear
 
@@ -89,11 +89,13 @@ def declare_weights(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check_config(quantization_config: Any, config: Any) -> None:
-    """Of what transformers' FP8 can be: 128 x 128 blocks or one scale factor a tensor, and FP8 experts."""
+    """Check what the config says: FP8 for linear layers and experts, by blocks of 128 x 128 or per tensor."""
     path = getattr(config, "_name_or_path", "") or type(config).__name__
     block_size = quantization_config.weight_block_size
     if block_size is not None and tuple(block_size) != (BLOCK, BLOCK):
         raise ValueError(f"{path}: weight_block_size: expected [{BLOCK}, {BLOCK}], got {list(block_size)}")
-    expert_dtype = getattr(quantization_config, "expert_dtype", "fp8")
-    if expert_dtype != "fp8":
-        raise ValueError(f"{path}: expert_dtype: expected fp8, got {expert_dtype}")
+    # Releases that do not have these do not have what they stand for.
+    for name, wanted in (("expert_dtype", "fp8"), ("modules_to_convert", None)):
+        got = getattr(quantization_config, name, wanted)
+        if got != wanted:
+            raise ValueError(f"{path}: {name}: expected {wanted}, got {got}")

@@ -69,9 +69,12 @@ def _stack(lists: list[list[Tensor]], spans: FileSpans) -> Tensor | None:
         return None
     if any(t.dtype != torch.float8_e4m3fn or t.shape != shape for t in tensors):
         return None
-    pieces = [spans.locate(tensor) for tensor in tensors]
-    if any(piece is None for piece in pieces):
-        return None
+    pieces = []
+    for tensor in tensors:
+        piece = spans.locate(tensor)
+        if piece is None:
+            return None
+        pieces.append(piece)
     try:
         rows = stack_pieces(pieces, nbytes)
     except OSError:  # too many mappings for the system: copy, as transformers does
