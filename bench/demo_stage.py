@@ -62,12 +62,13 @@ class Stage:
     def race_against(self, name: str) -> None:
         """Build a stock model, race moela against it and let it go."""
         story, dtype = self.story, STOCK[name]
+        memory.give_back()  # the model of before
         num_weights = story.model.num_weights
         needed, free = num_weights * dtype.itemsize + ROOM_BYTES, memory.available_bytes()
         if free is not None and needed > free:
             story.absent.append(
                 f"Not run: {name}: needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
-                "--experts 12 needs less."
+                "fewer --experts need less."
             )
             return
         advance = self.phase(f"build {name}", len(story.model.specs))
@@ -100,6 +101,7 @@ class Stage:
 
     def check_float32(self) -> None:
         story, advance = self.story, self.phase("check with float32 activations", 2)
+        memory.give_back()
         net, _ = demo_loading.load(story.folder, torch.float32)
         advance()
         got = demo_race.run(net, self.prompt, new_tokens=0)
