@@ -70,7 +70,7 @@ def _parser(argv: Sequence[str]) -> Parser:
     parser = Parser(prog="moela", description="Fast operators for MoE and MLA models.")
     sub = parser.add_subparsers(dest="command", required=True, metavar="command")
     sub.add_parser("info", help="what is built, what is usable and why not")
-    demo_parser = sub.add_parser("demo", help="the expert layers of a model, on this machine")
+    demo_parser = sub.add_parser("demo", help="a DeepSeek-V3-architecture model in FP8, on this machine")
     if argv[:1] == ["demo"]:  # imported only then: it needs the extra [bench]
         from moela.bench import demo
 

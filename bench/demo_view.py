@@ -1,26 +1,40 @@
-"""What the demo shows: bars while it works, then facts and one table."""
+"""What the demo shows: bars while it works, then the story as lines and tables."""
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from moela import backends
 from moela.bench.commands import REFRESH_SECONDS, describe
-from moela.bench.report import Result
+from moela.bench.demo_check import agreeing
+from moela.bench.demo_profile import Part
+from moela.bench.demo_race import SHORT
+from moela.bench.demo_story import MINE, REFERENCE, Story
+from moela.bench.report import Ratio
+from moela.bench.roofline import Roofline
 from moela.bench.tables import LOOK
+from moela.bench.timer import Timing
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+if TYPE_CHECKING:  # it is there if transformers is
+    from moela.integrations.transformers.report import PatchReport
 
 Advance = Callable[[], None]
 # (what is done, number of steps) -> called after each step
 Phase = Callable[[str, int], Advance]
 
+LEFT = "left"  # of a layer in the report of moela.patch
+BAR_CELLS = 20
 NOTES = (
-    "GB/s and GFLOP/s are the algorithm's: FP8 weights are read once, whatever the contestant reads.",
-    "Caches are cold. % roof: of what the DRAM and multiply-add rates of this machine allow.",
-    'error: |y - exact| / |exact|. "moela is 2.00x": twice as fast as this row. "~": p10 .. p90 overlap.',
+    "Medians (p10 .. p90); new tokens one by one, with the cache. GB: added to the process at its peak.",
+    '"moela is 2.00x": twice as fast as this row in the same rounds; "~": no difference, p10 .. p90 overlap.',
 )
 
 
@@ -37,7 +51,7 @@ def phases() -> Iterator[Phase]:
     with Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal) as bars:
 
         def phase(what: str, total: int) -> Advance:
-            task = bars.add_task(f"{what:<46}", total=total)
+            task = bars.add_task(f"{what:<32}", total=total)
             bars.refresh()
             drawn = done = 0
 
@@ -53,56 +67,88 @@ def phases() -> Iterator[Phase]:
         yield phase
 
 
-def results_table(results: Sequence[Result]) -> Table:
-    """A section per number of tokens, moela first, then what it is compared with."""
-    mine = {r.case: r for r in results if not r.is_baseline}
-    table = Table(**LOOK)
-    table.add_column("tokens", justify="right")
-    table.add_column("one expert", no_wrap=True)
-    for column in ("ms", "p10 .. p90", "GB/s", "GFLOP/s", "% roof", "error", "moela is"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for case in dict.fromkeys(r.case for r in results):
-        table.add_section()
-        label = str(case.tokens)
-        for r in (r for r in results if r.case == case):
-            ratio = str(mine[case].ratio_to(r)) if r.is_baseline else ""
-            table.add_row(label, *_numbers(r), ratio, style="none" if r.is_baseline else "bold")
-            label = ""
-    return table
+def show(story: Story, where: dict[str, Any], backend: str, png: Path) -> None:
+    say = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120).print
+    for line in (*_facts(story), *_checks(story)):
+        say(line)
+    say()
+    tables = [results_table(story), *_parts_tables(story)]
+    for table in [errors_table(story), *tables] if story.checks else tables:
+        say(table)
+        say()
+    for line in (*_notes(story, where, backend), f"plot: {png}"):
+        say(line)
 
 
-def _numbers(r: Result) -> list[str]:
-    return [
-        r.contestant,
-        _ms(r.median_us),
-        f"{_ms(r.p10_us)} .. {_ms(r.p90_us)}",
-        f"{r.gbytes_per_s:.1f}",
-        f"{r.gflops_per_s:.1f}",
-        f"{r.roofline_percent:.0f}",
-        f"{100 * r.error:.2f} %",
-    ]
+def _parts_tables(story: Story) -> list[Table]:
+    calls = {f"{story.prompt_tokens} tokens": story.prefill_parts, "one token": story.decode_parts}
+    return [parts_table(f"{MINE}, {what}", parts, story.roofline) for what, parts in calls.items()]
 
 
-def _ms(us: float) -> str:
-    """Three digits, as far as they say something."""
-    ms = us * 1e-3
-    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:,.0f}"
+# --- lines -----------------------------------------------------------------------------------------------
 
 
-def notes(results: Sequence[Result], where: dict[str, Any], backend: str) -> list[str]:
-    """What the numbers mean, and what they were measured against."""
-    read = _span([r.roof_gbytes_per_s for r in results])
-    peak = _span([r.roof_gflops_per_s for r in results])
+def _facts(story: Story) -> list[str]:
+    shape, mla = story.model.shape, story.model.shape.mla
+    taken = story.entries[MINE].taken
     lines = [
-        *NOTES,
-        f"Roofs: DRAM read {read} GB/s, multiply-add {peak} GFLOP/s ({where['roofs']}).",
-        describe(where),
+        f"[bold]model[/]    DeepSeek-V3's layers: hidden {shape.hidden}, {mla.num_heads} heads, experts of "
+        f"{shape.intermediate}",
+        f"         scaled down to {shape.num_layers} layers, {shape.num_experts} experts and a vocabulary of "
+        f"{story.model.vocab}; random weights",
+        f"[bold]file[/]     {story.folder}, {_gb(story.file_bytes)}, "
+        f"{'written' if story.is_new else 'was there'}",
+        f"[bold]stock[/]    {escape(story.stock_refusal)}",
+        *(
+            f"[bold]{'' if i else 'moela':8}[/] {escape(line)}"
+            for i, line in enumerate(_patched(story.patched))
+        ),
+        f"[bold]loaded[/]   in {story.entries[MINE].seconds_to_load:.1f} s",
     ]
-    if any(r.roofline_percent > 110 for r in results):
-        lines.append(
-            "More than 100 %: other work slowed the roof's probe, or the contestant multiplies in bfloat16 "
-            "and the probe in float32."
+    if taken:
+        lines[-1] += (
+            f"; peak {_gb(taken.peak)} until it generated, {taken.peak / story.file_bytes:.2f}x the file; "
+            f"{_gb(taken.pages)} its pages, {_gb(taken.own)} its own"
         )
+    lines.append(f"[bold]tokens[/]   {' '.join(map(str, story.generated))}")
+    return lines
+
+
+def _patched(report: "PatchReport") -> list[str]:
+    """What runs on moela, and what does not and why, in a line each."""
+    runs = Counter(f"{e.layer} by {e.detail.partition(' on ')[0]}" for e in report.entries if e.state != LEFT)
+    left = Counter(f"{e.layer} ({e.detail})" for e in report.entries if e.state == LEFT)
+    return [f"{verb} {_counted(what)}" for verb, what in (("runs", runs), ("leaves", left)) if what]
+
+
+def _counted(what: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in what.items())
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
+
+
+def _checks(story: Story) -> list[str]:
+    if story.float32 is None:
+        return ["[yellow]checked  nothing, because stock fp32 did not run[/]"]
+    found = story.float32
+    return [
+        f"[bold]checked[/]  float32 activations: logits of {found.num_tokens} tokens within {found.worst:.1e}"
+        f" of the dequantized float32 model's; allowed {story.float32_bound:.1e}"
+    ]
+
+
+def _notes(story: Story, where: dict[str, Any], backend: str) -> list[str]:
+    lines = [*story.absent]
+    for name, entry in story.entries.items():
+        if name != MINE and entry.mine is None:
+            lines.append(f"{name} ran alone: there is not the memory for both.")
+        if entry.experts:
+            prefill, decode = entry.experts
+            how = prefill if prefill == decode else f"{prefill} for the prompt, {decode} for new tokens"
+            lines.append(f"{name}: transformers' fastest experts here, {how}.")
+    lines += [*NOTES, _floors(story), _roofs(story.roofline), describe(where)]
     if backend != "cpu":
         reason = backends.why_not("cpu", "fp8_gemm", "cpu")
         lines.append(f"[yellow]moela ran its slow {backend}, not its kernel for the CPU: {reason}.[/]")
@@ -111,6 +157,96 @@ def notes(results: Sequence[Result], where: dict[str, Any], backend: str) -> lis
     return lines
 
 
-def _span(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
-    return low if low == high else f"{low} .. {high}"
+def _floors(story: Story) -> str:
+    """What no model can be faster than that reads its weights from memory."""
+    rates = [
+        f"{name} {1 / story.roofline.time_floor(0, entry.bytes_per_token):.3g}"
+        for name, entry in story.entries.items()
+    ]
+    return f"Reading the weights once per token allows tokens/s of: {', '.join(rates)}."
+
+
+def _roofs(roofline: Roofline) -> str:
+    return (
+        f"Roofs, the best of all rounds: DRAM read {roofline.read_bytes_per_s * 1e-9:.1f} GB/s, "
+        f"multiply-add {roofline.flops_per_s * 1e-9:.0f} GFLOP/s ({roofline.source})."
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def errors_table(story: Story) -> Table:
+    """Each contestant's logits against the float32 model's."""
+    table = Table(**LOOK)
+    table.add_column("logits against stock fp32", no_wrap=True)
+    for column in ("error", "worst token", "same next token", "other experts", "greedy tokens"):
+        table.add_column(column, justify="right")
+    reference = story.tokens[REFERENCE]
+    for name, found in story.checks.items():
+        table.add_row(
+            name,
+            f"{found.total:.2%}",
+            f"{found.worst:.2%}",
+            f"{found.num_same_next} of {found.num_tokens}",
+            f"{found.num_rerouted} tokens",
+            f"first {agreeing(story.tokens[name], reference)} of {len(reference)}",
+            style=_style(name),
+        )
+    return table
+
+
+def results_table(story: Story) -> Table:
+    """Tokens per second, moela first."""
+    table = Table(**LOOK)
+    table.add_column("tokens/s", no_wrap=True)
+    table.add_column("GB", justify="right", no_wrap=True)
+    short, P = min(SHORT, story.prompt_tokens), story.prompt_tokens
+    for column in (f"prompt of {P}", f"new, after {short}", f"new, after {P}"):
+        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("moela is", justify="right", no_wrap=True)
+    for name, entry in story.entries.items():
+        mine = entry.mine or story.entries[MINE].times
+        cells = []
+        for own, other, tokens in zip(mine, entry.times, (P, 1, 1), strict=True):
+            cells += [_rate(other, tokens), "" if name == MINE else str(Ratio.of(own, other))]
+        memory = f"{entry.taken.peak / 1e9:.2f}" if entry.taken else "?"
+        table.add_row(name, memory, *cells, style=_style(name))
+    return table
+
+
+def parts_table(what: str, parts: Sequence[Part], roofline: Roofline) -> Table:
+    """Parts of one call, the longest first, and what the roofs leave of each."""
+    table = Table(**LOOK)
+    table.add_column(what, no_wrap=True)
+    for column in ("ms", "share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("least ms", justify="right", no_wrap=True)
+    total = sum(part.seconds for part in parts)
+    for part in parts:
+        share, floor = part.seconds / total, part.floor(roofline)
+        bar = "█" * round(share * BAR_CELLS)
+        table.add_row(part.name, _ms(part.seconds), f"{share:.0%}", bar, _ms(floor) if floor else "")
+    table.add_section()
+    table.add_row("all", _ms(total), "", "", _ms(sum(part.floor(roofline) for part in parts)), style="bold")
+    return table
+
+
+def _style(name: str) -> str:
+    return "bold" if name == MINE else "none"
+
+
+def _rate(timing: Timing, tokens: int) -> str:
+    """Tokens per second."""
+    low, middle, high = (_three(tokens / s) for s in (timing.p90, timing.median, timing.p10))
+    return f"{middle} ({low} .. {high})"
+
+
+def _ms(seconds: float) -> str:
+    return _three(1e3 * seconds)
+
+
+def _three(value: float) -> str:
+    """Three digits, as far as they say something."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -3,11 +3,9 @@
 import contextlib
 import ctypes
 import gc
-import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,27 +22,42 @@ def status() -> dict[str, int]:
     return {name.rstrip(":"): int(value) * 1024 for name, value, _ in fields}
 
 
+class Taken(NamedTuple):
+    """Resident bytes beyond those of before: the peak of all, and at the end pages of files and the rest."""
+
+    peak: int
+    pages: int
+    own: int
+
+
 class Usage:
     """Resident memory from now on. Its peak starts anew, where the system allows that."""
 
     def __init__(self) -> None:
-        with contextlib.suppress(OSError):
-            (_SELF / "clear_refs").write_text("5")
+        give_back()
+        _restart_peak()
         self._before = status()
 
-    def describe(self, file_bytes: int) -> str:
-        """The peak since then in one line, beside the size of the file that was mapped."""
-        after = status()
-        if not self._before or not after:
-            unit = 1 if sys.platform == "darwin" else 1024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-            return f"peak {_mb(peak)} since the start; the file has {_mb(file_bytes)}"
-        pages = after["RssFile"] - self._before["RssFile"]
-        own = max(after["VmHWM"] - self._before["VmRSS"] - pages, 0)
-        return (
-            f"peak {_mb(after['VmHWM'])} = {_mb(self._before['VmRSS'])} before + {_mb(pages)} pages of the "
-            f"{_mb(file_bytes)} file + {_mb(own)} its own"
-        )
+    def taken(self) -> Taken | None:
+        """Since then; None where the system does not tell."""
+        before, after = self._before, status()
+        if not before or not after:
+            return None
+        pages = after["RssFile"] - before["RssFile"]
+        own = after["RssAnon"] - before["RssAnon"]
+        return Taken(max(after["VmHWM"] - before["VmRSS"], 0), pages, own)
+
+
+def give_back() -> None:
+    """To the system, what was freed."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc
+
+
+def _restart_peak() -> None:
+    with contextlib.suppress(OSError):
+        (_SELF / "clear_refs").write_text("5")
 
 
 class Extra:
@@ -64,25 +77,19 @@ class Extra:
     def __call__(self) -> Any:
         if self._warm is not None:
             self._warm()
-        gc.collect()
         if self._device.type == "cuda":
+            gc.collect()
             before = torch.cuda.memory_allocated(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
             result = self._call()
             self.bytes = torch.cuda.max_memory_allocated(self._device) - before
             return result
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)  # of glibc
-        with contextlib.suppress(OSError):
-            (_SELF / "clear_refs").write_text("5")  # the peak starts anew
+        give_back()
+        _restart_peak()
         before = status().get("VmRSS", 0)
         result = self._call()
         self.bytes = max(status()["VmHWM"] - before, 0) if before else None
         return result
-
-
-def _mb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.0f} MB"
 
 
 def available_bytes() -> int | None:

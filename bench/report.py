@@ -59,6 +59,10 @@ class Ratio:
     value: float
     is_difference: bool
 
+    @staticmethod
+    def of(mine: Timing, other: Timing) -> "Ratio":
+        return Ratio(other.median / mine.median, mine.p90 < other.p10 or other.p90 < mine.p10)
+
     def __str__(self) -> str:
         return f"{self.value:.2f}x" if self.is_difference else "~"
 

@@ -17,7 +17,7 @@ from moela.nn._twin import Stub, tried_out, twin_of
 from moela.nn.topk_router import RouterSettings, run_router
 from moela.ops.moe_topk import GROUP_SCORES, SCORINGS
 
-ROWS = 32  # of a trial
+ROWS = 128  # of a trial: with few, two group scores may choose the same experts by chance
 SHIFTS = (0.0, -4.0, -12.0)  # of all logits of a row, so that a sum of sigmoids is small, too
 SEEDS = (0, 1)  # of the second trial, should the first have hit a tie within rounding
 NUM_GROUPS, TOPK_GROUPS = ("n_group", "num_group", "num_groups"), ("topk_group", "topk_groups")
