@@ -20,7 +20,6 @@ namespace {
 
 constexpr int kBf16Vecs = 2;  // of sixteen rows of b in a tile: the columns of a task
 static_assert(kBf16Vecs * kBf16Lanes == kCols);
-constexpr int kBf16Slab = 256;  // columns of K whose weights, 16 KB, stay in L1
 constexpr int kPairs = kBlock / 2;
 
 MOELA_INLINE F multiply_pairs(F sums, I a, I b) {
@@ -61,7 +60,7 @@ __attribute__((noinline)) void multiply_decoded(const Bf16Slab& slab, const Bf16
     for (int l = 0; l < kLinesOfBlock; ++l) {
       line = line < last ? line + kLine : last;
       for (int q = 0; q < kSegments; ++q) {
-        ahead.step(kBf16Lanes / kSegments);
+        if constexpr (!kKeep) ahead.step(kBf16Lanes / kSegments);
         load_lanes(line, tile.ld, q, lanes[front ^ 1]);  // while the line before it is multiplied
         I w[Reader::kPairs];
         reader.pairs(lanes[front] + 4 * q, w);
@@ -151,13 +150,22 @@ DecodedFn<Codec> decoded_for(int64_t rows) {
   }
 }
 
+// Prefetches one of `shares` of the next slab of b, `bytes` of kCols rows from p on. A whole tile ahead, as
+// the Prefetcher goes for few rows, many rows of a would push it out of L2 again.
+inline void prefetch_share(const uint8_t* p, int64_t ld, int64_t bytes, int64_t share, int64_t shares) {
+  for (int64_t n = share * kCols / shares; n < (share + 1) * kCols / shares; ++n)
+    for (int64_t byte = 0; byte < bytes; byte += kLine) prefetch_l2(p + n * ld + byte);
+}
+
 constexpr float kOnes[kBlocksPerSlab] = {1, 1, 1, 1, 1, 1, 1, 1};
 
-// Totals of a tile: rows [n0, n0 + rows) of b, which share their scale factors.
+// Totals of a tile: rows [n0, n0 + rows) of b, which share their scale factors. `after`: what is read then.
 template <class Codec>
-void multiply_tile(const GemmChunk& chunk, int64_t n0, int64_t rows, Prefetcher& next, F* totals) {
+void multiply_tile(const GemmChunk& chunk, int64_t n0, int64_t rows, const uint8_t* after, Prefetcher& next,
+                   F* totals) {
+  constexpr int64_t kElement = sizeof(typename Codec::Element);
   alignas(64) static thread_local I panel[kBf16Slab / 2 * kBf16Vecs];
-  alignas(64) static thread_local uint8_t staging[kBf16Lanes * kSlab * sizeof(typename Codec::Element)];
+  alignas(64) static thread_local uint8_t staging[kBf16Lanes * kSlab * kElement];
   const GemmProblem& p = *chunk.problem;
   const Bf16RowTiles tiles(chunk.num_rows);
   const bool has_panel = tiles.count > 1;
@@ -170,9 +178,11 @@ void multiply_tile(const GemmChunk& chunk, int64_t n0, int64_t rows, Prefetcher&
     const PackedSlab packed(chunk, k0 / kSlab);
     const int64_t first = k0 - packed.k0, cols = min_of(step, p.K - k0), blocks = ceil_div(cols, kBlock);
     const float* sf = Codec::kHasSf ? sf_of_row(p, n0, k0) : kOnes;
+    // The next slab of these rows of b, or the first of the next ones.
+    const uint8_t* ahead = k0 + step < p.K ? row_of_b(p, n0) + (k0 + step) * kElement : after;
     const auto slab_of = [&](int64_t t) {
       const int64_t m = tiles.begin(t);
-      return Bf16Slab{.a = packed.a + (m * packed.padded + first * tiles.rows(t)) / 2,
+      return Bf16Slab{.a = packed.a + (first * chunk.num_rows + m * blocks * kBlock) / 2,
                       .factors = packed.factors + m * kBlocksPerSlab + first / kBlock,
                       .sf = sf,
                       .blocks = blocks};
@@ -183,8 +193,10 @@ void multiply_tile(const GemmChunk& chunk, int64_t n0, int64_t rows, Prefetcher&
       const Bf16Tile<Codec> tile(p, n0 + n, count > 0 ? count : 0, k0, cols, staging);
       decoded(slab_of(0), tile, next, panel + v, totals + v);
     }
-    for (int64_t t = 1; t < tiles.count; ++t)
+    for (int64_t t = 1; t < tiles.count; ++t) {
+      prefetch_share(ahead, p.stride_bn * kElement, kBf16Slab * kElement, t - 1, tiles.count - 1);
       panel_for(tiles.rows(t))(slab_of(t), panel, totals + tiles.begin(t) * kBf16Vecs);
+    }
   }
 }
 
@@ -196,10 +208,12 @@ void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
     const int64_t n0 = columns.n0 + n;
     rows = columns.count - n;
     if (Codec::kHasSf) rows = min_of(rows, kBlock - n0 % kBlock);
+    const uint8_t *end = row_of_b(p, columns.n0 + columns.count),
+                  *beyond = static_cast<const uint8_t*>(columns.next);
     // The tile that comes next, while this one is read.
-    Prefetcher next(row_of_b(p, n0 + rows), row_of_b(p, columns.n0 + columns.count),
-                    static_cast<const uint8_t*>(columns.next));
-    multiply_tile<Codec>(chunk, n0, rows, next, totals);
+    const uint8_t* after = row_of_b(p, n0 + rows);
+    Prefetcher next(after, end, beyond);
+    multiply_tile<Codec>(chunk, n0, rows, after < end ? after : beyond, next, totals);
     for (int64_t m = 0; m < chunk.num_rows; ++m)
       std::memcpy(sums + m * kCols + n, totals + m * kBf16Vecs, rows * sizeof(float));
   }

@@ -6,6 +6,7 @@
 namespace {
 
 constexpr int kBf16FirstRows = 8;  // of a that are multiplied as the weights are decoded
+constexpr int kBf16Slab = 256;     // columns of K whose weights, 16 KB for a task, stay in L1
 constexpr int kBf16PanelRows = 4;  // of a in a register tile, beyond those
 constexpr int kBlocksPerSlab = kSlab / kBlock;
 
@@ -108,7 +109,8 @@ inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_
   std::memset(row.elements + cols, 0, padding * sizeof(uint16_t));
 }
 
-// A packed slab: [row tile][pair of columns][row of the tile], then factors [row][kBlocksPerSlab].
+// A packed slab: per kBf16Slab columns [row tile][pair of columns][row of the tile], so that a walk over the
+// tiles is one stream; then factors [row][kBlocksPerSlab].
 struct PackedSlab {
   PackedSlab(const GemmChunk& chunk, int64_t slab)
       : k0(slab * kSlab),
@@ -135,8 +137,11 @@ void pack_for_bf16(const GemmChunk& chunk, int64_t index) {
     for (int64_t r = 0; r < rows; ++r) {
       load_row_bf16(*chunk.problem, slab.k0, slab.cols, chunk.m0 + first + r, row);
       std::memcpy(slab.factors + (first + r) * kBlocksPerSlab, row.factors, sizeof row.factors);
-      uint32_t* to = slab.a + first * slab.padded / 2 + r;
-      for (int64_t k = 0; k < slab.padded; k += 2, to += rows) std::memcpy(to, row.elements + k, sizeof *to);
+      for (int64_t k0 = 0; k0 < slab.padded; k0 += kBf16Slab) {
+        const int64_t cols = min_of(kBf16Slab, slab.padded - k0);
+        uint32_t* to = slab.a + (k0 * chunk.num_rows + first * cols) / 2 + r;
+        for (int64_t k = 0; k < cols; k += 2, to += rows) std::memcpy(to, row.elements + k0 + k, sizeof *to);
+      }
     }
   }
 }
