@@ -30,7 +30,7 @@ struct FusedExpertsDown {
 struct FusedExpertsKernels {
   // Columns of tasks [begin, end), shape.cols each, of h [num_rows, I]. The problem of the chunk has the
   // weights of the gate: N is I, and the rows of b that follow are those of up.
-  void (*gate_up)(const GemmChunk&, const Swiglu&, float* h, int64_t begin, int64_t end);
+  void (*gate_up)(const GemmChunk&, const Swiglu&, void* h, Dtype h_dtype, int64_t begin, int64_t end);
   // Columns of tasks [begin, end) of the sums.
   void (*down)(const FusedExpertsDown&, int64_t begin, int64_t end);
 };

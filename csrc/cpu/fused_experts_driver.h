@@ -73,6 +73,12 @@ struct ExpertProblems {
   std::vector<ExpertRows> rows;
 };
 
+// float32, but where pairs of bfloat16 are multiplied what they take (docs/adr/0011).
+inline Dtype h_dtype_of(const FusedExpertsParams& p, const plan::GemmShape& shape) {
+  const bool is_rounded = shape.has_bf16 && p.dtype == Dtype::kBFloat16 && p.cast == ActivationCast::kNone;
+  return is_rounded ? Dtype::kBFloat16 : Dtype::kFloat32;
+}
+
 template <class W13Of, class W2Of>
 ExpertProblems problems_of(const FusedExpertsParams& p, const plan::GemmShape& shape, const void* x,
                            const SortedRows& sorted, const W13Of& w13_of, const W2Of& w2_of) {
@@ -87,14 +93,9 @@ ExpertProblems problems_of(const FusedExpertsParams& p, const plan::GemmShape& s
     gate.a_rows = sorted.tokens.data() + first;
     gate.M = count;
     gate.N = p.I;
-    down.a_dtype = Dtype::kFloat32;
+    down.a_dtype = h_dtype_of(p, shape);
     down.lda = p.I;
     gate.a_cast = down.a_cast = p.cast;
-    // Where pairs of bfloat16 are multiplied, h is the sum of two: 16 bits.
-    GemmProblem rounded = down;
-    rounded.a_cast = ActivationCast::kTwoBFloat16;
-    if (shape.has_bf16 && p.dtype == Dtype::kBFloat16 && p.cast == ActivationCast::kNone && is_bf16(rounded))
-      down = rounded;
     problems.gate.push_back(gate);
     problems.down.push_back(down);
     problems.rows.push_back(
@@ -106,8 +107,9 @@ ExpertProblems problems_of(const FusedExpertsParams& p, const plan::GemmShape& s
 // Memory that is used for every wave.
 struct FusedExpertsScratch {
   float* packed;  // [rows_per_wave, the larger of H and I, padded]
-  float* h;       // [rows_per_wave, I]
-  float* sums;    // [num_tokens, H]
+  void* h;        // [rows_per_wave, I] of h_dtype
+  Dtype h_dtype;
+  float* sums;  // [num_tokens, H]
 };
 
 // h of the rows of a wave.
@@ -119,8 +121,9 @@ void run_gate_up(const GemmKernels& gemm, const FusedExpertsKernels& kernel, con
   pack_chunks(gemm, chunks, parallel);
   for_each_item(static_cast<int64_t>(chunks.size()), plan.num_tasks, 2 * task_cost(chunks, gemm.shape.cols),
                 parallel, [&](int64_t i, int64_t begin, int64_t end) {
-                  float* h = scratch.h + plan.chunks[plan.waves[wave] + i].row_of_wave * p.I;
-                  kernel.gate_up(chunks[i], p.activation, h, begin, end);
+                  const int64_t row = plan.chunks[plan.waves[wave] + i].row_of_wave;
+                  void* h = at_element(scratch.h, scratch.h_dtype, row * p.I);
+                  kernel.gate_up(chunks[i], p.activation, h, scratch.h_dtype, begin, end);
                 });
 }
 
@@ -134,7 +137,7 @@ struct DownWave {
       const plan::GemmRowChunk& c = plan.chunks[i];
       problems.push_back(experts.down[c.problem]);
       GemmProblem& problem = problems.back();
-      problem.a = scratch.h + c.row_of_wave * problem.K;
+      problem.a = at_element(scratch.h, scratch.h_dtype, c.row_of_wave * problem.K);
       problem.M = c.num_rows;
       chunks.push_back({.problem = &problem,
                         .path = plan::path_of(gemm_rows(problem), shape),
@@ -179,7 +182,8 @@ void run_tokens(const GemmKernels& gemm, const FusedExpertsKernels& kernel, cons
   const plan::GroupedGemmPlan plan = plan_of(gemm, experts.gate, plan::fused_experts_row_bytes(p.H, p.I));
   const auto packed = allocate(plan.rows_per_wave * padded_k(p.H > p.I ? p.H : p.I));
   const auto h = allocate(plan.rows_per_wave * p.I), sums = allocate(num_tokens * p.H);
-  const FusedExpertsScratch scratch = {.packed = packed.get(), .h = h.get(), .sums = sums.get()};
+  const FusedExpertsScratch scratch = {
+      .packed = packed.get(), .h = h.get(), .h_dtype = h_dtype_of(p, gemm.shape), .sums = sums.get()};
   for (int64_t wave = 0; wave < plan.num_waves(); ++wave) {
     run_gate_up(gemm, kernel, p, plan, wave, experts.gate, scratch, parallel);
     const FusedExpertsDown down = {.chunks = nullptr,

@@ -6,7 +6,8 @@
 //
 // Numerics, the same on every instruction set: the sums of gemm_kernel.h with their bias, the activation of
 // swiglu_kernel.h, both float32; weight * (sum + bias) is rounded and added to the token's sum, expert by
-// expert in ascending order; one rounding at the end.
+// expert in ascending order; one rounding at the end. Where pairs of bfloat16 are multiplied, and x is of
+// bfloat16, h is rounded to it too.
 #pragma once
 
 #include "cpu/fused_experts.h"
@@ -18,8 +19,8 @@ namespace {
 using moela::cpu::ExpertRows;
 using moela::cpu::FusedExpertsDown;
 
-void gate_up(const GemmChunk& chunk, const moela::cpu::Swiglu& activation, float* h, int64_t begin,
-             int64_t end) {
+void gate_up(const GemmChunk& chunk, const moela::cpu::Swiglu& activation, void* h, Dtype h_dtype,
+             int64_t begin, int64_t end) {
   [[maybe_unused]] const ExactSubnormals guard;
   alignas(64) float gate[kSumsSize], up[kSumsSize];
   const GemmProblem& p = *chunk.problem;
@@ -32,7 +33,7 @@ void gate_up(const GemmChunk& chunk, const moela::cpu::Swiglu& activation, float
     sum_columns(chunk, up_columns, up);
     for (int64_t i = 0; i < chunk.num_rows * kCols; ++i) gate[i] = swiglu(gate[i], up[i], activation);
     for (int64_t m = 0; m < chunk.num_rows; ++m)
-      std::memcpy(h + m * I + columns.n0, gate + m * kCols, columns.count * sizeof(float));
+      store_floats(gate + m * kCols, columns.count, h_dtype, h, m * I + columns.n0);
   }
 }
 

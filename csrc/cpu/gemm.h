@@ -10,8 +10,8 @@
 namespace moela::cpu {
 
 // To what rows of a are rounded before they are multiplied: e4m3 with a scale factor per 128 columns, as
-// per_token_group_quant_fp8 does it, or the sum of two bfloat16: see gemm_bf16.h, which alone takes it.
-enum class ActivationCast { kNone, kFp8, kFp8Ue8m0, kTwoBFloat16 };
+// per_token_group_quant_fp8 does it.
+enum class ActivationCast { kNone, kFp8, kFp8Ue8m0 };
 
 // d = (a * sf_a) @ (b * sf_b).T + bias.
 struct GemmProblem {
@@ -58,7 +58,7 @@ struct GemmKernels {
 constexpr int64_t kGemmSlab = 1024;
 
 // Floats of a packed row: its columns in whole blocks of 128, and what gemm_bf16.h notes of each slab.
-constexpr int64_t kGemmSlabNotes = 16;
+constexpr int64_t kGemmSlabNotes = 8;
 inline int64_t padded_k(int64_t K) {
   return (K + 127) / 128 * 128 + (K + kGemmSlab - 1) / kGemmSlab * kGemmSlabNotes;
 }

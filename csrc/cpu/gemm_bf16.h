@@ -2,274 +2,220 @@
 // compiled where the instruction set has vdpbf16ps (docs/adr/0011).
 //
 // Takes b of e4m3 codes or bfloat16, and rows of a that bfloat16 holds exactly: bfloat16, or e4m3 codes and
-// their scale factors. Rows of float32 become two rows of bfloat16, 16 bits in all, whose sums are added.
+// their scale factors.
 // Bound: the DRAM rate of b for few rows, the rate of vdpbf16ps beyond.
 //
-// A vector holds eight columns of K of four rows of b, so that a 4 x 4 transpose of 128-bit lanes is all that
-// a line of b needs, and eight elements of a are broadcast as they stand in memory.
+// A vector holds a pair of columns of K of sixteen rows of b. The first rows of a are multiplied while a
+// vector is in a register; where there are more, it is kept in a panel for them.
 //
-// Numerics for one element of d: every product is exact in float32. Per 128 columns of K there are four
-// chains: chain c sums the pairs of columns with k % 8 / 2 == c, k ascending, as vdpbf16ps does (it rounds to
-// nearest even and takes subnormal numbers for zero). A chain times the scale factors is added to its total
-// by one fused multiply-add; at the end the totals are added as (0 + 2) + (1 + 3).
+// Numerics for one element of d: every product is exact in float32. Per 128 columns of K there are two
+// chains: chain c sums the pairs of columns with k % 4 / 2 == c, k ascending, as vdpbf16ps does (it rounds to
+// nearest even and takes subnormal numbers for zero). Their sum times the scale factors is added to the total
+// by one fused multiply-add.
 #pragma once
 
-#include "cpu/gemm_bf16_pack.h"
+#include "cpu/gemm_bf16_reader.h"
 
 namespace {
 
-constexpr int kBf16Cols = 16;                // of d in a register tile
-constexpr int kTileVectors = kBf16Cols / 4;  // of b
-constexpr int kBf16Slab = 512;               // columns of K whose weights, 16 KB, stay in L1
-
-// out[u]: 128-bit lane r is unit u of row r.
-MOELA_INLINE void transpose_lanes(const uint8_t* p, int64_t ld, I out[4]) {
-  const I a = load_words(p), b = load_words(p + ld), c = load_words(p + 2 * ld), d = load_words(p + 3 * ld);
-  const I ab_low = _mm512_shuffle_i32x4(a, b, 0x44), ab_high = _mm512_shuffle_i32x4(a, b, 0xEE);
-  const I cd_low = _mm512_shuffle_i32x4(c, d, 0x44), cd_high = _mm512_shuffle_i32x4(c, d, 0xEE);
-  out[0] = _mm512_shuffle_i32x4(ab_low, cd_low, 0x88);
-  out[1] = _mm512_shuffle_i32x4(ab_low, cd_low, 0xDD);
-  out[2] = _mm512_shuffle_i32x4(ab_high, cd_high, 0x88);
-  out[3] = _mm512_shuffle_i32x4(ab_high, cd_high, 0xDD);
-}
-
-// A line of four rows of b as vectors of eight columns: Reader<Codec>::kVectors of them, in the order of K.
-template <class Codec>
-struct Bf16Reader;
-
-template <>
-struct Bf16Reader<E4m3Codec> {
-  static constexpr int kVectors = 8;
-  MOELA_INLINE void line(const uint8_t* p, int64_t ld, I out[kVectors]) const {
-    I codes[4];
-    transpose_lanes(p, ld, codes);
-#pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) {
-      const I low = _mm512_permutex2var_epi8(low0, codes[u], low1);
-      I high = _mm512_permutex2var_epi8(high0, codes[u], high1);
-      high = _mm512_ternarylogic_epi32(high, codes[u], sign, 0xF8);  // high | (codes & sign)
-      out[2 * u] = _mm512_unpacklo_epi8(low, high);
-      out[2 * u + 1] = _mm512_unpackhi_epi8(low, high);
-    }
-  }
-  I low0 = _mm512_load_si512(kE4m3Tables.low), low1 = _mm512_load_si512(kE4m3Tables.low + 64);
-  I high0 = _mm512_load_si512(kE4m3Tables.high), high1 = _mm512_load_si512(kE4m3Tables.high + 64);
-  I sign = _mm512_set1_epi8(static_cast<char>(0x80));
-};
-
-template <>
-struct Bf16Reader<BFloat16Codec> {
-  static constexpr int kVectors = 4;
-  MOELA_INLINE void line(const uint8_t* p, int64_t ld, I out[kVectors]) const { transpose_lanes(p, ld, out); }
-};
-
-// Up to kBf16Cols rows of b and the columns [k0, k0 + cols) where they are whole blocks and sixteen rows,
-// else a copy in `staging` with zeros around it.
-template <class Codec>
-struct Bf16Tile {
-  static constexpr int64_t kElement = sizeof(typename Codec::Element);
-  Bf16Tile(const GemmProblem& p, int64_t n0, int64_t rows, int64_t k0, int64_t cols, uint8_t* staging)
-      : codes(row_of_b(p, n0) + k0 * kElement), ld(p.stride_bn * kElement) {
-    if (rows == kBf16Cols && cols % kBlock == 0) return;
-    std::memset(staging, 0, kBf16Cols * kBf16Slab * kElement);
-    for (int64_t n = 0; n < rows; ++n)
-      std::memcpy(staging + n * kBf16Slab * kElement, codes + n * ld, cols * kElement);
-    codes = staging;
-    ld = kBf16Slab * kElement;
-  }
-  const uint8_t* codes;
-  int64_t ld;  // bytes
-};
+constexpr int kBf16Vecs = 2;  // of sixteen rows of b in a tile: the columns of a task
+static_assert(kBf16Vecs * kBf16Lanes == kCols);
+constexpr int kPairs = kBlock / 2;
 
 MOELA_INLINE F multiply_pairs(F sums, I a, I b) {
   return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
-MOELA_INLINE I broadcast_step(const uint16_t* a) {
-  I x = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a)));
+MOELA_INLINE I broadcast_pair(const uint32_t* a) {
+  I x = _mm512_set1_epi32(static_cast<int>(*a));
   asm("" : "+v"(x));  // else gcc 12 loads it again for every product
   return x;
 }
 
 // What all products of a tile's slab share.
 struct Bf16Slab {
-  const uint16_t* a;     // of the first row tile
-  const float* factors;  // of the first row
+  const uint32_t* a;     // [pair][row] of the row tile
+  const float* factors;  // of its first row
   const float* sf;       // of b, one per block
   int64_t blocks;
 };
 
-// totals[row][vector] += kRows rows of a times vectors [v0, v0 + kVectors) of the tile. add_block(b, a, acc)
-// adds the products of block b to acc.
-template <int kRows, int kVectors, class AddBlock>
-MOELA_INLINE void multiply_blocks(const Bf16Slab& slab, int v0, F* totals, const AddBlock& add_block) {
-  F total[kRows][kVectors];
+// The products of kRows rows and sixteen rows of b, straight from the codec; `kept`, if kKeep, gets its
+// vectors, kBf16Vecs apart.
+template <class Codec, int kRows, bool kKeep>
+__attribute__((noinline)) void multiply_decoded(const Bf16Slab& slab, const Bf16Tile<Codec>& tile,
+                                                Prefetcher& next, I* kept, F* totals) {
+  using Reader = Bf16Reader<Codec>;
+  constexpr int kLinesOfBlock = kPairs / Reader::kPairs / kSegments;
+  const Reader reader;
+  Prefetcher ahead = next;
+  I lanes[2][kBf16Lanes];
+  const uint8_t *line = tile.codes, *last = line + (slab.blocks * kLinesOfBlock - 1) * kLine;
+  for (int q = 0; q < kSegments; ++q) load_lanes(line, tile.ld, q, lanes[0]);
+  int front = 0;
+  const uint32_t* a = slab.a;
+  for (int64_t b = 0; b < slab.blocks; ++b) {
+    F acc[kRows][2];
 #pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) total[m][v] = totals[m * kTileVectors + v0 + v];
-  const uint16_t* a = slab.a;
-  for (int64_t b = 0; b < slab.blocks; ++b, a += kBlock * kRows) {
-    F acc[kRows][kVectors];
+    for (int m = 0; m < kRows; ++m) acc[m][0] = acc[m][1] = zero();
+    for (int l = 0; l < kLinesOfBlock; ++l) {
+      line = line < last ? line + kLine : last;
+      for (int q = 0; q < kSegments; ++q) {
+        if constexpr (!kKeep) ahead.step(kBf16Lanes / kSegments);
+        load_lanes(line, tile.ld, q, lanes[front ^ 1]);  // while the line before it is multiplied
+        I w[Reader::kPairs];
+        reader.pairs(lanes[front] + 4 * q, w);
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[m][v] = zero();
-    add_block(b, a, acc);
+        for (int i = 0; i < Reader::kPairs; ++i) {
+          if constexpr (kKeep) kept[i * kBf16Vecs] = w[i];
+#pragma GCC unroll 8
+          for (int m = 0; m < kRows; ++m)
+            acc[m][i % 2] = multiply_pairs(acc[m][i % 2], broadcast_pair(a + i * kRows + m), w[i]);
+        }
+        a += Reader::kPairs * kRows;
+        kept += Reader::kPairs * kBf16Vecs;
+      }
+      front ^= 1;
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
       const F factor = set1(slab.sf[b] * slab.factors[m * kBlocksPerSlab + b]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) total[m][v] = fma(acc[m][v], factor, total[m][v]);
+      totals[m * kBf16Vecs] = fma(add(acc[m][0], acc[m][1]), factor, totals[m * kBf16Vecs]);
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) totals[m * kTileVectors + v0 + v] = total[m][v];
-}
-
-// Up to kBf16Rows rows: weights go from the codec straight into products, eight rows of b side by side.
-template <class Codec, int kRows>
-__attribute__((noinline)) void multiply_directly(const Bf16Slab& slab, const Bf16Tile<Codec>& tile,
-                                                 Prefetcher& next, F* totals) {
-  constexpr int kVectors = Bf16Reader<Codec>::kVectors, kLines = kBlock / kBf16Step / kVectors, kGroups = 2;
-  const Bf16Reader<Codec> reader;
-  Prefetcher ahead = next;
-  for (int v0 = 0; v0 < kTileVectors; v0 += kGroups)
-    multiply_blocks<kRows, kGroups>(
-        slab, v0, totals, [&](int64_t b, const uint16_t* a, F(&acc)[kRows][kGroups]) {
-          const uint8_t* codes = tile.codes + v0 * 4 * tile.ld + b * kLines * kLine;
-#pragma GCC unroll 4
-          for (int line = 0; line < kLines; ++line) {
-#pragma GCC unroll 2
-            for (int g = 0; g < kGroups; ++g) {
-              const uint8_t* p = codes + g * 4 * tile.ld + line * kLine;
-              for (int r = 0; r < 4; ++r)
-                prefetch_l1(p + r * tile.ld + 512);  // from L2, where `ahead` put it
-              ahead.step(4);
-              I w[kVectors];
-              reader.line(p, tile.ld, w);
-#pragma GCC unroll 8
-              for (int u = 0; u < kVectors; ++u)
-#pragma GCC unroll 2
-                for (int m = 0; m < kRows; ++m)
-                  acc[m][g] = multiply_pairs(
-                      acc[m][g], broadcast_step(a + ((line * kVectors + u) * kRows + m) * kBf16Step), w[u]);
-            }
-          }
-        });
   next = ahead;
 }
 
-// Weights of a slab, decoded once for all rows: [k / 8][vector].
-struct Bf16Panel {
-  template <class Codec>
-  void fill(const Bf16Tile<Codec>& tile, int64_t blocks, Prefetcher& next) {
-    constexpr int kVectors = Bf16Reader<Codec>::kVectors;
-    const Bf16Reader<Codec> reader;
-    Prefetcher ahead = next;
-    for (int64_t step = 0; step < blocks * (kBlock / kBf16Step); step += kVectors)
-      for (int v = 0; v < kTileVectors; ++v) {
-        ahead.step(4);
-        I out[kVectors];
-        reader.line(tile.codes + v * 4 * tile.ld + step / kVectors * kLine, tile.ld, out);
-#pragma GCC unroll 8
-        for (int u = 0; u < kVectors; ++u) w[step + u][v] = out[u];
-      }
-    next = ahead;
-  }
-  I w[kBf16Slab / kBf16Step][kTileVectors];
-};
-
+// The products of kRows rows and a panel of weights, [pair][vector].
 template <int kRows>
-__attribute__((noinline)) void multiply_panel(const Bf16Slab& slab, const Bf16Panel& panel, F* totals) {
-  multiply_blocks<kRows, kTileVectors>(slab, 0, totals,
-                                       [&](int64_t b, const uint16_t* a, F(&acc)[kRows][kTileVectors]) {
-                                         constexpr int kSteps = kBlock / kBf16Step;
-                                         const I(*weights)[kTileVectors] = panel.w + b * kSteps;
-#pragma GCC unroll 4
-                                         for (int step = 0; step < kSteps; ++step) {
-                                           I w[kTileVectors];
-#pragma GCC unroll 4
-                                           for (int v = 0; v < kTileVectors; ++v) {
-                                             w[v] = weights[step][v];
-                                             asm("" : "+v"(w[v]));
-                                           }
+__attribute__((noinline)) void multiply_panel(const Bf16Slab& slab, const I* w, F* totals) {
+  const uint32_t* a = slab.a;
+  for (int64_t b = 0; b < slab.blocks; ++b) {
+    F acc[2][kRows][kBf16Vecs];
 #pragma GCC unroll 2
-                                           for (int m = 0; m < kRows; ++m) {
-                                             const I x = broadcast_step(a + (step * kRows + m) * kBf16Step);
-#pragma GCC unroll 4
-                                             for (int v = 0; v < kTileVectors; ++v)
-                                               acc[m][v] = multiply_pairs(acc[m][v], x, w[v]);
-                                           }
-                                         }
-                                       });
+    for (int c = 0; c < 2; ++c)
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 2
+        for (int v = 0; v < kBf16Vecs; ++v) acc[c][m][v] = zero();
+#pragma GCC unroll 2
+    for (int i = 0; i < kPairs; i += 2) {
+#pragma GCC unroll 2
+      for (int c = 0; c < 2; ++c) {
+        I weights[kBf16Vecs];
+#pragma GCC unroll 2
+        for (int v = 0; v < kBf16Vecs; ++v) {
+          weights[v] = w[c * kBf16Vecs + v];
+          asm("" : "+v"(weights[v]));
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) {
+          const I x = broadcast_pair(a + c * kRows + m);
+#pragma GCC unroll 2
+          for (int v = 0; v < kBf16Vecs; ++v) acc[c][m][v] = multiply_pairs(acc[c][m][v], x, weights[v]);
+        }
+      }
+      w += 2 * kBf16Vecs;
+      a += 2 * kRows;
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+      const F factor = set1(slab.sf[b] * slab.factors[m * kBlocksPerSlab + b]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kBf16Vecs; ++v) {
+        F& total = totals[m * kBf16Vecs + v];
+        total = fma(add(acc[0][m][v], acc[1][m][v]), factor, total);
+      }
+    }
+  }
 }
 
-// sums[0 .. 3] of a vector of totals: (0 + 2) + (1 + 3) of each quarter.
-MOELA_INLINE void add_quarters(F x, float* sums) {
-  x = add(x, _mm512_permute_ps(x, 0x4E));
-  x = add(x, _mm512_permute_ps(x, 0xB1));
-  _mm_storeu_ps(sums, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, x)));
+using PanelFn = void (*)(const Bf16Slab&, const I*, F*);
+template <int kRows = kBf16PanelRows>
+PanelFn panel_for(int64_t rows) {
+  if constexpr (kRows == 1) {
+    return multiply_panel<1>;
+  } else {
+    return rows >= kRows ? multiply_panel<kRows> : panel_for<kRows - 1>(rows);
+  }
+}
+
+template <class Codec>
+using DecodedFn = void (*)(const Bf16Slab&, const Bf16Tile<Codec>&, Prefetcher&, I*, F*);
+template <class Codec, int kRows = kBf16FirstRows>
+DecodedFn<Codec> decoded_for(int64_t rows) {
+  if constexpr (kRows == 1) {
+    return multiply_decoded<Codec, 1, false>;
+  } else {
+    return rows >= kRows ? multiply_decoded<Codec, kRows, false> : decoded_for<Codec, kRows - 1>(rows);
+  }
+}
+
+// Prefetches one of `shares` of the next slab of b, `bytes` of kCols rows from p on. A whole tile ahead, as
+// the Prefetcher goes for few rows, many rows of a would push it out of L2 again.
+inline void prefetch_share(const uint8_t* p, int64_t ld, int64_t bytes, int64_t share, int64_t shares) {
+  for (int64_t n = share * kCols / shares; n < (share + 1) * kCols / shares; ++n)
+    for (int64_t byte = 0; byte < bytes; byte += kLine) prefetch_l2(p + n * ld + byte);
 }
 
 constexpr float kOnes[kBlocksPerSlab] = {1, 1, 1, 1, 1, 1, 1, 1};
 
-// Totals of a tile: rows [n0, n0 + rows) of b, which share their scale factors.
+// Totals of a tile: rows [n0, n0 + rows) of b, which share their scale factors. `after`: what is read then.
 template <class Codec>
-void multiply_tile(const GemmChunk& chunk, int64_t n0, int64_t rows, Prefetcher& next, F* totals) {
-  static thread_local Bf16Panel panel;
-  alignas(64) static thread_local uint8_t staging[kBf16Cols * kBf16Slab * sizeof(typename Codec::Element)];
+void multiply_tile(const GemmChunk& chunk, int64_t n0, int64_t rows, const uint8_t* after, Prefetcher& next,
+                   F* totals) {
+  constexpr int64_t kElement = sizeof(typename Codec::Element);
+  alignas(64) static thread_local I panel[kBf16Slab / 2 * kBf16Vecs];
+  alignas(64) static thread_local uint8_t staging[kBf16Lanes * kSlab * kElement];
   const GemmProblem& p = *chunk.problem;
-  const int64_t num_rows = chunk.num_rows * num_terms(p);
-  const RowTiles tiles(num_rows, kBf16Rows);
-  const bool is_direct = num_rows <= kBf16Rows;
-  std::memset(totals, 0, num_rows * kTileVectors * sizeof(F));
-  for (int64_t k0 = 0; k0 < p.K; k0 += kBf16Slab) {
+  const Bf16RowTiles tiles(chunk.num_rows);
+  const bool has_panel = tiles.count > 1;
+  const DecodedFn<Codec> decoded =
+      has_panel ? multiply_decoded<Codec, kBf16FirstRows, true> : decoded_for<Codec>(chunk.num_rows);
+  const int64_t step = has_panel ? kBf16Slab : kSlab;
+  std::memset(totals, 0, chunk.num_rows * kBf16Vecs * sizeof(F));
+  for (int64_t k0 = 0; k0 < p.K; k0 += step) {
     next.begin_slab();
     const PackedSlab packed(chunk, k0 / kSlab);
-    const int64_t first = k0 - packed.k0, cols = min_of(kBf16Slab, p.K - k0), blocks = ceil_div(cols, kBlock);
-    const Bf16Tile<Codec> tile(p, n0, rows, k0, cols, staging);
+    const int64_t first = k0 - packed.k0, cols = min_of(step, p.K - k0), blocks = ceil_div(cols, kBlock);
     const float* sf = Codec::kHasSf ? sf_of_row(p, n0, k0) : kOnes;
-    if (!is_direct) panel.fill(tile, blocks, next);
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t m = tiles.begin(t), rows_of_tile = tiles.rows(t);
-      const Bf16Slab slab = {.a = packed.a + m * packed.padded + first * rows_of_tile,
-                             .factors = packed.factors + m * kBlocksPerSlab + first / kBlock,
-                             .sf = sf,
-                             .blocks = blocks};
-      F* to = totals + m * kTileVectors;
-      if (is_direct) {
-        rows_of_tile == 1 ? multiply_directly<Codec, 1>(slab, tile, next, to)
-                          : multiply_directly<Codec, 2>(slab, tile, next, to);
-      } else {
-        rows_of_tile == 1 ? multiply_panel<1>(slab, panel, to) : multiply_panel<2>(slab, panel, to);
-      }
+    // The next slab of these rows of b, or the first of the next ones.
+    const uint8_t* ahead = k0 + step < p.K ? row_of_b(p, n0) + (k0 + step) * kElement : after;
+    const auto slab_of = [&](int64_t t) {
+      const int64_t m = tiles.begin(t);
+      return Bf16Slab{.a = packed.a + (first * chunk.num_rows + m * blocks * kBlock) / 2,
+                      .factors = packed.factors + m * kBlocksPerSlab + first / kBlock,
+                      .sf = sf,
+                      .blocks = blocks};
+    };
+    for (int v = 0; v < kBf16Vecs; ++v) {
+      const int64_t n = v * kBf16Lanes, count = min_of(kBf16Lanes, rows - n);
+      if (count <= 0 && !has_panel) break;
+      const Bf16Tile<Codec> tile(p, n0 + n, count > 0 ? count : 0, k0, cols, staging);
+      decoded(slab_of(0), tile, next, panel + v, totals + v);
+    }
+    for (int64_t t = 1; t < tiles.count; ++t) {
+      prefetch_share(ahead, p.stride_bn * kElement, kBf16Slab * kElement, t - 1, tiles.count - 1);
+      panel_for(tiles.rows(t))(slab_of(t), panel, totals + tiles.begin(t) * kBf16Vecs);
     }
   }
 }
 
 template <class Codec>
 void tile_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
-  static thread_local F totals[2 * kMaxRows * kTileVectors];
+  static thread_local F totals[kMaxRows * kBf16Vecs];
   const GemmProblem& p = *chunk.problem;
-  const int terms = num_terms(p);
   for (int64_t n = 0, rows; n < columns.count; n += rows) {
     const int64_t n0 = columns.n0 + n;
-    rows = min_of(kBf16Cols, columns.count - n);
+    rows = columns.count - n;
     if (Codec::kHasSf) rows = min_of(rows, kBlock - n0 % kBlock);
+    const uint8_t *end = row_of_b(p, columns.n0 + columns.count),
+                  *beyond = static_cast<const uint8_t*>(columns.next);
     // The tile that comes next, while this one is read.
-    Prefetcher next(row_of_b(p, n0 + rows), row_of_b(p, columns.n0 + columns.count),
-                    static_cast<const uint8_t*>(columns.next));
-    multiply_tile<Codec>(chunk, n0, rows, next, totals);
-    for (int64_t m = 0; m < chunk.num_rows; ++m) {
-      float row[kBf16Cols];
-      for (int v = 0; v < kTileVectors; ++v) {
-        const F* total = totals + m * terms * kTileVectors + v;
-        add_quarters(terms == 1 ? *total : add(total[0], total[kTileVectors]), row + v * 4);
-      }
-      std::memcpy(sums + m * kCols + n, row, rows * sizeof(float));
-    }
+    const uint8_t* after = row_of_b(p, n0 + rows);
+    Prefetcher next(after, end, beyond);
+    multiply_tile<Codec>(chunk, n0, rows, after < end ? after : beyond, next, totals);
+    for (int64_t m = 0; m < chunk.num_rows; ++m)
+      std::memcpy(sums + m * kCols + n, totals + m * kBf16Vecs, rows * sizeof(float));
   }
 }
 

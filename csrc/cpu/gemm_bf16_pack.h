@@ -5,9 +5,23 @@
 
 namespace {
 
-constexpr int kBf16Step = 8;  // columns of K in a vector
-constexpr int kBf16Rows = 2;  // of a in a register tile; three are no faster (docs/FACTS.md)
+constexpr int kBf16FirstRows = 8;  // of a that are multiplied as the weights are decoded
+constexpr int kBf16Slab = 256;     // columns of K whose weights, 16 KB for a task, stay in L1
+constexpr int kBf16PanelRows = 4;  // of a in a register tile, beyond those
 constexpr int kBlocksPerSlab = kSlab / kBlock;
+
+// Row tiles of a chunk: the first rows, then tiles of nearly equal size.
+struct Bf16RowTiles {
+  explicit Bf16RowTiles(int64_t num_rows)
+      : first(min_of(num_rows, kBf16FirstRows)),
+        count(1 + ceil_div(num_rows - first, kBf16PanelRows)),
+        num_rows(num_rows) {}
+  int64_t begin(int64_t t) const { return t == 0 ? 0 : first + (num_rows - first) * (t - 1) / (count - 1); }
+  int64_t rows(int64_t t) const { return t == 0 ? first : begin(t + 1) - begin(t); }
+  int64_t first;
+  int64_t count;
+  int64_t num_rows;
+};
 
 // The bfloat16 of e4m3 codes times 2^-8: sums of a block then overflow no sooner than scaled weights would.
 struct E4m3Tables {
@@ -43,58 +57,34 @@ inline uint16_t bf16_of_code(uint8_t code) {
 inline float range_factor(uint32_t amax) {
   return amax == 0 ? 1.f : float_of(amax) < 0x1p-60f ? 0x1p60f : float_of(amax) > 0x1p60f ? 0x1p-60f : 1.f;
 }
-inline uint32_t finite_magnitude(uint32_t bits) {
-  const uint32_t magnitude = bits & 0x7FFFFFFF;
-  return magnitude < 0x7F800000 ? magnitude : 0;
-}
 
-// One row of a slab that is being packed: its columns as bfloat16, in one or two terms, and what each block
-// of products is to be multiplied with.
+// One row of a slab that is being packed: its columns as bfloat16, and what each block of products is to be
+// multiplied with.
 struct Bf16Row {
-  uint16_t terms[2][kSlab];
+  uint16_t elements[kSlab];
   float factors[kBlocksPerSlab];
 
   void set_codes(const uint8_t* codes, int64_t k, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) terms[0][k + i] = bf16_of_code(codes[i]);
+    for (int64_t i = 0; i < count; ++i) elements[k + i] = bf16_of_code(codes[i]);
   }
   void set_bf16(const uint16_t* values, int64_t count) {
-    uint32_t amax = 0;
+    int16_t amax = 0;  // of 16 bits with a sign: what gcc finds a maximum of 32 values at a time for
     for (int64_t k = 0; k < count; ++k) {
-      const uint32_t magnitude = finite_magnitude(static_cast<uint32_t>(values[k]) << 16);
-      amax = magnitude > amax ? magnitude : amax;
-      terms[0][k] = values[k];
+      const int16_t magnitude = values[k] & 0x7FFF, finite = magnitude < 0x7F80 ? magnitude : int16_t{0};
+      amax = finite > amax ? finite : amax;
     }
-    const float factor = range_factor(amax);
+    const float factor = range_factor(bits_of(from_bfloat16(static_cast<uint16_t>(amax))));
+    std::memcpy(elements, values, count * sizeof(uint16_t));
     if (factor != 1.f)
-      for (int64_t k = 0; k < count; ++k) terms[0][k] = to_bfloat16(from_bfloat16(values[k]) * factor);
-    for (float& f : factors) f = 1.f / factor;
-  }
-  // value = terms[0] + terms[1] to 16 bits; what is no number stays in the first.
-  void set_two_terms(const float* values, int64_t count) {
-    uint32_t amax = 0;
-    for (int64_t k = 0; k < count; ++k) {
-      const uint32_t magnitude = finite_magnitude(bits_of(values[k]));
-      amax = magnitude > amax ? magnitude : amax;
-    }
-    const float factor = range_factor(amax);
-    for (int64_t k = 0; k < count; ++k) {
-      const float value = values[k] * factor;
-      terms[0][k] = to_bfloat16(value);
-      const bool is_number = (terms[0][k] & 0x7FFF) < 0x7F80;
-      terms[1][k] = is_number ? to_bfloat16(value - from_bfloat16(terms[0][k])) : 0;
-    }
+      for (int64_t k = 0; k < count; ++k) elements[k] = to_bfloat16(from_bfloat16(values[k]) * factor);
     for (float& f : factors) f = 1.f / factor;
   }
 };
 
-constexpr int num_terms(const GemmProblem& p) { return p.a_cast == ActivationCast::kTwoBFloat16 ? 2 : 1; }
-
 // Columns [k0, k0 + cols) of row m, zero beyond K up to a whole block.
 inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_t m, Bf16Row& row) {
   const int64_t from = p.a_rows ? p.a_rows[m] : m, first = from * p.lda + k0;
-  if (p.a_cast == ActivationCast::kTwoBFloat16) {
-    row.set_two_terms(static_cast<const float*>(p.a) + first, cols);
-  } else if (p.a_cast != ActivationCast::kNone) {
+  if (p.a_cast != ActivationCast::kNone) {
     float values[kBlock];
     uint8_t codes[kBlock];
     for (int64_t k = 0; k < cols; k += kBlock) {
@@ -116,44 +106,42 @@ inline void load_row_bf16(const GemmProblem& p, int64_t k0, int64_t cols, int64_
   if (p.b_dtype == Dtype::kE4m3)
     for (float& f : row.factors) f *= kUnscale;
   const int64_t padding = ceil_div(cols, kBlock) * kBlock - cols;
-  for (uint16_t* term : {row.terms[0], row.terms[1]}) std::memset(term + cols, 0, padding * sizeof(uint16_t));
+  std::memset(row.elements + cols, 0, padding * sizeof(uint16_t));
 }
 
-// A packed slab. Each term of a row is a row of its own: [row tile][k / 8][row of the tile][8] of bfloat16,
-// then factors [row][kBlocksPerSlab].
+// A packed slab: per kBf16Slab columns [row tile][pair of columns][row of the tile], so that a walk over the
+// tiles is one stream; then factors [row][kBlocksPerSlab].
 struct PackedSlab {
   PackedSlab(const GemmChunk& chunk, int64_t slab)
       : k0(slab * kSlab),
         cols(min_of(kSlab, chunk.problem->K - k0)),
         padded(ceil_div(cols, kBlock) * kBlock),
-        num_rows(chunk.num_rows * num_terms(*chunk.problem)),
-        a(reinterpret_cast<uint16_t*>(chunk.a +
+        a(reinterpret_cast<uint32_t*>(chunk.a +
                                       slab * (kSlab + moela::cpu::kGemmSlabNotes) * chunk.num_rows)),
-        factors(reinterpret_cast<float*>(a + padded * num_rows)) {}
+        factors(reinterpret_cast<float*>(a + padded / 2 * chunk.num_rows)) {}
   int64_t k0;
   int64_t cols;    // that exist
   int64_t padded;  // to whole blocks
-  int64_t num_rows;
-  uint16_t* a;
+  uint32_t* a;
   float* factors;
 };
-static_assert(2 * kBlocksPerSlab <= moela::cpu::kGemmSlabNotes, "the factors of two terms would not fit");
+
+static_assert(kBlocksPerSlab <= moela::cpu::kGemmSlabNotes, "the factors would not fit");
 
 void pack_for_bf16(const GemmChunk& chunk, int64_t index) {
   const PackedSlab slab(chunk, index);
-  const RowTiles tiles(slab.num_rows, kBf16Rows);
-  const int terms = num_terms(*chunk.problem);
+  const Bf16RowTiles tiles(chunk.num_rows);
   Bf16Row row;
   for (int64_t t = 0; t < tiles.count; ++t) {
-    const int64_t rows = tiles.rows(t);
+    const int64_t rows = tiles.rows(t), first = tiles.begin(t);
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t m = tiles.begin(t) + r;
-      if (m % terms == 0) load_row_bf16(*chunk.problem, slab.k0, slab.cols, chunk.m0 + m / terms, row);
-      std::memcpy(slab.factors + m * kBlocksPerSlab, row.factors, sizeof row.factors);
-      const uint16_t* from = row.terms[m % terms];
-      uint16_t* to = slab.a + tiles.begin(t) * slab.padded + r * kBf16Step;
-      for (int64_t k = 0; k < slab.padded; k += kBf16Step, to += rows * kBf16Step)
-        std::memcpy(to, from + k, kBf16Step * sizeof(uint16_t));
+      load_row_bf16(*chunk.problem, slab.k0, slab.cols, chunk.m0 + first + r, row);
+      std::memcpy(slab.factors + (first + r) * kBlocksPerSlab, row.factors, sizeof row.factors);
+      for (int64_t k0 = 0; k0 < slab.padded; k0 += kBf16Slab) {
+        const int64_t cols = min_of(kBf16Slab, slab.padded - k0);
+        uint32_t* to = slab.a + (k0 * chunk.num_rows + first * cols) / 2 + r;
+        for (int64_t k = 0; k < cols; k += 2, to += rows) std::memcpy(to, row.elements + k0 + k, sizeof *to);
+      }
     }
   }
 }

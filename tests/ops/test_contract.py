@@ -142,8 +142,8 @@ def batch_inputs(run: Any) -> list[dict[str, Any]]:
         # float32, as above. Biases, so that they belong to the right rows.
         dims = {"T": M, "H": 130, "I": 40, "E": 3, "x_dtype": torch.float32, "bias": True, "seed": 1}
         fp8 = {"w_dtype": torch.float8_e4m3fn}
-        kinds = [{}, fp8, fp8 | {"quantize_activations": "fp8"}]
-        return [run.inputs(**dims, **kind) for kind in kinds[run.is_slow :]]
+        kinds = [{}, fp8, fp8 | {"quantize_activations": "fp8"}, fp8 | {"x_dtype": torch.bfloat16}]
+        return [run.inputs(**dims | kind) for kind in kinds[run.is_slow :]]
     dims = SMALL[run.spec.name] | {rows_dim(run.spec): M, "seed": 1}
     return [run.inputs(**dims, x_dtype=d) for d in (torch.bfloat16, torch.float32)]
 

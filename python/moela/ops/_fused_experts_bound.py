@@ -32,11 +32,14 @@ UNIT = 2.0**-24  # unit roundoff of float32
 
 
 def bound(
-    inputs: dict[str, Any], accum: float, intermediates: torch.dtype | None = None
+    inputs: dict[str, Any],
+    accum: float,
+    gate_up_dtype: torch.dtype | None = None,
+    h_dtype: torch.dtype | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """(out, allowed error), float64. `intermediates`: what gate_up, h and y are rounded to; None: x's."""
+    """(out, allowed error), float64. To what gate_up and y, and h, are rounded; None: to x's dtype."""
     x, quantize = inputs["x"], inputs.get("quantize_activations")
-    dtype = intermediates or x.dtype
+    dtype = gate_up_dtype or x.dtype
     a = as_multiplied(x, quantize)  # [T, H]
     out, error = torch.zeros_like(a), torch.zeros_like(a)
     sums = (inputs["topk_ids"].size(1) + 1) * UNIT
@@ -48,7 +51,7 @@ def bound(
         w2, b2 = parameters(expert, inputs["w2"], inputs.get("sf_w2"), inputs.get("b2"))
         gate_up = product(a[token], torch.zeros_like(a[token]), w13, b13, accum, dtype)
         h = activation(*gate_up, inputs.get("limit"), inputs.get("alpha"))
-        h = rounded(*h, dtype) if quantize is None else cast(*h, quantize == "fp8_ue8m0")
+        h = rounded(*h, h_dtype or x.dtype) if quantize is None else cast(*h, quantize == "fp8_ue8m0")
         y, e_y = product(*h, w2, b2, accum, dtype)
         out[token] += weight * y
         error[token] += weight.abs() * (e_y + sums * (y.abs() + e_y))

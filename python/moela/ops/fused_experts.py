@@ -63,8 +63,8 @@ def fused_experts(
         out: [T, H] of x's dtype, contiguous. Zero for a token whose ids are all outside.
 
     Numerics: float32 sums, over the experts of a token in ascending order. A GPU backend may round gate_up,
-        h and the experts' results to x's dtype; the CPU keeps float32, and 16 bits of h where it multiplies
-        pairs of bfloat16. The error of each of these goes through all that follows;
+        h and the experts' results to x's dtype; the CPU keeps float32, but of h where it multiplies pairs of
+        bfloat16 and x is bfloat16. The error of each of these goes through all that follows;
         ops/_fused_experts_bound.py adds them up, per element. A row of out depends on its row of x,
         topk_weights and topk_ids only (batch-invariant). Weights of experts that no token picked do not
         matter.
