@@ -48,7 +48,8 @@ def copy_of_the_package(tmp_path):
 def test_import_does_not_import_triton_and_does_not_start_cuda():
     code = """
 import sys, moela, torch
-print([m for m in sys.modules if m.split(".")[0] in ("triton", "hypothesis", "rich", "matplotlib")])
+optional = ("triton", "transformers", "hypothesis", "rich", "matplotlib")
+print([m for m in sys.modules if m.split(".")[0] in optional])
 print([m for m in sys.modules if m.startswith(("moela.kernels", "moela.bench", "moela.testing"))])
 print(torch.cuda.is_initialized())
 """

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ E, TOPK, LIMIT, ALPHA = 5, 2, 1.5, 1.702
 SIZES = {"intermediate_size": 24, "moe_intermediate_size": 24, "intermediate_dim": 24}
 
 
+@functools.cache
 def classes() -> list[str]:
     """module:class of what stands under the decorator."""
     found = []

@@ -1,5 +1,6 @@
 """FP8 layers of transformers on moela: what `patch` takes over, and what they compute."""
 
+import copy
 import types
 
 import models
@@ -69,6 +70,11 @@ def test_classes_that_run_on_moela_are_reported_as_already():
         for theirs, forward in ((fp8.FP8Linear, fp8_linear_forward), (fp8.FP8Experts, fp8_experts_forward)):
             if isinstance(module, theirs):
                 module.__class__ = type(theirs.__name__, (type(module),), {"forward": forward})
+    # Another forward of moela, as that of layers with one scale factor.
+    other = model.model.layers[0].self_attn.o_proj
+    forward = types.FunctionType(fp8_linear_forward.__code__, fp8_linear_forward.__globals__)
+    forward.__module__ = fp8_linear_forward.__module__
+    other.__class__ = type("Other", (fp8.FP8Linear,), {"forward": forward})
     before = models.logits_of(model, models.prompt())
     report = moela.patch(model)
     assert (report.count("already", "experts"), report.count("patched", "router")) == (1, 1)
@@ -77,6 +83,19 @@ def test_classes_that_run_on_moela_are_reported_as_already():
     assert torch.equal(models.logits_of(model, models.prompt()), before)
     report = moela.patch(model, backend="reference")
     assert report.count("patched", "linear") == 16
+
+
+def test_gradients_go_through_frozen_fp8_layers():
+    """As adapters on top of them need it."""
+    model, dequantized = models.quantized(models.build("deepseek_v3"))
+    inputs = models.prompt(rows=1, length=9)
+    exact = models.gradients(copy.deepcopy(dequantized).double(), inputs)
+    stock = models.gradients(dequantized, inputs)
+    moela.patch(model)
+    mine = models.gradients(model, inputs)
+    assert "model.embed_tokens.weight" in mine
+    exact, stock = ({name: grads[name] for name in mine} for grads in (exact, stock))
+    assert models.worst(mine, exact) <= 2 * models.worst(stock, exact) + 2.0**-24
 
 
 class TestRefusals:

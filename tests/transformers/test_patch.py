@@ -343,6 +343,11 @@ class TestWhatItDoesNotKnow:
         moe.gate.jitter_noise = 0.1
         self.left(model, "router", "noise")
 
+    def test_layers_of_moela_need_nothing(self, model, moe):
+        moe.experts = moela.nn.Experts.from_module(moe.experts)
+        report = moela.patch(model)
+        assert report.count("patched", "experts") == report.count("left", "experts") == 0
+
     def test_experts_in_a_list(self):
         class Block(nn.Module):
             def __init__(self, inner: nn.Module):
@@ -379,3 +384,14 @@ class TestBackends:
     def test_the_backend_of_the_process_is_what_the_report_says(self, model, monkeypatch):
         monkeypatch.setenv("MOELA_BACKEND", "reference")
         assert "fused_experts on reference" in str(moela.patch(model))
+
+    def test_layers_on_several_devices_have_each_their_own(self):
+        model = models.build("mixtral")
+        model.model.layers[1].to("meta")
+        details = {
+            (e.name.split(".")[2], e.detail) for e in moela.patch(model, router=False, linear=False).entries
+        }
+        assert details == {
+            (str(i), f"fused_experts on {backends.pick('fused_experts', torch.device(device))}")
+            for i, device in enumerate(("cpu", "meta"))
+        }

@@ -39,6 +39,8 @@ def is_ours(module: nn.Module) -> bool:
 def find(model: nn.Module) -> Iterator[Layer]:
     """The layers of `model`, in the order of its modules."""
     for name, module in model.named_modules():
+        if type(module).__module__.startswith("moela.nn"):
+            continue  # nothing to do
         if kind := _kind(name, module):
             yield Layer(name, kind, module, _FIND[kind](module))
         yield from _router(name, module)
@@ -97,8 +99,7 @@ def _forward(
 
 def _router(name: str, block: nn.Module) -> Iterator[Layer]:
     """The router of a block: the module beside the experts that every model calls gate or router."""
-    if "experts" not in block._modules:
-        return
-    for child in ("gate", "router"):
-        if router := block._modules.get(child):
-            yield Layer(f"{name}.{child}".lstrip("."), "router", router, find_router(router, block))
+    child = next((c for c in ("gate", "router") if block._modules.get(c)), None)
+    if child and "experts" in block._modules:
+        router = block._modules[child]
+        yield Layer(f"{name}.{child}".lstrip("."), "router", router, find_router(router, block))

@@ -1,6 +1,5 @@
 """Put moela's functions into a model's layers, and take them out again."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -11,7 +10,7 @@ from moela.integrations.transformers.report import ALREADY, LEFT, PATCHED, Entry
 from moela.integrations.transformers.takeover import Takeover, put, record_of, restore
 
 
-def patch(model: nn.Module, kinds: Iterable[str], backend: str | None) -> PatchReport:
+def patch(model: nn.Module, kinds: list[str], backend: str | None) -> PatchReport:
     _check(model, kinds, backend)
     layers = [layer for layer in find(model) if layer.kind in kinds]
     entries = [_entry(layer, backend) for layer in layers]
@@ -71,7 +70,7 @@ def _detail(takeover: Takeover, backend: str | None) -> str:
     return f"{takeover.ops[0]} on {backend or backends.pick(takeover.ops[0], device)}"
 
 
-def _check(model: Any, kinds: Iterable[str], backend: str | None) -> None:
+def _check(model: Any, kinds: list[str], backend: str | None) -> None:
     _check_module("patch", model)
     if not kinds:
         raise ValueError("moela.patch: expected one of experts, router, linear and mla to be True, got none")
