@@ -17,7 +17,8 @@ from moela.nn._twin import Stub, tried_out, twin_of
 from moela.nn.topk_router import RouterSettings, run_router
 from moela.ops.moe_topk import GROUP_SCORES, SCORINGS
 
-ROWS = 128  # of a trial: with few, two group scores may choose the same experts by chance
+ROWS = 32  # of a trial
+POOL = 2048  # rows to look for some where candidates differ that a trial does not tell apart
 SHIFTS = (0.0, -4.0, -12.0)  # of all logits of a row, so that a sum of sigmoids is small, too
 SEEDS = (0, 1)  # of the second trial, should the first have hit a tie within rounding
 NUM_GROUPS, TOPK_GROUPS = ("n_group", "num_group", "num_groups"), ("topk_group", "topk_groups")
@@ -61,9 +62,9 @@ class Recognised:
 class Trial:
     """What another library gave its experts for `x`, with these tensors."""
 
-    x: Tensor  # [ROWS, H]
+    x: Tensor  # [T, H]
     tensors: dict[str, Tensor]
-    logits: Tensor  # [ROWS, E], as they are without anything special
+    logits: Tensor  # [T, E], as they are without anything special
     topk_weights: Tensor
     topk_ids: Tensor
 
@@ -91,14 +92,17 @@ def recognise(router: nn.Module, block: nn.Module | None = None) -> Recognised |
         return f"{name} {slots}"
     reason = ""
     for seed in SEEDS:
-        trial = _trial(router, block, slots, seed, torch.float32)
+        rows = _rows(ROWS, slots[0].get().size(1), seed)
+        trial = _trial(router, block, slots, seed, rows)
         if isinstance(trial, str):
             return f"{name} {trial}"
         candidates = [*_candidates(router, block, slots, trial)]
         off = [_distance(found, trial) for found in candidates]
-        if min(off) <= 1:
-            found = next(found for found, d in zip(candidates, off, strict=True) if d <= 1)
-            return _with_dtypes(found, router, block, slots, seed)
+        agreeing = [found for found, d in zip(candidates, off, strict=True) if d <= 1]
+        if len(agreeing) > 1:
+            agreeing = _told_apart(agreeing, router, block, slots, seed, trial)
+        if agreeing:
+            return _with_dtypes(agreeing[0], router, block, slots, seed)
         nearest = candidates[off.index(min(off))].settings
         reason = f"{name} routes in no way that moela.moe_topk knows"
         if min(off) < math.inf:
@@ -135,12 +139,17 @@ def _slots(router: nn.Module, block: nn.Module | None) -> tuple[Slot, Slot | Non
     return weight, bias, rest[0] if rest else None
 
 
-def _trial(
-    router: nn.Module, block: nn.Module | None, slots: tuple, seed: int, dtype: torch.dtype
-) -> Trial | str:
-    """Run the other library's code on the CPU, with random tensors, in `dtype`."""
+def _rows(count: int, H: int, seed: int) -> Tensor:
+    """[count, H] float32. The weights' first column is 1, so that the first element shifts all logits."""
+    x = torch.randn(count, H, generator=torch.Generator().manual_seed(~seed))
+    x[:, 0] = torch.tensor(SHIFTS).repeat(count)[:count]
+    return x
+
+
+def _trial(router: nn.Module, block: nn.Module | None, slots: tuple, seed: int, x: Tensor) -> Trial | str:
+    """Run the other library's code on the CPU, with random tensors of a seed, for `x`, in its dtype."""
     g = torch.Generator().manual_seed(seed)
-    E, H = slots[0].get().shape
+    E, dtype = slots[0].get().size(0), x.dtype
     tensors = {}
 
     def tensor(name: str, t: Tensor) -> Tensor:
@@ -155,9 +164,6 @@ def _trial(
         tensors[name] = new.to(dtype)
         return tensors[name]
 
-    x = torch.randn(ROWS, H, generator=g)
-    x[:, 0] = torch.tensor(SHIFTS).repeat(ROWS)[:ROWS]
-    x = x.to(dtype)
     given: list[Tensor] = []
 
     def experts(hidden: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
@@ -181,11 +187,36 @@ def _trial(
     ids = [t for t in given if isinstance(t, Tensor) and t.dtype in (torch.int32, torch.int64)]
     shape = ids[0].shape if len(ids) == 1 else None
     weights = [t for t in given if isinstance(t, Tensor) and t.is_floating_point() and t.shape == shape]
-    if len(weights) != 1 or len(shape) != 2 or shape[0] != ROWS or not 0 < shape[1] <= E:
+    if len(weights) != 1 or len(shape) != 2 or shape[0] != len(x) or not 0 < shape[1] <= E:
         return "does not give its experts ids and weights [num_tokens, topk]"
     weight, bias = (None if s is None else tensors[s.name] for s in slots[:2])
-    logits = nn.functional.linear(x, weight, bias)  # [ROWS, E]
+    logits = nn.functional.linear(x, weight, bias)  # [T, E]
     return Trial(x, tensors, logits, weights[0], ids[0])
+
+
+def _told_apart(
+    agreeing: list[Recognised],
+    router: nn.Module,
+    block: nn.Module | None,
+    slots: tuple,
+    seed: int,
+    trial: Trial,
+) -> list[Recognised]:
+    """Of candidates that agree with a trial those that do so too where they choose differently.
+
+    By chance a few rows may have the same experts by two rules. Rows that tell them apart are looked for
+    among many; where there are none, the rules are one.
+    """
+    weight, bias = (None if s is None else trial.tensors[s.name] for s in slots[:2])
+    pool = _rows(POOL, weight.size(1), seed)
+    whole = replace(trial, x=pool, logits=nn.functional.linear(pool, weight, bias))
+    ids = torch.stack([_choice(found, whole)[1] for found in agreeing])  # [candidates, POOL, topk]
+    differ = (ids != ids[:1]).any(-1)  # [candidates, POOL]
+    rows = torch.cat([mine.nonzero().flatten()[:ROWS] for mine in differ]).unique()
+    if not len(rows):
+        return agreeing
+    trial = _trial(router, block, slots, seed, pool[rows])
+    return [found for found in agreeing if _distance(found, trial) <= 1]
 
 
 def _candidates(
@@ -222,7 +253,7 @@ def _distance(found: Recognised, trial: Trial) -> float:
     if not torch.equal(ids, their_ids):
         return math.inf
     E, topk = trial.logits.size(1), ids.size(1)
-    spread = (trial.logits.amax(-1) - trial.logits.amin(-1))[:, None]  # [ROWS, 1]
+    spread = (trial.logits.amax(-1) - trial.logits.amin(-1))[:, None]  # [T, 1]
     units = 2 * (2 * (12 + spread) + E + 2 * topk + 4)
     return ((weights - theirs).abs() / (UNIT * units * weights.abs())).nan_to_num(math.inf).amax().item()
 
@@ -247,7 +278,8 @@ def _with_dtypes(
     Logits rounded to bfloat16 change the weights of a trial, whose logits go beyond 12, far more than a
     rounding of the weights does. What does not run in bfloat16 has its product in float32.
     """
-    trial = _trial(router, block, slots, seed, torch.bfloat16)
+    rows = _rows(ROWS, slots[0].get().size(1), seed)
+    trial = _trial(router, block, slots, seed, rows.bfloat16())
     if isinstance(trial, str):
         return found
     weights_dtype = torch.float32 if trial.topk_weights.dtype == torch.float32 else None
