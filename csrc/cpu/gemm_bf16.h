@@ -72,7 +72,7 @@ __attribute__((noinline)) void multiply_decoded(const Bf16Slab& slab, const Bf16
             acc[m][i % 2] = multiply_pairs(acc[m][i % 2], broadcast_pair(a + i * kRows + m), w[i]);
         }
         a += Reader::kPairs * kRows;
-        kept += Reader::kPairs * kBf16Vecs;
+        if constexpr (kKeep) kept += Reader::kPairs * kBf16Vecs;
       }
       front ^= 1;
     }
