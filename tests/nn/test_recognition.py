@@ -174,6 +174,19 @@ def test_a_method_that_ignores_its_groups_is_told_from_one_that_does_not(options
     assert found.settings == RouterSettings(stock.TOPK, scaling=16.0, **groups)
 
 
+SIZES = [(8, 4, 3, 2), (8, 4, 2, 2), (12, 3, 2, 1), (16, 2, 1, 8), (16, 4, 3, 8), (32, 8, 7, 1)]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("hidden", [32, 64, 96])
+def test_rules_that_choose_alike_in_most_rows_are_told_apart(sizes, hidden):
+    """With most groups kept and few experts chosen, the score of a group hardly ever matters."""
+    names = ("n_routed_experts", "n_group", "topk_group", "num_experts_per_tok")
+    options = dict(zip(names, sizes, strict=True)) | {"num_local_experts": sizes[0], "hidden_size": hidden}
+    block = stock.block_of("deepseek_v3", "DeepseekV3MoE", **options)
+    assert recognise(block.gate, block).settings.group_score == "top2sum"
+
+
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_the_same_class_has_the_settings_of_its_config(renormalize):
     block = stock.block_of("qwen3_moe", "Qwen3MoeSparseMoeBlock", norm_topk_prob=renormalize)

@@ -139,9 +139,10 @@ def _slots(router: nn.Module, block: nn.Module | None) -> tuple[Slot, Slot | Non
     return weight, bias, rest[0] if rest else None
 
 
-def _rows(count: int, H: int, seed: int) -> Tensor:
+def _rows(count: int, H: int, seed: int, sizes: tuple[float, ...] = (1.0,)) -> Tensor:
     """[count, H] float32. The weights' first column is 1, so that the first element shifts all logits."""
     x = torch.randn(count, H, generator=torch.Generator().manual_seed(~seed))
+    x *= torch.tensor(sizes).repeat(count)[:count, None]
     x[:, 0] = torch.tensor(SHIFTS).repeat(count)[:count]
     return x
 
@@ -208,7 +209,8 @@ def _told_apart(
     among many; where there are none, the rules are one.
     """
     weight, bias = (None if s is None else trial.tensors[s.name] for s in slots[:2])
-    pool = _rows(POOL, weight.size(1), seed)
+    # Of large logits a group's best expert is often its only good one, which a sum of two does not prefer.
+    pool = _rows(POOL, weight.size(1), seed, sizes=(1.0, 2.0, 4.0, 8.0))
     whole = replace(trial, x=pool, logits=nn.functional.linear(pool, weight, bias))
     ids = torch.stack([_choice(found, whole)[1] for found in agreeing])  # [candidates, POOL, topk]
     differ = (ids != ids[:1]).any(-1)  # [candidates, POOL]
