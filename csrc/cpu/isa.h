@@ -3,6 +3,7 @@
 
 #include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
+#include "cpu/merge_states.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
 #include "cpu/moe_unpermute.h"
@@ -20,6 +21,7 @@ struct Kernels {
   GemmKernels gemm;
   GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;
+  MergeStates merge_states;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

@@ -29,6 +29,7 @@ from moela.kernels import (
     grouped_fp8_gemm_masked,
     grouped_gemm,
     grouped_gemm_wgrad,
+    merge_states,
     moe_permute,
     moe_topk,
     moe_unpermute,
@@ -163,6 +164,11 @@ def unpermute(dtype: torch.dtype, has_weights: bool, H=7168, topk=8) -> Launch:
     return moe_unpermute.launch, args, {"out": (torch.empty(100, H, dtype=dtype),)}
 
 
+def states(dtype: torch.dtype, D=512) -> Launch:
+    out, lse = torch.empty(100, 16, D, dtype=dtype), torch.empty(100, 16)
+    return merge_states.launch, (out, lse, out, lse), {"out": (out.clone(), lse.clone())}
+
+
 def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     ids = torch.empty(100, topk, dtype=dtype)
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
@@ -221,6 +227,8 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "clear_rest-f32": lambda: rest(F32, has_begin=False),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
+    "merge_states-bf16": lambda: states(BF16),
+    "merge_states-f32-narrow": lambda: states(F32, D=37),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
     "moe_topk-f16-sqrtsoftplus": lambda: router(
         F16, 384, 6, bias=torch.empty(384), scoring="sqrtsoftplus", renormalize=True
