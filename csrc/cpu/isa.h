@@ -4,6 +4,7 @@
 #include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
 #include "cpu/merge_states.h"
+#include "cpu/mla_cache_write.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
 #include "cpu/moe_unpermute.h"
@@ -22,6 +23,7 @@ struct Kernels {
   GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;
   MergeStates merge_states;
+  MlaCacheWrite mla_cache_write;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

@@ -1,5 +1,8 @@
 """What the ops of latent attention refuse."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from bad_call import (
     DENSE,
@@ -16,10 +19,74 @@ from bad_call import (
 )
 
 GOOD: dict[str, Args] = {
+    "mla_cache_write": {"T": 3, "L": 128, "R": 8, "page_size": 5, "hostile": False},
     "merge_states": {"T": 3, "H": 4, "D": 40},
 }
 
+BYTES = torch.uint8
+
+
+def slots(*values: int) -> Callable[[Args], Args]:
+    return put(slot_mapping=lambda t: torch.tensor(values, device=t.device))
+
+
+def of_bytes(row_bytes: int, **others: Any) -> Callable[[Args], Args]:
+    """The cache as one of bytes."""
+    return put(cache=lambda t: torch.empty(*t.shape[:2], row_bytes, dtype=BYTES, device=t.device), **others)
+
+
 BAD: dict[str, list[Bad]] = {
+    "mla_cache_write": [
+        Bad("kv_c is 3-D", put(kv_c=lambda t: t[None]), "kv_c: expected a 2-D tensor, got 3-D"),
+        Bad("kv_c is e4m3", put(kv_c=as_dtype(E4M3)), f"kv_c: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("columns of kv_c are strided", put(kv_c=col_major), "kv_c: " + LAST_DIM.format(3)),
+        Bad("k_pe is 1-D", put(k_pe=lambda t: t[0]), "k_pe: expected a 2-D tensor, got 1-D"),
+        Bad(
+            "k_pe is float32",
+            put(k_pe=as_dtype(torch.float32)),
+            "k_pe: expected bfloat16 (that of kv_c), got float32",
+        ),
+        Bad("k_pe is short", put(k_pe=lambda t: t[:2]), "k_pe: expected T=3 (that of kv_c), got T=2"),
+        Bad("columns of k_pe are strided", put(k_pe=col_major), "k_pe: " + LAST_DIM.format(3)),
+        Bad("cache is flat", put(cache=lambda t: t.flatten(0, 1)), "cache: expected a 3-D tensor, got 2-D"),
+        Bad(
+            "cache is e4m3",
+            put(cache=as_dtype(E4M3)),
+            "cache: expected bfloat16, float16, float32 or uint8, got float8_e4m3fn",
+        ),
+        Bad("cache is wide", put(cache=one_wider), "cache: expected rows of 136 elements, got 137"),
+        Bad("cache has rows of 656 bytes", of_bytes(656), "cache: expected rows of 148 bytes, got 656"),
+        Bad(
+            "kv_c has half a group",
+            of_bytes(148, kv_c=lambda t: t[:, :64]),
+            "kv_c: expected a multiple of 128 columns because cache is uint8, got 64",
+        ),
+        Bad("columns of cache are strided", put(cache=col_major), "cache: " + LAST_DIM.format(5)),
+        Bad(
+            "ue8m0 of a cache of floats",
+            put(ue8m0=True),
+            "ue8m0: expected False because cache is bfloat16, got True",
+        ),
+        Bad(
+            "slots are float32",
+            put(slot_mapping=as_dtype(torch.float32)),
+            "slot_mapping: expected int32 or int64, got float32",
+        ),
+        Bad("a slot is missing", slots(0, 1), "slot_mapping: expected shape [3], got [2]"),
+        Bad(
+            "slots are strided",
+            put(slot_mapping=lambda t: t.repeat_interleave(2)[::2]),
+            "slot_mapping: " + LAST_DIM.format(2),
+        ),
+        Bad(
+            "a slot is -2", slots(0, -2, 1), "slot_mapping: expected slots within [-1, 9], got -2 at token 1"
+        ),
+        Bad(
+            "a slot is too large",
+            slots(0, 1, 10),
+            "slot_mapping: expected slots within [-1, 9], got 10 at token 2",
+        ),
+    ],
     "merge_states": [
         Bad(
             "out_a is 0-D",

@@ -30,6 +30,7 @@ from moela.kernels import (
     grouped_gemm,
     grouped_gemm_wgrad,
     merge_states,
+    mla_cache_write,
     moe_permute,
     moe_topk,
     moe_unpermute,
@@ -39,6 +40,7 @@ from moela.kernels import (
     silu_and_mul,
     silu_and_mul_quant_fp8,
 )
+from moela.reference import _mla_cache
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -169,6 +171,13 @@ def states(dtype: torch.dtype, D=512) -> Launch:
     return merge_states.launch, (out, lse, out, lse), {"out": (out.clone(), lse.clone())}
 
 
+def cache_write(x: torch.dtype, cache: torch.dtype, ue8m0=False, slots=torch.int64) -> Launch:
+    L, R = 512, 64
+    row = _mla_cache.row_size(L, R, cache)
+    args = (torch.empty(100, L, dtype=x), torch.empty(100, R, dtype=x), torch.empty(4, 64, row).to(cache))
+    return mla_cache_write.launch, (*args, torch.zeros(100, dtype=slots), ue8m0), {}
+
+
 def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     ids = torch.empty(100, topk, dtype=dtype)
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
@@ -229,6 +238,9 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
     "merge_states-bf16": lambda: states(BF16),
     "merge_states-f32-narrow": lambda: states(F32, D=37),
+    "mla_cache_write-bf16": lambda: cache_write(BF16, BF16),
+    "mla_cache_write-f32-f16": lambda: cache_write(F32, F16, slots=torch.int32),
+    "mla_cache_write-bf16-to_e4m3": lambda: cache_write(BF16, torch.uint8),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
     "moe_topk-f16-sqrtsoftplus": lambda: router(
         F16, 384, 6, bias=torch.empty(384), scoring="sqrtsoftplus", renormalize=True

@@ -169,7 +169,8 @@ def test_fp8_instructions_are_used_exactly_where_the_target_has_them(target, com
     for variant, facts in compiled.items():
         multiplies_fp8 = variant.split("-")[0] in PRODUCTS and dot_type(variant) == "e4m3"
         has_any = machine_code.fp8_opcodes(opcodes(facts)) != set()
-        assert has_any == (TARGETS[target].has_fp8 and (multiplies_fp8 or "_quant_" in variant)), variant
+        casts = "_quant_" in variant or variant.endswith("-to_e4m3")
+        assert has_any == (TARGETS[target].has_fp8 and (multiplies_fp8 or casts)), variant
 
 
 def test_products_load_by_tma_where_the_rows_are_aligned(target, compiled):

@@ -8,6 +8,7 @@ from moela.ops.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked, grouped_f
 from moela.ops.grouped_gemm import grouped_gemm, grouped_gemm_out
 from moela.ops.grouped_gemm_wgrad import grouped_gemm_wgrad, grouped_gemm_wgrad_out
 from moela.ops.merge_states import merge_states, merge_states_out
+from moela.ops.mla_cache_write import mla_cache_write
 from moela.ops.moe_permute import moe_permute, moe_permute_out
 from moela.ops.moe_topk import moe_topk, moe_topk_out
 from moela.ops.moe_unpermute import moe_unpermute, moe_unpermute_out
@@ -34,6 +35,7 @@ __all__ = [
     "grouped_gemm_wgrad_out",
     "merge_states",
     "merge_states_out",
+    "mla_cache_write",
     "moe_permute",
     "moe_permute_out",
     "moe_topk",

@@ -88,6 +88,20 @@ def expect_counts(op: str, counts: Tensor, num_experts: int, rows: int, owner: s
         expect(0 <= count <= rows, op, arg, f"counts within [0, {rows}]", f"{count} at expert {expert}")
 
 
+def expect_slots(op: str, slots: Tensor, num_tokens: int, num_slots: int, owner: str, t: Tensor) -> None:
+    """`slot_mapping`: [num_tokens] beside `t`, the argument `owner`; -1 is no slot."""
+    arg = "slot_mapping"
+    expect_dtype(op, arg, slots.dtype, (torch.int32, torch.int64))
+    expect_shape(op, arg, slots, (num_tokens,))
+    expect_last_dim_contiguous(op, arg, slots)
+    expect_device(op, arg, slots, t.device, owner)
+    if not _can_read(slots):
+        return
+    for token, slot in enumerate(slots.tolist()):
+        wanted = f"slots within [-1, {num_slots - 1}]"
+        expect(-1 <= slot < num_slots, op, arg, wanted, f"{slot} at token {token}")
+
+
 def _expect_int32(op: str, arg: str, t: Tensor, size: int, owner: str, beside: Tensor) -> None:
     expect_dtype(op, arg, t.dtype, (torch.int32,))
     expect_shape(op, arg, t, (size,))
