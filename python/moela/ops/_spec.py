@@ -227,14 +227,13 @@ def register(spec: OpSpec) -> None:
         spec.check(*args, **kwargs)
         check_out(spec, out, spec.empty(*args, **kwargs), args[0])
 
-    overrides = backends.overrides_compiled_cpu(spec.name)
     if spec.in_place:
-        _define(spec.name, f"({spec.schema}) -> ()", run, fake, overrides)
+        _define(spec.name, f"({spec.schema}) -> ()", run, fake)
     else:
         returns = ", ".join(["Tensor"] * len(spec.outputs))
         returns = returns if len(spec.outputs) == 1 else f"({returns})"
-        _define(spec.name, f"({spec.schema}) -> {returns}", run, fake, overrides)
-        _define(spec.name + "_out", f"({_out_schema(spec)}) -> ()", out_variant, fake_out, overrides)
+        _define(spec.name, f"({spec.schema}) -> {returns}", run, fake)
+        _define(spec.name + "_out", f"({_out_schema(spec)}) -> ()", out_variant, fake_out)
         _cuda_lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()")
     if spec.autograd:
         torch.library.register_autograd(
@@ -245,11 +244,11 @@ def register(spec: OpSpec) -> None:
     SPECS[spec.name] = spec
 
 
-def _define(name: str, schema: str, kernel: Callable, fake: Callable, overrides: bool) -> None:
-    """`kernel` runs on every device without a kernel of its own; with `overrides` on the CPU too."""
+def _define(name: str, schema: str, kernel: Callable, fake: Callable) -> None:
+    """`kernel` runs on devices without a compiled one, and on the CPU where MOELA_BACKEND asks for it."""
     _lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _lib.impl(name, kernel, "CompositeExplicitAutograd")
-    if overrides:
+    if backends.overrides_compiled_cpu(name.removesuffix("_out")):
         with warnings.catch_warnings():  # torch warns of every override; this one was asked for
             warnings.simplefilter("ignore")
             _lib.impl(name, kernel, "CPU", allow_override=True)
