@@ -21,16 +21,19 @@ class Plan:
     BLOCK_H: int  # heads of one program
     BLOCK_N: int  # keys of one step
     num_warps: int
+    num_stages: int
 
 
-def plan(dot_dtype: torch.dtype) -> Plan:
-    """The sums of 16 heads of 512 columns are 32 registers a thread; a tile of keys has at most 32 KB.
+def plan(dot_dtype: torch.dtype, target: _fp8.Target) -> Plan:
+    """The sums of 16 heads of 512 columns are 32 registers of 256 threads; a tile of keys has 32 KB.
 
-    Products of float32 keep both operands in registers, which takes twice the threads.
+    Products of float32 keep both operands in registers, which takes twice the threads. Of one stage and two
+    the one is chosen that spills nothing (tests/sass).
     """
     if dot_dtype == torch.float32:
-        return Plan(BLOCK_H=16, BLOCK_N=16, num_warps=16)
-    return Plan(BLOCK_H=16, BLOCK_N=32, num_warps=8)
+        stages = 1 if target.lanes == 32 else 2
+        return Plan(BLOCK_H=16, BLOCK_N=16, num_warps=512 // target.lanes, num_stages=stages)
+    return Plan(BLOCK_H=16, BLOCK_N=32, num_warps=8, num_stages=1)
 
 
 @triton.jit
@@ -155,7 +158,8 @@ def launch(
     R = D - v_dim
     is_bytes = cache.dtype == torch.uint8
     dtype = dot_dtype(q.dtype, cache.dtype)
-    p = plan(dtype)
+    target = _fp8.target_of(q.device)
+    p = plan(dtype, target)
     table = seqlens if block_table is None else block_table
     _mla_decode_kernel[(B * s_q, triton.cdiv(H, p.BLOCK_H))](
         q, cache, table, seqlens, result, lse,
@@ -163,5 +167,6 @@ def launch(
         L=v_dim, R=R, IS_PAGED=block_table is not None, IS_BYTES=is_bytes, CAUSAL=causal,
         DOT=_TRITON[dtype], BLOCK_H=p.BLOCK_H, BLOCK_N=p.BLOCK_N,
         BLOCK_L=max(triton.next_power_of_2(v_dim), 16), BLOCK_R=max(triton.next_power_of_2(R), 16),
-        INTERPRETED=_fp8.target_of(q.device).interpreted, num_warps=p.num_warps, num_stages=1,
+        INTERPRETED=target.interpreted, num_warps=p.num_warps,
+        num_stages=p.num_stages,
     )  # fmt: skip

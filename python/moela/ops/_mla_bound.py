@@ -23,7 +23,8 @@ def decode_bound(
       for the rounding of its argument and of what it is multiplied with. While a maximum grows the terms
       before it are scaled again: the arguments add up to max - s whatever the steps; 5 for each step. A
       maximum over keys in random order grows as often as the logarithm of their number; 8 steps are allowed
-      for, and 4 for the merge of parts and for the quotient: 48 in all. So w is off by w (d + sum w d), d of the key;
+      for, and 4 for the merge of parts and for the quotient: 48 in all. So w is off by
+      w (d + sum w d), d of the key;
     - the sums of weights and of weighted values: accum each, and 2 for a scale factor's product and the last.
     What is below 2^-126 of the largest weight may be lost.
     """

@@ -17,7 +17,7 @@ def rows_of_request(cache: Tensor, block_table: Tensor | None, request: int, v_d
 
 
 def queries(q: Tensor, cache: Tensor, block_table: Tensor | None, seqlens: Tensor, v_dim: int, causal: bool):
-    """Yields (request, query, keys [capacity, D] with zeros where the query sees none, which it sees [capacity])."""
+    """Yields (request, query, keys [capacity, D], 0 where it sees none, which it sees [capacity])."""
     B, s_q = q.shape[:2]
     for request in range(B):
         rows = rows_of_request(cache, block_table, request, v_dim)
