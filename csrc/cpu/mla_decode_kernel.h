@@ -39,7 +39,13 @@ void mla_pack(const MlaDecodeProblem& p, const MlaQuery& q) {
     for (int64_t h = 0; h < count; ++h) {
       const int64_t row =
           q.request * p.stride_qb + q.query * p.stride_qj + (q.head + first + h) * p.stride_qh;
-      for (int64_t k = 0; k < D; ++k) to[k * width + h] = load_float(p.q, p.q_dtype, row + k);
+      constexpr int64_t kPiece = 256;
+      alignas(64) float piece[kPiece];
+      for (int64_t k = 0; k < D; k += kPiece) {
+        const int64_t n = D - k < kPiece ? D - k : kPiece;
+        load_floats(p.q, p.q_dtype, row + k, n, piece);
+        for (int64_t i = 0; i < n; ++i) to[(k + i) * width + h] = piece[i];
+      }
     }
   });
 }
@@ -138,7 +144,7 @@ void mla_attend(const MlaDecodeProblem& p, const MlaQuery& q, int64_t part, floa
                               .rescale = scores + kMlaTokens * moela::cpu::kMlaHeads,
                               .heads = heads};
   std::memset(sums, 0, heads * (ld + 2) * sizeof(float));
-  std::memset(panels, 0, panel_floats * sizeof(float));
+  if (padded != p.D()) std::memset(panels, 0, panel_floats * sizeof(float));
   for (int64_t h = 0; h < heads; ++h) softmax.max[h] = kNoScore;
 
   const int64_t tiles = (q.num_heads + kMlaRows - 1) / kMlaRows;
