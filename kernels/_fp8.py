@@ -22,6 +22,7 @@ class Target:
     tma: bool
     multiprocessors: int
     interpreted: bool = False
+    lanes: int = 32  # threads of a warp
 
 
 INTERPRETER = Target(fp8=False, tma=False, multiprocessors=1, interpreted=True)
@@ -34,7 +35,7 @@ def cuda_target(capability: int, multiprocessors: int) -> Target:
 
 def hip_target(arch: str, multiprocessors: int) -> Target:
     """gfx<arch>. gfx942 has e4m3fnuz, another number format, so its e4m3fn is decoded in registers."""
-    return Target(fp8=arch.startswith("gfx95"), tma=False, multiprocessors=multiprocessors)
+    return Target(fp8=arch.startswith("gfx95"), tma=False, multiprocessors=multiprocessors, lanes=64)
 
 
 def target_of(device: torch.device) -> Target:

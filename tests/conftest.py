@@ -24,6 +24,7 @@ if not torch.cuda.is_available():
 sys.path.insert(0, str(Path(__file__).parent / "ops"))  # pytest's importlib mode adds no folder itself
 
 import bad_inputs
+import calls
 import moela
 from moela import backends, testing
 from moela.ops import SPECS, OpSpec
@@ -65,20 +66,21 @@ class Runner:
             pytest.skip(f"cuda: {reason}")
 
     def public(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        self.skip_beyond_limits(inputs)
-        with moela.use_backend(self.backend):
-            return as_tuple(self.spec.public(**inputs))
+        return self._call(self.spec.public, inputs)
 
     def __call__(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        return self._call(self.spec.op, inputs)
+
+    def _call(self, function: Callable, inputs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         self.skip_beyond_limits(inputs)
         with moela.use_backend(self.backend):
-            return as_tuple(self.spec.op(**inputs))
+            return calls.results(self.spec, function, inputs)
 
     def out(self, inputs: dict[str, Any], outputs: dict[str, torch.Tensor]) -> None:
         """The _out variant, which takes its dtype from the tensor that it is given."""
         args = {k: v for k, v in inputs.items() if k != self.spec.dtype_arg}
         with moela.use_backend(self.backend):
-            assert self.spec.out_op(**args, **outputs) is None
+            assert self.spec.out_op(**(args | outputs)) is None
 
     def accum(self, inputs: dict[str, Any]) -> float:
         """What the accumulator may lose: see moela.testing."""
@@ -87,10 +89,6 @@ class Runner:
         is_fp8 = first.dtype == torch.float8_e4m3fn or bool(inputs.get("quantize_activations"))
         is_kernel = self.backend in ("cuda", "triton")
         return testing.HOPPER_FP8_SUM if on_hopper and is_kernel and is_fp8 else testing.FLOAT32_SUM
-
-
-def as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 def devices_of(backend: str) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 
 #include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
+#include "cpu/merge_states.h"
+#include "cpu/mla_cache_write.h"
+#include "cpu/mla_decode.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
 #include "cpu/moe_unpermute.h"
@@ -20,6 +23,9 @@ struct Kernels {
   GemmKernels gemm;
   GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;
+  MergeStates merge_states;
+  MlaCacheWrite mla_cache_write;
+  MlaDecodeKernels mla_decode;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

@@ -84,10 +84,8 @@ def _check_name(name: str, who: str) -> None:
 @cache
 def _compiled(backend: str, op: str) -> bool:
     """Whether the library of `backend` brings a kernel for `op`."""
-    namespace, key = {"cpu": ("moela", "CPU"), "cuda": ("moela_cuda", "CUDA")}[backend]
-    return library(backend).handle is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"{namespace}::{op}_out", key
-    )
+    name, key = {"cpu": (f"moela::{op}", "CPU"), "cuda": (f"moela_cuda::{op}_out", "CUDA")}[backend]
+    return library(backend).handle is not None and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
 
 
 @cache

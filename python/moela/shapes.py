@@ -52,6 +52,9 @@ class MlaShape:
     qk_rope_head_dim: int
     v_head_dim: int
 
+    def __str__(self) -> str:
+        return f"{self.num_heads} heads, latents of {self.kv_lora_rank} + {self.qk_rope_head_dim}"
+
 
 @dataclass(frozen=True)
 class ModelShape:

@@ -352,6 +352,29 @@ void permutations(const Kernels& kernels, Dtype dtype) {
   print(kernels, "moe_permute-" + std::to_string(static_cast<int>(dtype)), x_sorted);
 }
 
+void states(const Kernels& kernels, Dtype dtype) {
+  constexpr int64_t kM = 40, kD = 333;
+  const std::vector<uint8_t> a = elements(dtype, kM * kD, 13), b = elements(dtype, kM * kD, 14);
+  std::vector<float> lse_a = floats(kM, 15), lse_b = floats(kM, 16), lse(kM);
+  lse_a[3] = lse_b[3] = lse_b[5] = -__builtin_inff();
+  std::vector<uint8_t> out(a.size());
+  kernels.merge_states({.out_a = a.data(),
+                        .out_b = b.data(),
+                        .dtype = dtype,
+                        .ld_a = kD,
+                        .ld_b = kD,
+                        .lse_a = lse_a.data(),
+                        .lse_b = lse_b.data(),
+                        .stride_a = 1,
+                        .stride_b = 1,
+                        .out = out.data(),
+                        .lse = lse.data(),
+                        .D = kD},
+                       0, kM);
+  print(kernels, "merge_states-out-" + std::to_string(static_cast<int>(dtype)), out);
+  print(kernels, "merge_states-lse-" + std::to_string(static_cast<int>(dtype)), lse);
+}
+
 void all(const Kernels& kernels) {
   const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
   for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
@@ -376,6 +399,7 @@ void all(const Kernels& kernels) {
     activations(kernels, dtype, {.limit = __builtin_inff(), .alpha = 1.f, .shift = 0.f});
     activations(kernels, dtype, {.limit = 7.f, .alpha = 1.702f, .shift = 1.f});
     permutations(kernels, dtype);
+    states(kernels, dtype);
   }
   using enum moela::cpu::Scoring;
   for (const Dtype dtype : wide)

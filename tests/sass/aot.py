@@ -29,6 +29,9 @@ from moela.kernels import (
     grouped_fp8_gemm_masked,
     grouped_gemm,
     grouped_gemm_wgrad,
+    merge_states,
+    mla_cache_write,
+    mla_decode,
     moe_permute,
     moe_topk,
     moe_unpermute,
@@ -38,6 +41,7 @@ from moela.kernels import (
     silu_and_mul,
     silu_and_mul_quant_fp8,
 )
+from moela.reference import _mla_cache
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -163,6 +167,30 @@ def unpermute(dtype: torch.dtype, has_weights: bool, H=7168, topk=8) -> Launch:
     return moe_unpermute.launch, args, {"out": (torch.empty(100, H, dtype=dtype),)}
 
 
+def states(dtype: torch.dtype, D=512) -> Launch:
+    out, lse = torch.empty(100, 16, D, dtype=dtype), torch.empty(100, 16)
+    return merge_states.launch, (out, lse, out, lse), {"out": (out.clone(), lse.clone())}
+
+
+def cache_write(x: torch.dtype, cache: torch.dtype, ue8m0=False, slots=torch.int64) -> Launch:
+    L, R = 512, 64
+    row = _mla_cache.row_size(L, R, cache)
+    args = (torch.empty(100, L, dtype=x), torch.empty(100, R, dtype=x), torch.empty(4, 64, row).to(cache))
+    return mla_cache_write.launch, (*args, torch.zeros(100, dtype=slots), ue8m0), {}
+
+
+def decode(q: torch.dtype, cache: torch.dtype, L=512, R=64, is_paged=True) -> Launch:
+    row = _mla_cache.row_size(L, R, cache)
+    args = (
+        torch.empty(4, 1, 16, L + R, dtype=q),
+        torch.empty(16, 64, row).to(cache),
+        torch.zeros(4, 9, dtype=torch.int32) if is_paged else None,
+        torch.zeros(4, dtype=torch.int32),
+    )
+    out = (torch.empty(4, 1, 16, L, dtype=q), torch.empty(4, 1, 16))
+    return mla_decode.launch, args, {"sm_scale": 0.1, "v_dim": L, "out": out}
+
+
 def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     ids = torch.empty(100, topk, dtype=dtype)
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
@@ -221,6 +249,15 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "clear_rest-f32": lambda: rest(F32, has_begin=False),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
+    "merge_states-bf16": lambda: states(BF16),
+    "merge_states-f32-narrow": lambda: states(F32, D=37),
+    "mla_cache_write-bf16": lambda: cache_write(BF16, BF16),
+    "mla_cache_write-f32-f16": lambda: cache_write(F32, F16, slots=torch.int32),
+    "mla_cache_write-bf16-to_e4m3": lambda: cache_write(BF16, torch.uint8),
+    "mla_decode-bf16": lambda: decode(BF16, BF16),
+    "mla_decode-f16-dense": lambda: decode(F16, F16, is_paged=False),
+    "mla_decode-bf16-bytes": lambda: decode(BF16, torch.uint8),
+    "mla_decode-f32-256": lambda: decode(F32, F32, L=256, R=0),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
     "moe_topk-f16-sqrtsoftplus": lambda: router(
         F16, 384, 6, bias=torch.empty(384), scoring="sqrtsoftplus", renormalize=True

@@ -7,6 +7,9 @@ from moela.ops.grouped_fp8_gemm import grouped_fp8_gemm, grouped_fp8_gemm_out
 from moela.ops.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked, grouped_fp8_gemm_masked_out
 from moela.ops.grouped_gemm import grouped_gemm, grouped_gemm_out
 from moela.ops.grouped_gemm_wgrad import grouped_gemm_wgrad, grouped_gemm_wgrad_out
+from moela.ops.merge_states import merge_states, merge_states_out
+from moela.ops.mla_cache_write import mla_cache_write
+from moela.ops.mla_decode import mla_decode, mla_decode_out
 from moela.ops.moe_permute import moe_permute, moe_permute_out
 from moela.ops.moe_topk import moe_topk, moe_topk_out
 from moela.ops.moe_unpermute import moe_unpermute, moe_unpermute_out
@@ -31,6 +34,11 @@ __all__ = [
     "grouped_gemm_out",
     "grouped_gemm_wgrad",
     "grouped_gemm_wgrad_out",
+    "merge_states",
+    "merge_states_out",
+    "mla_cache_write",
+    "mla_decode",
+    "mla_decode_out",
     "moe_permute",
     "moe_permute_out",
     "moe_topk",

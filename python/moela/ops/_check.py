@@ -88,6 +88,39 @@ def expect_counts(op: str, counts: Tensor, num_experts: int, rows: int, owner: s
         expect(0 <= count <= rows, op, arg, f"counts within [0, {rows}]", f"{count} at expert {expert}")
 
 
+def expect_slots(op: str, slots: Tensor, num_tokens: int, num_slots: int, owner: str, t: Tensor) -> None:
+    """`slot_mapping`: [num_tokens] beside `t`, the argument `owner`; -1 is no slot."""
+    arg = "slot_mapping"
+    expect_dtype(op, arg, slots.dtype, (torch.int32, torch.int64))
+    expect_shape(op, arg, slots, (num_tokens,))
+    expect_last_dim_contiguous(op, arg, slots)
+    expect_device(op, arg, slots, t.device, owner)
+    if not _can_read(slots):
+        return
+    for token, slot in enumerate(slots.tolist()):
+        wanted = f"slots within [-1, {num_slots - 1}]"
+        expect(-1 <= slot < num_slots, op, arg, wanted, f"{slot} at token {token}")
+
+
+def expect_seqlens(op: str, seqlens: Tensor, q: Tensor, cache: Tensor, block_table: Tensor | None) -> None:
+    """`seqlens`: [B] int32 tokens in the pages that block_table names, or in those of a dense cache."""
+    _expect_int32(op, "seqlens", seqlens, q.size(0), "q", q)
+    if not _can_read(seqlens):
+        return
+    page_size = cache.size(1)
+    capacity = page_size * (1 if block_table is None else block_table.size(1))
+    for request, tokens in enumerate(seqlens.tolist()):
+        wanted = f"lengths within [0, {capacity}]"
+        expect(0 <= tokens <= capacity, op, "seqlens", wanted, f"{tokens} at request {request}")
+        if block_table is None:
+            continue
+        used = block_table[request, : -(-tokens // max(page_size, 1))]
+        for block, page in enumerate(used.tolist()):
+            wanted = f"pages within [0, {cache.size(0) - 1}]"
+            got = f"{page} at request {request}, block {block}"
+            expect(0 <= page < cache.size(0), op, "block_table", wanted, got)
+
+
 def _expect_int32(op: str, arg: str, t: Tensor, size: int, owner: str, beside: Tensor) -> None:
     expect_dtype(op, arg, t.dtype, (torch.int32,))
     expect_shape(op, arg, t, (size,))

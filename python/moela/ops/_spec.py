@@ -48,6 +48,9 @@ class OpSpec:
     flops: Callable[..., int]  # (**dims) of the algorithm
     bytes: Callable[..., int]  # (**dims) of the algorithm: every input read once, every output written once
     cuda_limits: Callable[..., str | None] | None = None  # (*args): what the CUDA kernel does not take
+    # The outputs are arguments that the op changes in place, (a!) in the schema: it returns nothing, has no
+    # _out variant, and `empty` gives these arguments.
+    in_place: bool = False
     strided_out: bool = False  # whether the rows of an _out variant's outputs may be strided
     # Batch invariance: the arguments whose first dimension is the batch, values first. Row i of the outputs
     # depends on row i of these only.
@@ -66,7 +69,8 @@ class OpSpec:
 
     @property
     def out_op(self) -> torch._ops.OpOverload:
-        return getattr(torch.ops.moela, self.name + "_out").default
+        """The one that writes to tensors of the caller: of an op that works in place the op itself."""
+        return self.op if self.in_place else getattr(torch.ops.moela, self.name + "_out").default
 
 
 SPECS: dict[str, OpSpec] = {}
@@ -112,12 +116,14 @@ def _out_schema(spec: OpSpec) -> str:
     return ", ".join(args)
 
 
-def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor | Tensors:
+def run_python(spec: OpSpec, backend: str, args: tuple, kwargs: dict) -> Tensor | Tensors | None:
     """Check, allocate and compute with a backend that the dispatcher does not know of."""
     spec.check(*args, **kwargs)
     require_cuda_limits(spec, backend, args, kwargs)
     if backend == "reference":
         return spec.reference(*args, **kwargs)
+    if spec.in_place:
+        return backends.launcher(backend, spec.name)(*args, **kwargs)
     out = spec.empty(*args, **kwargs)
     backends.launcher(backend, spec.name)(*args, **kwargs, out=out)
     if spec.written:
@@ -201,12 +207,8 @@ def register(spec: OpSpec) -> None:
 
     Compiled kernels are registered by their library under a device key and win over what is registered here.
     """
-    returns = "Tensor" if len(spec.outputs) == 1 else "(" + ", ".join(["Tensor"] * len(spec.outputs)) + ")"
-    _lib.define(f"{spec.name}({spec.schema}) -> {returns}", tags=(torch.Tag.pt2_compliant_tag,))
-    _lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
-    _cuda_lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()")
 
-    def functional(*args, **kwargs):
+    def run(*args, **kwargs):
         return run_python(spec, pick_for(spec, args, kwargs), args, kwargs)
 
     def out_variant(*args, **kwargs):
@@ -215,7 +217,7 @@ def register(spec: OpSpec) -> None:
 
     def fake(*args, **kwargs):
         spec.check(*args, **kwargs)
-        return _returns(spec.empty(*args, **kwargs))
+        return None if spec.in_place else _returns(spec.empty(*args, **kwargs))
 
     def fake_out(*args, **kwargs):
         out = tuple(kwargs.pop(name) for name in spec.outputs)
@@ -224,19 +226,28 @@ def register(spec: OpSpec) -> None:
         spec.check(*args, **kwargs)
         check_out(spec, out, spec.empty(*args, **kwargs), args[0])
 
-    # Every device without a kernel of its own.
-    _lib.impl(spec.name, functional, "CompositeExplicitAutograd")
-    _lib.impl(spec.name + "_out", out_variant, "CompositeExplicitAutograd")
-    if backends.overrides_compiled_cpu(spec.name):
-        with warnings.catch_warnings():  # torch warns of every override; this one was asked for
-            warnings.simplefilter("ignore")
-            _lib.impl(spec.name, functional, "CPU", allow_override=True)
-            _lib.impl(spec.name + "_out", out_variant, "CPU", allow_override=True)
-    torch.library.register_fake(f"moela::{spec.name}", fake, lib=_lib)
-    torch.library.register_fake(f"moela::{spec.name}_out", fake_out, lib=_lib)
+    if spec.in_place:
+        _define(spec.name, f"({spec.schema}) -> ()", run, fake)
+    else:
+        returns = ", ".join(["Tensor"] * len(spec.outputs))
+        returns = returns if len(spec.outputs) == 1 else f"({returns})"
+        _define(spec.name, f"({spec.schema}) -> {returns}", run, fake)
+        _define(spec.name + "_out", f"({_out_schema(spec)}) -> ()", out_variant, fake_out)
+        _cuda_lib.define(f"{spec.name}_out({_out_schema(spec)}) -> ()")
     derivative = _with_derivative if spec.autograd else _without_derivative
     _lib.impl(spec.name, derivative(spec), "Autograd")
     SPECS[spec.name] = spec
+
+
+def _define(name: str, schema: str, kernel: Callable, fake: Callable) -> None:
+    """`kernel` runs on devices without a compiled one, and on the CPU where MOELA_BACKEND asks for it."""
+    _lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _lib.impl(name, kernel, "CompositeExplicitAutograd")
+    if backends.overrides_compiled_cpu(name.removesuffix("_out")):
+        with warnings.catch_warnings():  # torch warns of every override; this one was asked for
+            warnings.simplefilter("ignore")
+            _lib.impl(name, kernel, "CPU", allow_override=True)
+    torch.library.register_fake(f"moela::{name}", fake, lib=_lib)
 
 
 def _is_recorded(args: tuple, kwargs: dict) -> bool:
@@ -300,9 +311,12 @@ def _without_derivative(spec: OpSpec) -> Callable[..., Tensor | Tensors]:
     message = f"{spec.name}: has no derivative" + (f"; {spec.to_train}" if spec.to_train else "")
 
     def call(*args, **kwargs):
+        is_recorded = _is_recorded(args, kwargs)
+        if is_recorded and spec.in_place:  # there is no result that could say so in backward
+            raise NotImplementedError(message)
         with torch._C._AutoDispatchBelowAutograd():
             result = spec.op(*args, **kwargs)
-        if not _is_recorded(args, kwargs):
+        if not is_recorded:
             return result
         tracked = _tracked((*args, *kwargs.values()))
         if isinstance(result, Tensor):

@@ -6,6 +6,9 @@ from moela.reference.grouped_fp8_gemm import grouped_fp8_gemm
 from moela.reference.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked
 from moela.reference.grouped_gemm import grouped_gemm
 from moela.reference.grouped_gemm_wgrad import grouped_gemm_wgrad
+from moela.reference.merge_states import merge_states
+from moela.reference.mla_cache_write import mla_cache_write
+from moela.reference.mla_decode import mla_decode
 from moela.reference.moe_permute import moe_permute
 from moela.reference.moe_topk import moe_topk
 from moela.reference.moe_unpermute import moe_unpermute
@@ -22,6 +25,9 @@ __all__ = [
     "grouped_fp8_gemm_masked",
     "grouped_gemm",
     "grouped_gemm_wgrad",
+    "merge_states",
+    "mla_cache_write",
+    "mla_decode",
     "moe_permute",
     "moe_topk",
     "moe_unpermute",

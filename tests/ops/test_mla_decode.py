@@ -1,0 +1,159 @@
+"""mla_decode: the formula, which keys a query sees, what is never read, and what bits depend on."""
+
+from typing import Any
+
+import moela
+import pytest
+import torch
+from moela import testing
+from moela.ops._mla_bound import decode_bound
+from torch import Tensor
+
+NAN, INF = float("nan"), float("inf")
+SMALL = {"L": 32, "R": 8, "x_dtype": torch.float32}
+
+
+def dense(run: Any, q: Tensor, rows: Tensor, seqlens: list[int], **kwargs: Any) -> tuple[Tensor, Tensor]:
+    args = {"q": q, "cache": rows, "seqlens": torch.tensor(seqlens, dtype=torch.int32)}
+    args = {k: v.to(run.device) for k, v in args.items()} | {"block_table": None, "sm_scale": 1.0}
+    return tuple(t.cpu() for t in run(args | kwargs))
+
+
+def test_is_the_formula_of_the_docstring(run):
+    """Two keys, of which the second has e times the weight; the last column is no value."""
+    rows = torch.tensor([[[1.0, 10.0, 0.0], [2.0, 20.0, 1.0]]])
+    q = torch.tensor([[[[0.0, 0.0, 2.0]]]])
+    out, lse = dense(run, q, rows, [2], sm_scale=0.5, v_dim=2)
+    e = torch.tensor(1.0).exp()
+    value = (1 + 2 * e) / (1 + e)
+    torch.testing.assert_close(out.flatten(), torch.stack([value, 10 * value]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lse.flatten(), (1 + e).log()[None], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16, 61, 576])
+def test_pages_of_any_size_give_the_bits_of_a_dense_cache(run, page_size):
+    dims = {"B": 3, "H": 3, "S": 50, **SMALL}
+    paged, plain = run.inputs(**dims, page_size=page_size), run.inputs(**dims, page_size=None)
+    for got, expected in zip(run(paged), run(plain), strict=True):
+        assert testing.same_bits(got, expected)
+
+
+@pytest.mark.parametrize("H", [1, 15, 16, 17, 64, 65, 128])
+def test_heads_do_not_depend_on_each_other(run, H):
+    dims = {"B": 1, "S": 40 if run.is_slow else 100, **SMALL}
+    x = run.inputs(**dims, H=H)
+    out, lse = run(x)
+    for head in {0, H // 2, H - 1}:
+        alone = run(x | {"q": x["q"][:, :, head : head + 1]})
+        assert testing.same_bits(alone[0], out[:, :, head : head + 1])
+        assert testing.same_bits(alone[1], lse[:, :, head : head + 1])
+
+
+def test_queries_see_up_to_themselves_and_all_without_causal(run):
+    """Query j of a causal batch is the last one of a shorter request."""
+    x = run.inputs(B=2, H=2, S=20, s_q=3, **SMALL, hostile=False)
+    out, lse = run(x)
+    for j in range(3):
+        shorter = x | {"q": x["q"][:, j : j + 1], "seqlens": x["seqlens"] - (2 - j)}
+        for got, expected in zip(run(shorter), (out, lse), strict=True):
+            assert testing.same_bits(got, expected[:, j : j + 1])
+    everything = run(x | {"causal": False})
+    last = run(x | {"q": x["q"][:, :1], "causal": False})
+    assert testing.same_bits(everything[0][:, :1], last[0])
+    assert not torch.equal(everything[0][:, 0], out[:, 0])
+
+
+def test_a_query_without_keys_is_zero_and_minus_infinity(run):
+    """A request of length 0, and queries of one that is shorter than they are many."""
+    x = run.inputs(B=2, H=3, S=4, s_q=3, **SMALL, hostile=False)
+    seqlens = torch.tensor([0, 1], dtype=torch.int32, device=run.device)
+    out, lse = run(x | {"seqlens": seqlens})
+    assert not out[0].any()
+    assert not out[1, :2].any()
+    assert (lse[0] == -INF).all()
+    assert (lse[1, :2] == -INF).all()
+    assert lse[1, 2].isfinite().all()
+    assert out[1, 2].any()
+
+
+def test_a_key_that_a_query_does_not_see_may_be_nan(run):
+    """It is a later query's own: infinite weights of it would be NaN, and 0 * NaN too."""
+    x = run.inputs(B=1, H=2, S=9, s_q=2, page_size=None, **SMALL, hostile=False)
+    expected = run(x)
+    x["cache"][0, 8] = NAN
+    out, lse = run(x)
+    assert testing.same_bits(out[:, :1], expected[0][:, :1])
+    assert testing.same_bits(lse[:, :1], expected[1][:, :1])
+    assert out[:, 1].isnan().all()
+    assert lse[:, 1].isnan().all()
+
+
+def test_huge_scores_choose_one_key(run):
+    x = run.inputs(B=1, H=2, S=30, page_size=None, **SMALL, hostile=False)
+    out, lse = run(x | {"sm_scale": 1e12})
+    scores = (x["q"][0, 0].double() @ x["cache"][0].double().T).cpu()
+    best = scores.argmax(-1)
+    assert torch.equal(out[0, 0].cpu(), x["cache"][0].cpu()[best][:, :32])
+    torch.testing.assert_close(lse[0, 0].cpu().double(), scores.amax(-1) * 1e12, rtol=1e-6, atol=0)
+
+
+def test_q_and_cache_may_have_any_strides(run):
+    x = run.inputs(B=2, H=3, S=20, s_q=2, page_size=4, **SMALL)
+    P, page_size, row = x["cache"].shape
+    around = torch.full((page_size, P, row + 3), NAN, device=run.device)
+    around[..., 1:-2] = x["cache"].transpose(0, 1)
+    heads_first = x["q"].permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
+    strided = x | {"q": heads_first, "cache": around.transpose(0, 1)[..., 1:-2]}
+    for got, expected in zip(run(strided), run(x), strict=True):
+        assert testing.same_bits(got, expected)
+
+
+def test_a_request_does_not_depend_on_its_batch(run):
+    """Bitwise, in any order and alone."""
+    x = run.inputs(B=4, H=3, S=100 if run.is_slow else 2500, page_size=16, **SMALL)
+    full = run(x)
+    for order in ([3, 1, 0, 2], [2], [1, 1]):
+        part = run(x | {n: x[n][order] for n in ("q", "block_table", "seqlens")})
+        for got, expected in zip(part, full, strict=True):
+            assert testing.same_bits(got, expected[order])
+
+
+def test_rows_of_bytes_are_what_they_decode_to(run):
+    """The codes of power-of-two scale factors are exact in float32, so bits are those of a float32 cache."""
+    x = run.inputs(B=2, H=3, S=40, L=128, R=16, x_dtype=torch.float32, page_size=None, hostile=False)
+    kv_c, k_pe = x["cache"].float().flatten(0, 1).split([128, 16], 1)
+    slots = torch.arange(80, device=run.device)
+    codes = torch.empty(2, 40, 128 + 4 + 32, dtype=torch.uint8, device=run.device)
+    with moela.use_backend(run.backend):
+        moela.mla_cache_write(kv_c.contiguous(), k_pe.contiguous(), codes, slots, ue8m0=True)
+    decoded = moela.reference._mla_cache.decode(codes, 128)
+    got, expected = run(x | {"cache": codes}), run(x | {"cache": decoded})
+    for one, other in zip(got, expected, strict=True):
+        assert testing.same_bits(one, other)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
+def test_on_the_cpu_weights_are_not_rounded(make_runner, cache_dtype):
+    """Where bfloat16 results would hide it: within the bound of float32, for several parts of keys."""
+    run = make_runner("mla_decode", "cpu-cpu")
+    x = run.inputs(B=2, H=20, S=1300, x_dtype=torch.float32, cache_dtype=cache_dtype)
+    for got, (exact, error) in zip(run(x), decode_bound(x, testing.FLOAT32_SUM, None), strict=True):
+        testing.assert_within(got, exact, error)
+
+
+@pytest.mark.parametrize(("H", "S"), [(16, 700), (128, 300), (16, 3000)])
+def test_the_error_is_at_most_twice_that_of_torch_in_float32(make_runner, H, S):
+    """The root of the mean square, over all elements."""
+    run = make_runner("mla_decode", "cpu-cpu")
+    x = run.inputs(B=1, H=H, S=S, page_size=None, x_dtype=torch.float32, hostile=False)
+    q, rows = x["q"][0, 0], x["cache"][0].float()
+    theirs = (q @ rows.T * x["sm_scale"]).softmax(-1) @ rows[:, :512]
+    (exact, _), (exact_lse, _) = decode_bound(x, 0.0, None)
+    out, lse = run(x)
+
+    def rms(got: Tensor, exact: Tensor) -> float:
+        return (got.double() - exact).square().mean().sqrt().item()
+
+    assert rms(out[0, 0], exact[0, 0]) <= 2 * rms(theirs, exact[0, 0])
+    theirs_lse = (q @ rows.T * x["sm_scale"]).logsumexp(-1)
+    assert rms(lse[0, 0], exact_lse[0, 0]) <= 2 * rms(theirs_lse, exact_lse[0, 0])
