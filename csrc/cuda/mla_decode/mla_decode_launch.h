@@ -1,0 +1,111 @@
+// The host side of mla_decode: tensor maps, and the launches.
+#pragma once
+
+#include "cuda/mla_decode/mla_decode_sm90.cuh"
+#include "cuda/mla_decode/mla_merge_sm90.cuh"
+
+namespace moela::cuda {
+namespace mla_host {
+
+constexpr uint64_t kElementBytes = 2;
+
+// A dimension of one element has no meaningful stride, but TMA wants one.
+constexpr uint64_t stride_bytes(int64_t stride, int64_t extent) {
+  return extent > 1 ? static_cast<uint64_t>(stride) * kElementBytes : 16;
+}
+
+inline ElementType element_type(MlaFloat dtype) {
+  return dtype == MlaFloat::kBFloat16 ? ElementType::kBFloat16 : ElementType::kFloat16;
+}
+
+inline bool has_packed_rows(const MlaDecodeArgs& a) { return a.s_q == 1 || a.stride_qj == a.H * a.stride_qh; }
+
+// [B][outer][inner rows][D]: all rows of a request evenly spaced, or those of each query.
+inline TensorSpec queries(const MlaDecodeArgs& a, int box) {
+  const bool is_packed = has_packed_rows(a);
+  const int64_t inner = is_packed ? int64_t{a.s_q} * a.H : a.H, outer = is_packed ? 1 : a.s_q;
+  return {.base = const_cast<void*>(a.q),
+          .type = element_type(a.dtype),
+          .rank = 4,
+          .dims = {static_cast<uint64_t>(a.D), static_cast<uint64_t>(inner), static_cast<uint64_t>(outer),
+                   static_cast<uint64_t>(a.B)},
+          .stride_bytes = {stride_bytes(a.H > 1 ? a.stride_qh : a.stride_qj, inner),
+                           stride_bytes(a.stride_qj, outer), stride_bytes(a.stride_qb, a.B)},
+          .box = {64, static_cast<uint32_t>(box), 1, 1},
+          .swizzle = Swizzle::k128B};
+}
+
+// A cache without a slot has no key to be loaded, but a map has a size of at least 1: q lends its address.
+inline TensorSpec keys(const MlaDecodeArgs& a, int box) {
+  const bool is_empty = a.num_pages == 0 || a.page_size == 0;
+  return {.base = const_cast<void*>(is_empty ? a.q : a.cache),
+          .type = element_type(a.dtype),
+          .rank = 3,
+          .dims = {static_cast<uint64_t>(a.D), static_cast<uint64_t>(is_empty ? 1 : a.page_size),
+                   static_cast<uint64_t>(is_empty ? 1 : a.num_pages)},
+          .stride_bytes = {stride_bytes(a.stride_slot, is_empty ? 1 : a.page_size),
+                           stride_bytes(a.stride_page, is_empty ? 1 : a.num_pages)},
+          .box = {64, static_cast<uint32_t>(box), 1},
+          .swizzle = Swizzle::k128B};
+}
+
+template <class C>
+std::string launch_with(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& plan, Stream stream) {
+  sm90::MlaDecodeParams p = {.q = {},
+                             .cache = {},
+                             .args = a,
+                             .tiles = plan.tiles,
+                             .key_box = plan.key_box,
+                             .query_box = plan.query_box,
+                             .num_parts = plan.num_parts,
+                             .inner_rows = has_packed_rows(a) ? a.s_q * a.H : a.H,
+                             .scale_log2 = static_cast<float>(a.sm_scale * 1.4426950408889634)};
+  std::string error = encode_tensor_map(&p.q, queries(a, plan.query_box));
+  if (error.empty()) error = encode_tensor_map(&p.cache, keys(a, plan.key_box));
+  if (!error.empty()) return error;
+  const LaunchShape attend = {.grid = plan.num_parts * plan.tiles,
+                              .block = C::kThreads,
+                              .smem_bytes = C::kSmemBytes,
+                              .overlaps_previous = true};
+  error = status_text(launch(attend, stream, &sm90::mla_decode_kernel<C>, p));
+  if (!error.empty()) return error;
+  using Merge = sm90::MlaMergeConfig;
+  const int64_t rows = static_cast<int64_t>(a.B) * a.s_q * a.H;
+  const LaunchShape merge = {.grid = static_cast<int>((rows + Merge::kWarps - 1) / Merge::kWarps),
+                             .block = Merge::kThreads,
+                             .overlaps_previous = true};
+  return status_text(launch(merge, stream, &sm90::mla_merge_kernel<C>, p));
+}
+
+template <MlaFloat kFloat>
+std::string launch_for(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& plan, Stream stream) {
+  if (a.D == 576) return launch_with<sm90::MlaConfig<576, 512, kFloat>>(a, plan, stream);
+  if (a.D == 512) return launch_with<sm90::MlaConfig<512, 512, kFloat>>(a, plan, stream);
+  return launch_with<sm90::MlaConfig<320, 256, kFloat>>(a, plan, stream);
+}
+
+}  // namespace mla_host
+
+std::string why_not_mla_decode(const MlaDecodeArgs& a) {
+  bool has_dims = false;
+  for (const plan::MlaSm90Dims& dims : plan::kMlaSm90Dims)
+    has_dims = has_dims || (a.D == dims.D && a.v_dim == dims.v_dim);
+  if (!has_dims) return "there are kernels for rows of 512 + 64, 512 + 0 and 256 + 64 columns";
+  const auto is_aligned = [](const void* base, std::initializer_list<int64_t> strides) {
+    bool is = reinterpret_cast<uintptr_t>(base) % 16 == 0;
+    for (int64_t stride : strides) is = is && stride % 8 == 0;
+    return is;
+  };
+  if (!is_aligned(a.q, {a.stride_qb, a.stride_qj, a.stride_qh}))
+    return "TMA reads rows of q that start at multiples of 16 bytes";
+  if (!is_aligned(a.cache, {a.stride_page, a.stride_slot}))
+    return "TMA reads rows of the cache that start at multiples of 16 bytes";
+  return "";
+}
+
+std::string launch_mla_decode(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& plan, Stream stream) {
+  if (a.dtype == MlaFloat::kBFloat16) return mla_host::launch_for<MlaFloat::kBFloat16>(a, plan, stream);
+  return mla_host::launch_for<MlaFloat::kFloat16>(a, plan, stream);
+}
+
+}  // namespace moela::cuda

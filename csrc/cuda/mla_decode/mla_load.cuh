@@ -1,0 +1,104 @@
+// The loading side of mla_decode: queries and blocks of keys by TMA, in boxes that never reach from one page
+// into another. The boxes of a tile are dealt to the loading warps.
+#pragma once
+
+#include "cuda/mla_decode/mla_pieces.cuh"
+
+namespace moela::cuda::sm90 {
+
+// Where the rows of a tile are: of each group of box rows the outer and the inner coordinate. A tile has at
+// most 64 groups, two per lane.
+struct MlaRowGroups {
+  int outer[2], inner[2];
+  MOELA_DEVICE int outer_of(int group) const { return shfl(group < 32 ? outer[0] : outer[1], group % 32); }
+  MOELA_DEVICE int inner_of(int group) const { return shfl(group < 32 ? inner[0] : inner[1], group % 32); }
+};
+
+// This warp's boxes of a tile. load(to, column, outer, inner) is one copy, by the thread that issues.
+template <class C, class Load>
+MOELA_DEVICE void load_boxes(const MlaRowGroups& groups, int box, SmemAddr tile, SmemAddr barrier,
+                             bool issues, const Load& load) {
+  const int boxes = 64 / box * C::kPanels, first = warp() - C::kFirstLoadingWarp;
+  const auto box_bytes = static_cast<uint32_t>(box * C::kPanel * 2);
+  const auto mine = static_cast<uint32_t>((boxes - first + C::kLoadingWarps - 1) / C::kLoadingWarps);
+  if (issues) mbarrier_arrive_expect_tx(barrier, mine * box_bytes);
+  for (int i = first; i < boxes; i += C::kLoadingWarps) {
+    const int group = i / C::kPanels, panel = i % C::kPanels;
+    const int outer = groups.outer_of(group), inner = groups.inner_of(group);
+    if (issues)
+      load(tile + static_cast<uint32_t>(panel) * C::kPanelBytes + static_cast<uint32_t>(group) * box_bytes,
+           panel * C::kPanel, outer, inner);
+  }
+}
+
+// Rows beyond those of the request lie outside of q and are loaded as zeros.
+template <class C>
+MOELA_DEVICE void load_queries(const MlaDecodeParams& p, int request, int tile, bool issues) {
+  MlaRowGroups groups;
+  MOELA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int row = tile * C::kRows + (half * 32 + lane()) * p.query_box;
+    groups.outer[half] = row / p.inner_rows;
+    groups.inner[half] = row % p.inner_rows;
+  }
+  load_boxes<C>(groups, p.query_box, smem_base() + C::kSmemQ, q_full<C>(), issues,
+                [&](SmemAddr to, int column, int outer, int inner) {
+                  tma_load_4d(to, &p.q, column, inner, outer, request, q_full<C>());
+                });
+}
+
+// Boxes without a key of the request are loaded from beyond a page, as zeros: their pages are not looked up.
+template <class C>
+MOELA_DEVICE MlaRowGroups find_keys(const MlaDecodeParams& p, const MlaPiece& piece, int block) {
+  const MlaDecodeArgs& a = p.args;
+  const auto page_size = static_cast<int>(a.page_size);
+  MlaRowGroups groups;
+  MOELA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int key = block * C::kKeys + (half * 32 + lane()) * p.key_box;
+    const bool is_used = (half * 32 + lane()) * p.key_box < C::kKeys && key < piece.seqlen;
+    if (!is_used) {
+      groups.outer[half] = 0;
+      groups.inner[half] = page_size;
+    } else if (a.block_table == nullptr) {
+      groups.outer[half] = piece.request;
+      groups.inner[half] = key;
+    } else {
+      groups.outer[half] = ldg_nc(a.block_table + piece.request * a.stride_tb + key / page_size);
+      groups.inner[half] = key % page_size;
+    }
+  }
+  return groups;
+}
+
+template <class C>
+MOELA_DEVICE void load_pieces(const MlaDecodeParams& p) {
+  const bool issues = elect_one();
+  if (issues) {
+    tma_prefetch_map(&p.q);
+    tma_prefetch_map(&p.cache);
+  }
+  const int tile = block() % p.tiles;
+  MlaPosition<C> at;
+  uint32_t q_parity = 0;
+  MlaPieces pieces(p, block() / p.tiles);
+  for (MlaPiece piece; pieces.next(&piece);) {
+    for (int block = piece.begin; block < piece.end; ++block, at.advance()) {
+      const MlaRowGroups keys = find_keys<C>(p, piece, block);
+      const SmemAddr barrier = kv_full<C>(at.stage);
+      if (issues) mbarrier_wait(kv_empty<C>(at.stage), at.parity ^ 1);
+      load_boxes<C>(keys, p.key_box,
+                    smem_base() + C::kSmemKv + static_cast<uint32_t>(at.stage) * C::kTileBytes, barrier, issues,
+                    [&](SmemAddr to, int column, int page, int slot) {
+                      tma_load_3d(to, &p.cache, column, slot, page, barrier);
+                    });
+      if (block > piece.begin) continue;
+      // After the first keys, so that these need not wait until the queries before are done with.
+      if (issues) mbarrier_wait(q_empty<C>(), q_parity ^ 1);
+      load_queries<C>(p, piece.request, tile, issues);
+      q_parity ^= 1;
+    }
+  }
+}
+
+}  // namespace moela::cuda::sm90

@@ -1,0 +1,42 @@
+// Results of mla_decode: to out and lse, or, of a piece of a split request, to memory for the merge.
+#pragma once
+
+#include "cuda/mla_decode/mla_pieces.cuh"
+
+namespace moela::cuda::sm90 {
+
+template <class C>
+MOELA_DEVICE uint32_t rounded_pair(float low, float high) {
+  return C::kFloat == MlaFloat::kBFloat16 ? cvt_bf16x2(low, high) : cvt_f16x2(low, high);
+}
+
+// Which row of out and lse, or of piece_out and piece_lse, a row of a request is.
+MOELA_DEVICE int64_t stored_row(const MlaDecodeArgs& a, const MlaPiece& piece, int row) {
+  return static_cast<int64_t>(piece.is_whole ? piece.request : piece.index) * (a.s_q * a.H) + row;
+}
+
+// A thread's sums of a row, times the factor: two neighbours at a time, from column `first` on.
+template <class C>
+MOELA_DEVICE void store_sums(const MlaDecodeArgs& a, const MlaPiece& piece, const Acc<C::kHalf>& sums, int r,
+                             int row, int first, float factor) {
+  if (row >= a.s_q * a.H) return;
+  const int64_t index = stored_row(a, piece, row) * C::kV + first + 2 * (lane() % 4);
+  MOELA_UNROLL
+  for (int i = 2 * r; i < C::kHalf / 2; i += 4) {
+    const float low = sums.get(i) * factor, high = sums.get(i + 1) * factor;
+    const int64_t at = index + i / 4 * 8;
+    if (piece.is_whole) {
+      stg(reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.out) + at), rounded_pair<C>(low, high));
+    } else {
+      stg(reinterpret_cast<uint64_t*>(a.piece_out + at),
+          static_cast<uint64_t>(bits_of(high)) << 32 | bits_of(low));
+    }
+  }
+}
+
+MOELA_DEVICE void store_lse(const MlaDecodeArgs& a, const MlaPiece& piece, int row, float lse) {
+  if (row >= a.s_q * a.H || lane() % 4 != 0) return;
+  stg((piece.is_whole ? a.lse : a.piece_lse) + stored_row(a, piece, row), lse);
+}
+
+}  // namespace moela::cuda::sm90

@@ -1,0 +1,52 @@
+// Plan of mla_decode on Hopper: tiles of rows, parts of the keys, boxes of TMA. Pure: no torch, no CUDA,
+// unit-tested.
+#pragma once
+
+#include <cstdint>
+#include <numeric>
+#include <ostream>
+
+namespace moela::plan {
+
+constexpr int kMlaSm90Rows = 64;  // query rows of a tile: what the tensor core multiplies with a key at a time
+constexpr int kMlaSm90Keys = 64;  // of a block
+
+// Widths of the kernels that there are: columns of a row and those of its value.
+struct MlaSm90Dims {
+  int D, v_dim;
+};
+constexpr MlaSm90Dims kMlaSm90Dims[] = {{576, 512}, {512, 512}, {320, 256}};
+
+struct MlaDecodeSm90Problem {
+  int64_t s_q, H;
+  int64_t page_size;
+  bool is_paged;         // false: one page per request
+  bool has_packed_rows;  // s_q * H rows of a request are evenly spaced
+};
+
+struct MlaDecodeSm90Plan {
+  int tiles;      // of a request's query rows
+  int num_parts;  // of all keys; a part and a tile make a thread block
+  int key_box;    // rows of the cache that one TMA instruction loads: never of two pages
+  int query_box;  // rows of q, likewise
+};
+
+// Every multiprocessor has a part of the keys and a tile of the rows, as far as there are that few tiles.
+inline MlaDecodeSm90Plan plan_mla_decode_sm90(const MlaDecodeSm90Problem& p, int num_sms) {
+  const int64_t rows = p.s_q * p.H;
+  const auto tiles = static_cast<int>((rows + kMlaSm90Rows - 1) / kMlaSm90Rows);
+  const auto box = [](int64_t extent) { return static_cast<int>(std::gcd<int64_t>(extent, kMlaSm90Keys)); };
+  return {
+      .tiles = tiles,
+      .num_parts = tiles < num_sms ? num_sms / tiles : 1,
+      .key_box = p.is_paged ? box(p.page_size) : kMlaSm90Keys,
+      .query_box = p.has_packed_rows ? kMlaSm90Rows : box(p.H),
+  };
+}
+
+inline std::ostream& operator<<(std::ostream& out, const MlaDecodeSm90Plan& p) {
+  return out << p.tiles << " tiles of rows x " << p.num_parts << " parts of keys, boxes of " << p.key_box
+             << " keys and " << p.query_box << " queries";
+}
+
+}  // namespace moela::plan

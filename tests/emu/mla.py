@@ -1,0 +1,74 @@
+"""What the tests of the CUDA mla_decode share: any valid schedule, and one launch on the host."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemm
+import native
+import torch
+from torch import Tensor
+
+KEYS = 64  # of a block
+FIXED = 32  # blocks of a piece of a batch-invariant schedule
+TYPES = {torch.bfloat16: 0, torch.float16: 1}
+
+
+def cut(
+    seqlens: Sequence[int], num_parts: int, *, rows: int, seed: int | None, batch_invariant: bool = False
+) -> Tensor:
+    """A valid schedule: parts that end anywhere (evenly with seed None), some of them empty."""
+    blocks = [(b, k) for b, n in enumerate(seqlens) for k in range(max(1, -(-n // KEYS)))]
+    places = [i for i, (_, k) in enumerate(blocks) if not batch_invariant or k % FIXED == 0] + [len(blocks)]
+    ends = random.Random(seed).choices(places, k=num_parts - 1)
+    if seed is None:
+        ends = [places[(i + 1) * (len(places) - 1) // num_parts] for i in range(num_parts - 1)]
+    boundaries = [0, *sorted(ends), len(blocks)]
+    starts = {i for i, (_, k) in enumerate(blocks) if k == 0} | set(boundaries[:-1])
+    if batch_invariant:
+        starts |= set(places[:-1])
+    starts.discard(len(blocks))
+    pieces_before = lambda place: sum(start < place for start in starts)  # noqa: E731
+    at = lambda place: blocks[place] if place < len(blocks) else (len(seqlens), 0)  # noqa: E731
+    table = [(len(seqlens), num_parts, rows, int(batch_invariant))]
+    table += [(*at(place), pieces_before(place), 0) for place in boundaries]
+    firsts = [blocks.index((b, 0)) for b in range(len(seqlens))]
+    table += [(pieces_before(first), n, 0, 0) for first, n in zip(firsts, seqlens, strict=True)]
+    return torch.tensor([*table, (len(starts), 0, 0, 0)], dtype=torch.int32)
+
+
+def num_pieces(schedule: Tensor) -> int:
+    return int(schedule[-1, 0])
+
+
+@dataclass
+class Run:
+    """One launch of mla_decode and of the merge."""
+
+    folder: Path
+    parts: int = 3
+    seed: int | None = 0  # of the schedule of the keys
+    batch_invariant: bool = False
+    schedule: str = "lazy"  # of the threads
+    program: Path | None = None  # with a planted fault
+
+    def __call__(self, x: dict, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        q, cache, v_dim = x["q"], x["cache"], x["v_dim"]
+        B, s_q, H, D = q.shape
+        if table is None:
+            seqlens = x["seqlens"].tolist()
+            invariant = self.batch_invariant
+            table = cut(seqlens, self.parts, rows=s_q * H, seed=self.seed, batch_invariant=invariant)
+        tensors = {n: x[n] for n in ("q", "cache", "block_table", "seqlens") if x[n] is not None}
+        for name, t in (tensors | {"schedule": table}).items():
+            gemm.write(self.folder / name, t if t._base is None else t._base)
+        stride_tb = 0 if x["block_table"] is None else x["block_table"].stride(0)
+        args = (TYPES[q.dtype], B, s_q, H, D, v_dim, *q.stride()[:3], *cache.shape[:2], *cache.stride()[:2])
+        args = (*args, int(x["block_table"] is not None), stride_tb, int(x["causal"]), x["sm_scale"])
+        args = (*args, table.size(0) - B - 3, num_pieces(table), self.schedule, self.folder)
+        program = self.program or native.program("tests/emu/mla_decode.cpp")
+        self.plan, verdict = native.run(program, *map(str, args)).split("\n", 1)
+        assert verdict == "right", verdict
+        out = gemm.read(self.folder / "out", q.dtype, B, s_q, H, v_dim)
+        return out, gemm.read(self.folder / "lse", torch.float32, B, s_q, H)
