@@ -20,6 +20,7 @@ from bad_call import (
 
 GOOD: dict[str, Args] = {
     "mla_decode": {"B": 2, "H": 3, "S": 10, "L": 128, "R": 8, "page_size": 5, "hostile": False},
+    "mla_schedule": {"B": 3, "S": 100, "num_parts": 4},
     "mla_cache_write": {"T": 3, "L": 128, "R": 8, "page_size": 5, "hostile": False},
     "merge_states": {"T": 3, "H": 4, "D": 40},
 }
@@ -37,6 +38,37 @@ def of_bytes(row_bytes: int, **others: Any) -> Callable[[Args], Args]:
 
 
 BAD: dict[str, list[Bad]] = {
+    "mla_schedule": [
+        Bad("seqlens are 2-D", put(seqlens=lambda t: t[None]), "seqlens: expected a 1-D tensor, got 2-D"),
+        Bad("seqlens are int64", put(seqlens=as_dtype(torch.int64)), "seqlens: expected int32, got int64"),
+        Bad(
+            "seqlens are strided",
+            put(seqlens=lambda t: t.repeat_interleave(2)[::2]),
+            "seqlens: " + LAST_DIM.format(2),
+        ),
+        Bad("rows is -1", put(rows=-1), "rows: expected a number within [0, 1048576], got -1"),
+        Bad("rows is large", put(rows=2**20 + 1), "rows: expected a number within [0, 1048576], got 1048577"),
+        Bad("no parts", put(num_parts=0), "num_parts: expected a number within [1, 1024], got 0"),
+        Bad("many parts", put(num_parts=1025), "num_parts: expected a number within [1, 1024], got 1025"),
+        Bad(
+            "a length is negative",
+            put(seqlens=lambda t: t * 0 - t.new_tensor([0, 1, 0])),
+            "seqlens: expected lengths of at least 0, got -1 at request 1",
+        ),
+        Bad(
+            "schedule is int64",
+            put(schedule=as_dtype(torch.int64)),
+            "schedule: expected int32, got int64",
+            True,
+        ),
+        Bad(
+            "schedule is short",
+            put(schedule=lambda t: t[1:]),
+            "schedule: expected shape [10, 4], got [9, 4]",
+            True,
+        ),
+        Bad("schedule is strided", put(schedule=row_strided), "schedule: " + DENSE, True),
+    ],
     "mla_decode": [
         Bad("q is 3-D", put(q=lambda t: t[0]), "q: expected a 4-D tensor, got 3-D"),
         Bad("q is e4m3", put(q=as_dtype(E4M3)), f"q: expected {FLOATS}, got float8_e4m3fn"),

@@ -32,6 +32,7 @@ from moela.kernels import (
     merge_states,
     mla_cache_write,
     mla_decode,
+    mla_schedule,
     moe_permute,
     moe_topk,
     moe_unpermute,
@@ -191,6 +192,12 @@ def decode(q: torch.dtype, cache: torch.dtype, L=512, R=64, is_paged=True) -> La
     return mla_decode.launch, args, {"sm_scale": 0.1, "v_dim": L, "out": out}
 
 
+def schedule(num_parts: int, batch_invariant: bool) -> Launch:
+    kwargs = {"rows": 128, "num_parts": num_parts, "batch_invariant": batch_invariant}
+    out = (torch.zeros(num_parts + 103, 4, dtype=torch.int32),)
+    return mla_schedule.launch, (torch.zeros(100, dtype=torch.int32),), kwargs | {"out": out}
+
+
 def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     ids = torch.empty(100, topk, dtype=dtype)
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
@@ -258,6 +265,8 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "mla_decode-f16-dense": lambda: decode(F16, F16, is_paged=False),
     "mla_decode-bf16-bytes": lambda: decode(BF16, torch.uint8),
     "mla_decode-f32-256": lambda: decode(F32, F32, L=256, R=0),
+    "mla_schedule-132": lambda: schedule(132, batch_invariant=False),
+    "mla_schedule-1024-invariant": lambda: schedule(1024, batch_invariant=True),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
     "moe_topk-f16-sqrtsoftplus": lambda: router(
         F16, 384, 6, bias=torch.empty(384), scoring="sqrtsoftplus", renormalize=True

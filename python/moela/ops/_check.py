@@ -121,6 +121,13 @@ def expect_seqlens(op: str, seqlens: Tensor, q: Tensor, cache: Tensor, block_tab
             expect(0 <= page < cache.size(0), op, "block_table", wanted, got)
 
 
+def expect_lengths(op: str, seqlens: Tensor) -> None:
+    if not _can_read(seqlens):
+        return
+    for request, tokens in enumerate(seqlens.tolist()):
+        expect(tokens >= 0, op, "seqlens", "lengths of at least 0", f"{tokens} at request {request}")
+
+
 def _expect_int32(op: str, arg: str, t: Tensor, size: int, owner: str, beside: Tensor) -> None:
     expect_dtype(op, arg, t.dtype, (torch.int32,))
     expect_shape(op, arg, t, (size,))
