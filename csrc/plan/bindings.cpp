@@ -10,6 +10,7 @@
 #include "plan/fused_experts.h"
 #include "plan/grouped_fp8_gemm_sm90.h"
 #include "plan/grouped_gemm.h"
+#include "plan/mla_decode_sm90.h"
 
 namespace py = pybind11;
 using moela::plan::Fp8GemmSm90Plan;
@@ -18,6 +19,7 @@ using moela::plan::GemmRowChunk;
 using moela::plan::GemmSm90Tile;
 using moela::plan::GroupedFp8GemmSm90Plan;
 using moela::plan::GroupedGemmPlan;
+using moela::plan::MlaDecodeSm90Plan;
 
 namespace {
 
@@ -107,4 +109,37 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       },
       py::arg("M"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("is_masked") = false,
       py::arg("num_sms") = 132);
+  py::class_<MlaDecodeSm90Plan>(m, "MlaDecodeSm90Plan")
+      .def_readonly("tiles", &MlaDecodeSm90Plan::tiles)
+      .def_readonly("num_parts", &MlaDecodeSm90Plan::num_parts)
+      .def_readonly("key_box", &MlaDecodeSm90Plan::key_box)
+      .def_readonly("query_box", &MlaDecodeSm90Plan::query_box)
+      .def("__repr__", printed<MlaDecodeSm90Plan>);
+  m.def(
+      "plan_mla_decode_sm90",
+      [](int64_t s_q, int64_t H, int64_t page_size, bool is_paged, bool has_packed_rows, int num_sms) {
+        return moela::plan::plan_mla_decode_sm90({.B = 1,
+                                                  .s_q = s_q,
+                                                  .H = H,
+                                                  .capacity = 0,
+                                                  .page_size = page_size,
+                                                  .is_paged = is_paged,
+                                                  .has_packed_rows = has_packed_rows},
+                                                 num_sms);
+      },
+      py::arg("s_q"), py::arg("H"), py::kw_only(), py::arg("page_size") = 64, py::arg("is_paged") = true,
+      py::arg("has_packed_rows") = true, py::arg("num_sms") = 132);
+  m.def(
+      "mla_decode_sm90_pieces",
+      [](int64_t B, int64_t capacity, int num_parts, bool batch_invariant) {
+        return moela::plan::mla_decode_sm90_pieces({.B = B,
+                                                    .s_q = 1,
+                                                    .H = 1,
+                                                    .capacity = capacity,
+                                                    .page_size = capacity,
+                                                    .is_paged = false,
+                                                    .has_packed_rows = true},
+                                                   num_parts, batch_invariant);
+      },
+      py::arg("B"), py::arg("capacity"), py::arg("num_parts"), py::arg("batch_invariant"));
 }

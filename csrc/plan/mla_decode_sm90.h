@@ -1,15 +1,18 @@
-// Plan of mla_decode on Hopper: tiles of rows, parts of the keys, boxes of TMA. Pure: no torch, no CUDA,
-// unit-tested.
+// Plan of mla_decode on Hopper: tiles of rows, parts of the keys, boxes of TMA, memory. Pure: no torch, no
+// CUDA, unit-tested.
 #pragma once
 
 #include <cstdint>
 #include <numeric>
 #include <ostream>
 
+#include "plan/mla_schedule.h"
+
 namespace moela::plan {
 
-constexpr int kMlaSm90Rows = 64;  // query rows of a tile: what the tensor core multiplies with a key at a time
-constexpr int kMlaSm90Keys = 64;  // of a block
+constexpr int kMlaSm90Rows =
+    64;  // query rows of a tile: what the tensor core multiplies with a key at a time
+constexpr int kMlaSm90Keys = kMlaBlock;
 
 // Widths of the kernels that there are: columns of a row and those of its value.
 struct MlaSm90Dims {
@@ -18,10 +21,11 @@ struct MlaSm90Dims {
 constexpr MlaSm90Dims kMlaSm90Dims[] = {{576, 512}, {512, 512}, {320, 256}};
 
 struct MlaDecodeSm90Problem {
-  int64_t s_q, H;
+  int64_t B, s_q, H;
+  int64_t capacity;  // keys that a request may have
   int64_t page_size;
   bool is_paged;         // false: one page per request
-  bool has_packed_rows;  // s_q * H rows of a request are evenly spaced
+  bool has_packed_rows;  // the s_q * H rows of a request are evenly spaced
 };
 
 struct MlaDecodeSm90Plan {
@@ -31,10 +35,13 @@ struct MlaDecodeSm90Plan {
   int query_box;  // rows of q, likewise
 };
 
+constexpr bool has_packed_rows(int64_t s_q, int64_t H, int64_t stride_qj, int64_t stride_qh) {
+  return s_q == 1 || H == 1 || stride_qj == H * stride_qh;
+}
+
 // Every multiprocessor has a part of the keys and a tile of the rows, as far as there are that few tiles.
 inline MlaDecodeSm90Plan plan_mla_decode_sm90(const MlaDecodeSm90Problem& p, int num_sms) {
-  const int64_t rows = p.s_q * p.H;
-  const auto tiles = static_cast<int>((rows + kMlaSm90Rows - 1) / kMlaSm90Rows);
+  const auto tiles = static_cast<int>(mla_ceil_div(p.s_q * p.H, kMlaSm90Rows));
   const auto box = [](int64_t extent) { return static_cast<int>(std::gcd<int64_t>(extent, kMlaSm90Keys)); };
   return {
       .tiles = tiles,
@@ -42,6 +49,12 @@ inline MlaDecodeSm90Plan plan_mla_decode_sm90(const MlaDecodeSm90Problem& p, int
       .key_box = p.is_paged ? box(p.page_size) : kMlaSm90Keys,
       .query_box = p.has_packed_rows ? kMlaSm90Rows : box(p.H),
   };
+}
+
+// Pieces that there is memory for, whatever the lengths: a part begins at most one in the midst of a request.
+constexpr int64_t mla_decode_sm90_pieces(const MlaDecodeSm90Problem& p, int num_parts, bool batch_invariant) {
+  if (batch_invariant) return p.B * mla_fixed_pieces_of(mla_ceil_div(p.capacity, kMlaBlock));
+  return p.B + num_parts;
 }
 
 inline std::ostream& operator<<(std::ostream& out, const MlaDecodeSm90Plan& p) {

@@ -30,6 +30,8 @@ UNVERIFIED_CUDA = frozenset(
         "fp8_gemm",
         "grouped_fp8_gemm",
         "grouped_fp8_gemm_masked",
+        "mla_decode",
+        "mla_schedule",
         "per_token_group_quant_fp8",
         "silu_and_mul_quant_fp8",
     }

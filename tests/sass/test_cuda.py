@@ -15,13 +15,16 @@ from moela import backends
 _plan = pytest.importorskip("moela._plan", reason="moela._plan was not built for this Python")
 TILES = _plan.GEMM_SM90_TILES
 opcodes_of = cache(machine_code.opcodes_of_sass)
-# By op: three input types; those with a kernel for aligned rows; the tiles, of which those that are not
-# swapped store by TMA or from registers.
+# By kernel: three input types; those with a kernel for aligned rows; the tiles, of which those that are not
+# swapped store by TMA or from registers; two types of three widths, which have two widths of values.
 KERNELS = {
     "per_token_group_quant_fp8": 3,
     "silu_and_mul_quant_fp8": 6,
     "fp8_gemm": sum(1 if tile.swaps else 2 for tile in TILES),
     "grouped_fp8_gemm": sum(1 if tile.swaps else 2 for tile in TILES),
+    "mla_decode": 6,
+    "mla_merge": 4,
+    "mla_schedule": 1,
 }
 
 
@@ -152,6 +155,50 @@ def test_an_fp8_gemm_stays_within_the_registers_that_it_gives_each_role(sass):
         assert "UTMALDG" in loads, tile
         for code, most in ((listing, 232), (loads, 40)):
             assert max(int(r) for r in re.findall(r"\bR(\d+)\b", code)) < most, tile
+
+
+def mla_decodes(sass: dict[str, str]) -> Iterator[tuple[int, int, str, str]]:
+    """(D, v_dim, type, listing) of the kernels of mla_decode."""
+    for name, listing in sass.items():
+        if found := re.search(r"mla_decode_kernel.*MlaConfigILi(\d+)ELi(\d+)E\w*MlaFloatE([01])E", name):
+            yield int(found[1]), int(found[2]), ("BF16", "F16")[int(found[3])], listing
+
+
+def test_mla_decode_multiplies_on_the_tensor_core_only(sass):
+    """Queries and keys once, each half of the values once; float16's is the opcode without a type."""
+    for D, v_dim, dtype, listing in mla_decodes(sass):
+        products = {o: n for o, n in opcodes_of(listing).items() if "GMMA" in o}
+        suffix = ".BF16" if dtype == "BF16" else ""
+        assert products == {
+            f"HGMMA.64x64x16.F32{suffix}": D // 16,
+            f"HGMMA.64x{v_dim // 2}x16.F32{suffix}": 2 * 4,
+        }, (D, v_dim, dtype)
+        assert not any(o.startswith("HMMA") for o in opcodes_of(listing))
+
+
+def test_mla_decode_waits_for_its_products_three_times(sass):
+    """Where ptxas serialises products, it waits after each."""
+    for D, v_dim, dtype, listing in mla_decodes(sass):
+        waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", listing)
+        assert waits == ["0"] * 3, (D, v_dim, dtype)
+
+
+def test_mla_decode_loads_by_tma_and_writes_weights_as_matrices(sass):
+    for D, v_dim, dtype, listing in mla_decodes(sass):
+        assert count(listing, "UTMALDG.4D") > 0, (D, v_dim, dtype)
+        assert count(listing, "UTMALDG.3D") > 0, (D, v_dim, dtype)
+        assert count(listing, "STSM.16.M88.4") == 4, (D, v_dim, dtype)
+        assert count(listing, "MUFU.EX2") == 32 + 2, (D, v_dim, dtype)
+
+
+def test_mla_decode_stays_within_the_registers_that_it_gives_each_role(sass):
+    """ptxas says 168 for the kernel. What loads lies between the DEALLOC and the next EXIT."""
+    for D, v_dim, dtype, listing in mla_decodes(sass):
+        assert count(listing, "USETMAXREG") == 2, (D, v_dim, dtype)
+        loads = re.search(r"USETMAXREG\.DEALLOC\.CTAPOOL 0x48.*?\bEXIT\b", listing, re.S)[0]
+        assert "UTMALDG" in loads, (D, v_dim, dtype)
+        for code, most in ((listing, 216), (loads, 72)):
+            assert max(int(r) for r in re.findall(r"\bR(\d+)\b", code)) < most, (D, v_dim, dtype)
 
 
 # --- the readers find what they are for ------------------------------------------------------------------

@@ -1,5 +1,5 @@
-// The multiplying side of mla_decode. Warpgroup 0 multiplies queries and keys, makes weights of the scores and
-// hands them to warpgroup 1; each multiplies them with its half of the values' columns.
+// The multiplying side of mla_decode. Warpgroup 0 multiplies queries and keys, makes weights of the scores
+// and hands them to warpgroup 1; each multiplies them with its half of the values' columns.
 #pragma once
 
 #include "cuda/block/softmax.cuh"
@@ -152,9 +152,8 @@ struct MlaHalf {
 template <class C>
 MOELA_DEVICE void multiply_keys(Acc<C::kKeys>& scores, int stage) {
   const uint64_t q = make_descriptor(smem_base() + C::kSmemQ, 0, 1024, OperandLayout::k128B);
-  const uint64_t k =
-      make_descriptor(smem_base() + C::kSmemKv + static_cast<uint32_t>(stage) * C::kTileBytes, 0, 1024,
-                      OperandLayout::k128B);
+  const uint64_t k = make_descriptor(smem_base() + C::kSmemKv + static_cast<uint32_t>(stage) * C::kTileBytes,
+                                     0, 1024, OperandLayout::k128B);
   wgmma_fence(scores);
   MOELA_UNROLL
   for (uint32_t panel = 0; panel < C::kPanels; ++panel) {

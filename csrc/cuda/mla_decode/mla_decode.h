@@ -23,11 +23,13 @@ struct MlaDecodeArgs {
   int64_t stride_tb;
   const int32_t* seqlens;   // [B]
   const int32_t* schedule;  // as mla_schedule makes it, for the plan's number of parts
+  int64_t stride_schedule;  // of its rows
   float sm_scale;
   int B, s_q, H, D, v_dim;
   bool causal;
-  void* out;   // [B, s_q, H, v_dim], contiguous
-  float* lse;  // [B, s_q, H], contiguous
+  bool batch_invariant;  // what the schedule has to be
+  void* out;             // [B, s_q, H, v_dim], contiguous
+  float* lse;            // [B, s_q, H], contiguous
   // Of the pieces of split requests.
   float* piece_out;  // [pieces, s_q * H, v_dim]
   float* piece_lse;  // [pieces, s_q * H]

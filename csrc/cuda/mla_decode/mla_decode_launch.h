@@ -7,30 +7,35 @@
 namespace moela::cuda {
 namespace mla_host {
 
-constexpr uint64_t kElementBytes = 2;
-
-// A dimension of one element has no meaningful stride, but TMA wants one.
-constexpr uint64_t stride_bytes(int64_t stride, int64_t extent) {
-  return extent > 1 ? static_cast<uint64_t>(stride) * kElementBytes : 16;
-}
+// A dimension and its stride. That of one element has no meaningful one, but TMA wants one.
+struct MlaExtent {
+  int64_t size, stride;
+  constexpr uint64_t bytes(int64_t dense) const {
+    return static_cast<uint64_t>(size > 1 ? stride : dense) * 2;
+  }
+  constexpr bool is_aligned() const { return size <= 1 || stride % 8 == 0; }
+};
 
 inline ElementType element_type(MlaFloat dtype) {
   return dtype == MlaFloat::kBFloat16 ? ElementType::kBFloat16 : ElementType::kFloat16;
 }
 
-inline bool has_packed_rows(const MlaDecodeArgs& a) { return a.s_q == 1 || a.stride_qj == a.H * a.stride_qh; }
+inline bool has_packed_rows(const MlaDecodeArgs& a) {
+  return plan::has_packed_rows(a.s_q, a.H, a.stride_qj, a.stride_qh);
+}
 
 // [B][outer][inner rows][D]: all rows of a request evenly spaced, or those of each query.
 inline TensorSpec queries(const MlaDecodeArgs& a, int box) {
   const bool is_packed = has_packed_rows(a);
-  const int64_t inner = is_packed ? int64_t{a.s_q} * a.H : a.H, outer = is_packed ? 1 : a.s_q;
+  const MlaExtent inner = {is_packed ? int64_t{a.s_q} * a.H : a.H, a.H > 1 ? a.stride_qh : a.stride_qj};
+  const MlaExtent outer = {is_packed ? 1 : a.s_q, a.stride_qj}, requests = {a.B, a.stride_qb};
+  const int64_t dense_inner = a.D, dense_outer = inner.size * (inner.size > 1 ? inner.stride : a.D);
   return {.base = const_cast<void*>(a.q),
           .type = element_type(a.dtype),
           .rank = 4,
-          .dims = {static_cast<uint64_t>(a.D), static_cast<uint64_t>(inner), static_cast<uint64_t>(outer),
-                   static_cast<uint64_t>(a.B)},
-          .stride_bytes = {stride_bytes(a.H > 1 ? a.stride_qh : a.stride_qj, inner),
-                           stride_bytes(a.stride_qj, outer), stride_bytes(a.stride_qb, a.B)},
+          .dims = {static_cast<uint64_t>(a.D), static_cast<uint64_t>(inner.size),
+                   static_cast<uint64_t>(outer.size), static_cast<uint64_t>(a.B)},
+          .stride_bytes = {inner.bytes(dense_inner), outer.bytes(dense_outer), requests.bytes(dense_outer)},
           .box = {64, static_cast<uint32_t>(box), 1, 1},
           .swizzle = Swizzle::k128B};
 }
@@ -38,13 +43,14 @@ inline TensorSpec queries(const MlaDecodeArgs& a, int box) {
 // A cache without a slot has no key to be loaded, but a map has a size of at least 1: q lends its address.
 inline TensorSpec keys(const MlaDecodeArgs& a, int box) {
   const bool is_empty = a.num_pages == 0 || a.page_size == 0;
+  const MlaExtent slots = {is_empty ? 1 : a.page_size, a.stride_slot};
+  const MlaExtent pages = {is_empty ? 1 : a.num_pages, a.stride_page};
   return {.base = const_cast<void*>(is_empty ? a.q : a.cache),
           .type = element_type(a.dtype),
           .rank = 3,
-          .dims = {static_cast<uint64_t>(a.D), static_cast<uint64_t>(is_empty ? 1 : a.page_size),
-                   static_cast<uint64_t>(is_empty ? 1 : a.num_pages)},
-          .stride_bytes = {stride_bytes(a.stride_slot, is_empty ? 1 : a.page_size),
-                           stride_bytes(a.stride_page, is_empty ? 1 : a.num_pages)},
+          .dims = {static_cast<uint64_t>(a.D), static_cast<uint64_t>(slots.size),
+                   static_cast<uint64_t>(pages.size)},
+          .stride_bytes = {slots.bytes(a.D), pages.bytes(slots.size * a.D)},
           .box = {64, static_cast<uint32_t>(box), 1},
           .swizzle = Swizzle::k128B};
 }
@@ -74,7 +80,7 @@ std::string launch_with(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& p
   const LaunchShape merge = {.grid = static_cast<int>((rows + Merge::kWarps - 1) / Merge::kWarps),
                              .block = Merge::kThreads,
                              .overlaps_previous = true};
-  return status_text(launch(merge, stream, &sm90::mla_merge_kernel<C>, p));
+  return status_text(launch(merge, stream, &sm90::mla_merge_kernel<C::kV, C::kFloat>, p));
 }
 
 template <MlaFloat kFloat>
@@ -91,15 +97,15 @@ std::string why_not_mla_decode(const MlaDecodeArgs& a) {
   for (const plan::MlaSm90Dims& dims : plan::kMlaSm90Dims)
     has_dims = has_dims || (a.D == dims.D && a.v_dim == dims.v_dim);
   if (!has_dims) return "there are kernels for rows of 512 + 64, 512 + 0 and 256 + 64 columns";
-  const auto is_aligned = [](const void* base, std::initializer_list<int64_t> strides) {
+  const auto is_aligned = [](const void* base, std::initializer_list<mla_host::MlaExtent> extents) {
     bool is = reinterpret_cast<uintptr_t>(base) % 16 == 0;
-    for (int64_t stride : strides) is = is && stride % 8 == 0;
+    for (const mla_host::MlaExtent& extent : extents) is = is && extent.is_aligned();
     return is;
   };
-  if (!is_aligned(a.q, {a.stride_qb, a.stride_qj, a.stride_qh}))
+  if (!is_aligned(a.q, {{a.B, a.stride_qb}, {a.s_q, a.stride_qj}, {a.H, a.stride_qh}}))
     return "TMA reads rows of q that start at multiples of 16 bytes";
-  if (!is_aligned(a.cache, {a.stride_page, a.stride_slot}))
-    return "TMA reads rows of the cache that start at multiples of 16 bytes";
+  if (!is_aligned(a.cache, {{a.num_pages, a.stride_page}, {a.page_size, a.stride_slot}}))
+    return "TMA reads rows of cache that start at multiples of 16 bytes";
   return "";
 }
 

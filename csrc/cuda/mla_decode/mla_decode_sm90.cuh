@@ -82,7 +82,7 @@ MOELA_DEVICE void attend(const MlaDecodeParams& p) {
       softmax.weigh(scores, rescale);
       MOELA_UNROLL
       for (int i = 0; i < 16; ++i)
-        weights[i / 4].set(i % 4, rounded_pair<C>(scores.get(2 * i), scores.get(2 * i + 1)));
+        weights[i / 4].set(i % 4, rounded_pair<C::kFloat>(scores.get(2 * i), scores.get(2 * i + 1)));
       mbarrier_wait(p_empty<C>(), p_parity ^ 1);
       hand_over<C>(rescale, weights);
       left.rescale(rescale);

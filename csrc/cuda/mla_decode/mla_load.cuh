@@ -88,8 +88,8 @@ MOELA_DEVICE void load_pieces(const MlaDecodeParams& p) {
       const SmemAddr barrier = kv_full<C>(at.stage);
       if (issues) mbarrier_wait(kv_empty<C>(at.stage), at.parity ^ 1);
       load_boxes<C>(keys, p.key_box,
-                    smem_base() + C::kSmemKv + static_cast<uint32_t>(at.stage) * C::kTileBytes, barrier, issues,
-                    [&](SmemAddr to, int column, int page, int slot) {
+                    smem_base() + C::kSmemKv + static_cast<uint32_t>(at.stage) * C::kTileBytes, barrier,
+                    issues, [&](SmemAddr to, int column, int page, int slot) {
                       tma_load_3d(to, &p.cache, column, slot, page, barrier);
                     });
       if (block > piece.begin) continue;

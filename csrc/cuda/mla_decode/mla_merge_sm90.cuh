@@ -1,8 +1,8 @@
 // The merge of the pieces of split requests, as merge_states defines it.
 //
 // Bound: memory, reads each piece once. Grid: ceil(B * rows / kWarps) blocks; a warp owns a row. Requests of
-// one piece are written by mla_decode_kernel. Numerics: float32; pieces are added in their order, whatever
-// the number of parts or blocks.
+// one piece are written by mla_decode_kernel; without a schedule for the batch all become NaN. Numerics:
+// float32; pieces are added in their order, whatever the number of parts or blocks.
 #pragma once
 
 #include "cuda/block/softmax.cuh"
@@ -17,35 +17,37 @@ struct MlaMergeConfig {
 // Of the pieces' lse, which lanes hold in turn, the largest.
 MOELA_DEVICE float largest_lse(const float* lse, int pieces, int rows) {
   float largest = -kInfinity;
-  for (int i = lane(); i < pieces; i += 32) largest = fmaxf(largest, ldg(lse + static_cast<int64_t>(i) * rows));
+  for (int i = lane(); i < pieces; i += 32)
+    largest = fmaxf(largest, ldg(lse + static_cast<int64_t>(i) * rows));
   MOELA_UNROLL
   for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
   return largest;
 }
 
-template <class C>
+template <int kV, MlaFloat kFloat>
 MOELA_KERNEL(MlaMergeConfig::kThreads)
 mla_merge_kernel(MOELA_PARAM MlaDecodeParams p) {
-  constexpr int kVecs = C::kV / 128;  // 4 columns each, of a lane
+  constexpr int kVecs = kV / 128;  // 4 columns each, of a lane
   griddep_wait();
   const MlaDecodeArgs& a = p.args;
   const int rows = a.s_q * a.H;
   const int64_t at = static_cast<int64_t>(block()) * MlaMergeConfig::kWarps + warp();
   if (at >= static_cast<int64_t>(a.B) * rows) return;
   const auto request = static_cast<int>(at / rows), row = static_cast<int>(at % rows);
-  const int32_t* of_request = a.schedule + static_cast<int64_t>(p.num_parts + 2 + request) * 4;
-  const int first = ldg(of_request), pieces = ldg(of_request + 4) - first;
+  const bool has_pieces = is_scheduled(p);
+  const int of_request = p.num_parts + 2 + request, first = has_pieces ? planned(a, of_request, 0) : 0;
+  const int pieces = has_pieces ? planned(a, of_request + 1, 0) - first : 0;
   if (pieces == 1) return;
 
   const int64_t begin = static_cast<int64_t>(first) * rows + row;
   const float* lse = a.piece_lse + begin;
   const float largest = largest_lse(lse, pieces, rows), base = largest == -kInfinity ? 0.f : largest;
-  float sums[kVecs * 4] = {}, total = 0.f;
+  float sums[kVecs * 4] = {}, total = has_pieces ? 0.f : kNan;
   for (int i = 0; i < pieces; ++i) {
     const int64_t piece = static_cast<int64_t>(i) * rows;
     const float weight = ex2_approx((ldg(lse + piece) - base) * kLog2E);
     total += weight;
-    const Vec4* from = reinterpret_cast<const Vec4*>(a.piece_out + (begin + piece) * C::kV) + lane();
+    const Vec4* from = reinterpret_cast<const Vec4*>(a.piece_out + (begin + piece) * kV) + lane();
     MOELA_UNROLL
     for (int v = 0; v < kVecs; ++v) {
       const Vec4 x = ldg(from + v * 32);
@@ -55,12 +57,12 @@ mla_merge_kernel(MOELA_PARAM MlaDecodeParams p) {
     }
   }
   const float inverse = total == 0.f ? 0.f : div_rn(1.f, total);
-  uint64_t* out = reinterpret_cast<uint64_t*>(static_cast<uint16_t*>(a.out) + at * C::kV) + lane();
+  uint64_t* out = reinterpret_cast<uint64_t*>(static_cast<uint16_t*>(a.out) + at * kV) + lane();
   MOELA_UNROLL
   for (int v = 0; v < kVecs; ++v) {
     const float* s = sums + v * 4;
-    stg(out + v * 32, static_cast<uint64_t>(rounded_pair<C>(s[2] * inverse, s[3] * inverse)) << 32 |
-                          rounded_pair<C>(s[0] * inverse, s[1] * inverse));
+    stg(out + v * 32, static_cast<uint64_t>(rounded_pair<kFloat>(s[2] * inverse, s[3] * inverse)) << 32 |
+                          rounded_pair<kFloat>(s[0] * inverse, s[1] * inverse));
   }
   if (lane() == 0) stg(a.lse + at, total == 0.f ? -kInfinity : largest + natural_log(total));
 }

@@ -34,7 +34,7 @@ struct MlaDecodeParams {
   TensorMap q, cache;  // [outer][inner rows] of B requests; [num_pages, page_size]
   MlaDecodeArgs args;
   int tiles, key_box, query_box, num_parts;
-  int inner_rows;  // of q, one box after the other
+  int inner_rows;    // of q, one box after the other
   float scale_log2;  // sm_scale * log2(e)
 };
 

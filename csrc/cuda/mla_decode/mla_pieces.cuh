@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/mla_decode/mla_params.cuh"
+#include "plan/mla_schedule.h"
 
 namespace moela::cuda::sm90 {
 
@@ -14,36 +15,45 @@ struct MlaPiece {
   bool is_stale;  // the schedule was made for another length: nothing is read, the result is NaN
 };
 
+MOELA_DEVICE int planned(const MlaDecodeArgs& a, int row, int column) {
+  return ldg(a.schedule + row * a.stride_schedule + column);
+}
+
+// Whether the schedule is for such a batch. One that is not is not read: mla_merge_kernel writes NaN.
+MOELA_DEVICE bool is_scheduled(const MlaDecodeParams& p) {
+  const MlaDecodeArgs& a = p.args;
+  return planned(a, 0, 0) == a.B && planned(a, 0, 1) == p.num_parts && planned(a, 0, 2) == a.s_q * a.H &&
+         planned(a, 0, 3) == (a.batch_invariant ? 1 : 0);
+}
+
 class MlaPieces {
  public:
-  MOELA_DEVICE MlaPieces(const MlaDecodeParams& p, int part)
-      : schedule_(p.args.schedule), seqlens_(p.args.seqlens), requests_(p.num_parts + 2) {
-    const Vec4 header = row(0), begin = row(1 + part), end = row(2 + part);
-    is_fixed_ = (header.w & 1) != 0;
-    request_ = static_cast<int>(begin.x);
-    block_ = static_cast<int>(begin.y);
-    index_ = static_cast<int>(begin.z);
-    end_request_ = static_cast<int>(end.x);
-    end_block_ = static_cast<int>(end.y);
+  MOELA_DEVICE MlaPieces(const MlaDecodeParams& p, int part) : args_(p.args), requests_(p.num_parts + 2) {
+    if (!is_scheduled(p)) return;
+    request_ = planned(args_, 1 + part, 0);
+    block_ = planned(args_, 1 + part, 1);
+    index_ = planned(args_, 1 + part, 2);
+    end_request_ = planned(args_, 2 + part, 0);
+    end_block_ = planned(args_, 2 + part, 1);
   }
 
   MOELA_DEVICE bool next(MlaPiece* piece) {
     if (request_ > end_request_ || (request_ == end_request_ && block_ >= end_block_)) return false;
-    const Vec4 first = row(requests_ + request_), next = row(requests_ + request_ + 1);
-    const int planned = static_cast<int>(first.y);
-    const int blocks = (planned + plan::kMlaSm90Keys - 1) / plan::kMlaSm90Keys;
+    const int first = requests_ + request_, seqlen = planned(args_, first, 1);
+    const auto blocks = static_cast<int>(plan::mla_blocks_of(seqlen));
     int end = request_ == end_request_ ? end_block_ : blocks;
-    if (is_fixed_) {
-      const int cut = (block_ / kFixedBlocks + 1) * kFixedBlocks;
+    if (args_.batch_invariant) {
+      constexpr auto kBlocks = static_cast<int>(plan::kMlaPieceBlocks);
+      const int cut = (block_ / kBlocks + 1) * kBlocks;
       if (cut < end) end = cut;
     }
     piece->request = request_;
     piece->begin = block_;
-    piece->seqlen = ldg(seqlens_ + request_);
-    piece->is_stale = piece->seqlen != planned;
+    piece->seqlen = seqlen;
+    piece->is_stale = seqlen != ldg(args_.seqlens + request_);
     piece->end = piece->is_stale ? block_ : end;
     piece->index = index_++;
-    piece->is_whole = next.x - first.x == 1;
+    piece->is_whole = planned(args_, first + 1, 0) - planned(args_, first, 0) == 1;
     block_ = end;
     if (block_ >= blocks) {
       ++request_;
@@ -53,15 +63,9 @@ class MlaPieces {
   }
 
  private:
-  static constexpr int kFixedBlocks = 32;  // of a piece of a batch-invariant schedule
-
-  MOELA_DEVICE Vec4 row(int i) const { return ldg(reinterpret_cast<const Vec4*>(schedule_) + i); }
-
-  const int32_t* schedule_;
-  const int32_t* seqlens_;
+  const MlaDecodeArgs& args_;
   int requests_;  // the row of request 0
-  bool is_fixed_;
-  int request_, block_, index_, end_request_, end_block_;
+  int request_ = 0, block_ = 0, index_ = 0, end_request_ = 0, end_block_ = 0;
 };
 
 }  // namespace moela::cuda::sm90

@@ -5,9 +5,9 @@
 
 namespace moela::cuda::sm90 {
 
-template <class C>
+template <MlaFloat kFloat>
 MOELA_DEVICE uint32_t rounded_pair(float low, float high) {
-  return C::kFloat == MlaFloat::kBFloat16 ? cvt_bf16x2(low, high) : cvt_f16x2(low, high);
+  return kFloat == MlaFloat::kBFloat16 ? cvt_bf16x2(low, high) : cvt_f16x2(low, high);
 }
 
 // Which row of out and lse, or of piece_out and piece_lse, a row of a request is.
@@ -26,7 +26,8 @@ MOELA_DEVICE void store_sums(const MlaDecodeArgs& a, const MlaPiece& piece, cons
     const float low = sums.get(i) * factor, high = sums.get(i + 1) * factor;
     const int64_t at = index + i / 4 * 8;
     if (piece.is_whole) {
-      stg(reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.out) + at), rounded_pair<C>(low, high));
+      stg(reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.out) + at),
+          rounded_pair<C::kFloat>(low, high));
     } else {
       stg(reinterpret_cast<uint64_t*>(a.piece_out + at),
           static_cast<uint64_t>(bits_of(high)) << 32 | bits_of(low));
