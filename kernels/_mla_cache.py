@@ -24,12 +24,28 @@ def _load_latent(row_ptrs, live, col, L: tl.constexpr, IS_BYTES: tl.constexpr, D
         BLOCK_N: tl.constexpr = tile.shape[0]
         GROUPS: tl.constexpr = tile.shape[1] // 128
         group = tl.arange(0, GROUPS)
-        has_sf = live[:, None] & (group * 128 < L)[None, :]
-        sf = _load_bytes(row_ptrs[:, None] + L + group[None, :] * 4, 4, has_sf)
-        sf = sf.to(tl.float32, bitcast=True)
+        sf = _load_sf(row_ptrs[:, None], live[:, None], group[None, :], L)
         values = _fp8.decode_e4m3(tile, tl.float32).reshape(BLOCK_N, GROUPS, 128) * sf[:, :, None]
         return values.reshape(BLOCK_N, GROUPS * 128)
     return tile if tile.dtype == DOT else _fp8.to_float32(tile, True)
+
+
+@triton.jit
+def _load_sf(row_ptrs, live, group, L: tl.constexpr):
+    """Scale factors of groups of 128 columns, float32; 0 where there is none."""
+    bits = _load_bytes(row_ptrs + L + group * 4, 4, live & (group * 128 < L))
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _load_codes(row_ptrs, live, L: tl.constexpr, GROUPS: tl.constexpr):
+    """Codes as bfloat16, which holds them all: [GROUPS, BLOCK_N, 128]; scale factors [GROUPS, 1, BLOCK_N]."""
+    group = tl.arange(0, GROUPS)[:, None, None]
+    col = group * 128 + tl.arange(0, 128)[None, None, :]
+    codes = tl.load(row_ptrs[None, :, None] + col, mask=live[None, :, None] & (col < L), other=0)
+    return _fp8.decode_e4m3(codes, tl.bfloat16), _load_sf(
+        row_ptrs[None, None, :], live[None, None, :], group, L
+    )
 
 
 @triton.jit
@@ -40,9 +56,15 @@ def _load_rope(
     kept = live[:, None] & (col < R)[None, :]
     if IS_BYTES:
         bits = _load_bytes(row_ptrs[:, None] + L + L // 32 + col[None, :] * 2, 2, kept)
-        return (bits << 16).to(tl.uint32).to(tl.float32, bitcast=True)
-    tile = tl.load(row_ptrs[:, None] + L + col[None, :], mask=kept, other=0.0)
+        tile = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        tile = tl.load(row_ptrs[:, None] + L + col[None, :], mask=kept, other=0.0)
     return tile if tile.dtype == DOT else _fp8.to_float32(tile, True)
+
+
+@triton.jit
+def is_finite(x, INTERPRETED: tl.constexpr):
+    return tl.abs(_fp8.to_float32(x, INTERPRETED)) < float("inf")
 
 
 def dot_dtype(q: torch.dtype, cache: torch.dtype) -> torch.dtype:
