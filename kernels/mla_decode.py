@@ -1,7 +1,8 @@
-"""Triton backend of ``mla_decode``.
+"""Triton backend of ``mla_decode``: keys are split as ``mla_schedule`` says, and the pieces merged in order.
 
-One pass over the keys of a request, not split between programs. A latent tile is loaded once: it is key and
-value. Products of a cache of bytes are float32, as its scale factors are.
+A latent tile is loaded once: it is key and value. A tile of rows has those of several queries where heads are
+few, so that they share keys. bfloat16 multiplies the codes of a cache of bytes, which it holds exactly: scale
+factors go to the sums of the scores of their 128 columns, and to the weights.
 """
 
 from dataclasses import dataclass
@@ -9,135 +10,240 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from moela.kernels import _fp8
+from moela.kernels import _fp8, mla_schedule
 from moela.kernels._gemm import dot
+from moela.kernels._mla_cache import _load_codes, _load_latent, _load_rope, dot_dtype, is_finite
+from moela.kernels._mla_pieces import _merge_kernel, _tiles_kernel, is_schedule_of
+from moela.reference.mla_schedule import BLOCK, PIECE_BLOCKS
 from torch import Tensor
 
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+PIECE_KEYS = PIECE_BLOCKS * BLOCK
+MERGE_ROWS = 4  # of one program
+INTERPRETED_PARTS = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    BLOCK_H: int  # heads of one program
+    BLOCK_M: int  # rows of one program
     BLOCK_N: int  # keys of one step
     num_warps: int
     num_stages: int
+    programs: int  # of one multiprocessor
 
 
-def plan(dot_dtype: torch.dtype, target: _fp8.Target) -> Plan:
-    """The sums of 16 heads of 512 columns are 32 registers of 256 threads; a tile of keys has 32 KB.
+def plan(H: int, dot_dtype: torch.dtype, target: _fp8.Target) -> Plan:
+    """Rows depend on H only, so that a request's bits depend neither on its batch nor on its neighbours.
 
-    Products of float32 keep both operands in registers, which takes twice the threads. Of one stage and two
-    the one is chosen that spills nothing (tests/sass).
+    The sums of 16 rows of 512 columns are 32 registers of 256 threads; a tile of keys has 32 KB. Products of
+    float32 keep both operands in registers, which takes twice the threads. Of one stage and two the one is
+    chosen that spills nothing (tests/sass).
     """
     if dot_dtype == torch.float32:
         stages = 1 if target.lanes == 32 else 2
-        return Plan(BLOCK_H=16, BLOCK_N=16, num_warps=512 // target.lanes, num_stages=stages)
-    return Plan(BLOCK_H=16, BLOCK_N=32, num_warps=8, num_stages=1)
+        return Plan(BLOCK_M=16, BLOCK_N=16, num_warps=512 // target.lanes, num_stages=stages, programs=1)
+    return Plan(BLOCK_M=16, BLOCK_N=32, num_warps=8, num_stages=1, programs=2)
+
+
+def num_parts_for(rows: int, p: Plan, target: _fp8.Target) -> int:
+    """Parts of the schedule that launch() makes: the programs that a GPU runs at once, by tiles of rows."""
+    if target.interpreted:
+        return INTERPRETED_PARTS
+    return max(target.multiprocessors * p.programs // triton.cdiv(rows, p.BLOCK_M), 1)
 
 
 @triton.jit
-def _load_bytes(ptrs, COUNT: tl.constexpr, mask):
-    """COUNT bytes at any address as the low ones of a uint32."""
-    bits = tl.load(ptrs, mask=mask, other=0).to(tl.uint32)
-    for i in tl.static_range(1, COUNT):
-        bits |= tl.load(ptrs + i, mask=mask, other=0).to(tl.uint32) << (8 * i)
-    return bits
+def _rows(x, GROUPS: tl.constexpr):
+    """[N] beside columns: [N, 1], or [1, N, 1] where these are in groups."""
+    return x[None, :, None] if GROUPS else x[:, None]
 
 
 @triton.jit
-def _load_latent(row_ptrs, live, col, L: tl.constexpr, IS_BYTES: tl.constexpr, DOT: tl.constexpr):
-    """[BLOCK_N, BLOCK_L] of DOT: zeros in rows that are not live and in columns from L on."""
-    kept = live[:, None] & (col < L)[None, :]
-    tile = tl.load(row_ptrs[:, None] + col[None, :], mask=kept, other=0)
-    if IS_BYTES:
-        BLOCK_N: tl.constexpr = tile.shape[0]
-        GROUPS: tl.constexpr = tile.shape[1] // 128
-        group = tl.arange(0, GROUPS)
-        has_sf = live[:, None] & (group * 128 < L)[None, :]
-        sf = _load_bytes(row_ptrs[:, None] + L + group[None, :] * 4, 4, has_sf)
-        sf = sf.to(tl.float32, bitcast=True)
-        values = _fp8.decode_e4m3(tile, tl.float32).reshape(BLOCK_N, GROUPS, 128) * sf[:, :, None]
-        return values.reshape(BLOCK_N, GROUPS * 128)
-    return tile if tile.dtype == DOT else _fp8.to_float32(tile, True)
-
-
-@triton.jit
-def _load_rope(
-    row_ptrs, live, col, L: tl.constexpr, R: tl.constexpr, IS_BYTES: tl.constexpr, DOT: tl.constexpr
+def _row_ptrs(
+    cache_ptr, pages_ptr, request, key, live, page_size, stride_page, stride_slot, IS_PAGED: tl.constexpr
 ):
-    """[BLOCK_N, BLOCK_R] of DOT, as _load_latent."""
-    kept = live[:, None] & (col < R)[None, :]
-    if IS_BYTES:
-        bits = _load_bytes(row_ptrs[:, None] + L + L // 32 + col[None, :] * 2, 2, kept)
-        return (bits << 16).to(tl.uint32).to(tl.float32, bitcast=True)
-    tile = tl.load(row_ptrs[:, None] + L + col[None, :], mask=kept, other=0.0)
-    return tile if tile.dtype == DOT else _fp8.to_float32(tile, True)
+    """Where the latents of keys of a request begin."""
+    if IS_PAGED:
+        page = tl.load(pages_ptr + key // page_size, mask=live, other=0).to(tl.int64)
+    else:
+        page = tl.zeros(key.shape, tl.int64) + request
+    return cache_ptr + page * stride_page + (key % page_size).to(tl.int64) * stride_slot
+
+
+@triton.jit
+def _load_values(
+    row_ptrs, live, latent, L: tl.constexpr, IS_BYTES: tl.constexpr, GROUPS: tl.constexpr, DOT: tl.constexpr
+):
+    """(values of DOT, what multiplies them): [GROUPS, keys, 128] and [GROUPS, 1, keys], or [keys, BLOCK_L]."""
+    if GROUPS:
+        return _load_codes(row_ptrs, live, L, GROUPS)
+    else:
+        return _load_latent(row_ptrs, live, latent, L, IS_BYTES, DOT), 1.0
+
+
+@triton.jit
+def _attend_piece(
+    q_ptrs, is_row, limit, least, cache_ptr, pages_ptr, request, first, end,
+    page_size, sm_scale, stride_page, stride_slot,
+    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, IS_BYTES: tl.constexpr, HAS_TAIL: tl.constexpr,
+    GROUPS: tl.constexpr, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Keys [first, end) of a request -> out and lse of a tile of rows.
+
+    Row i sees the keys before limit[i], and all rows those before `least`; without HAS_TAIL there are no
+    others. Keys that nobody sees are not loaded, and nor are the pages beyond them. A value that some rows do
+    not see has a weight of 0 there, and may be NaN: what of it is not finite is taken out, and put into the
+    rows that see it at last.
+    """
+    latent, rope = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
+    if GROUPS:
+        col = (tl.arange(0, GROUPS) * 128)[:, None, None] + tl.arange(0, 128)[None, None, :]
+        acc = tl.zeros((GROUPS, BLOCK_M, 128), tl.float32)
+    else:
+        col = latent[None, :]
+        acc = tl.zeros((BLOCK_M, BLOCK_L), tl.float32)
+    q_c = tl.load(_rows(q_ptrs, GROUPS) + col, mask=_rows(is_row, GROUPS) & (col < L), other=0.0)
+    q_c = q_c if q_c.dtype == DOT else _fp8.to_float32(q_c, True)
+    if R > 0:
+        is_pe = is_row[:, None] & (rope < R)[None, :]
+        q_pe = tl.load(q_ptrs[:, None] + L + rope[None, :], mask=is_pe, other=0.0)
+        q_pe = q_pe if q_pe.dtype == DOT else _fp8.to_float32(q_pe, True)
+
+    most = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(first, end, BLOCK_N):
+        key = start + tl.arange(0, BLOCK_N)
+        live = key < end
+        row_ptrs = _row_ptrs(
+            cache_ptr, pages_ptr, request, key, live, page_size, stride_page, stride_slot, IS_PAGED
+        )
+        values, sf = _load_values(row_ptrs, live, latent, L, IS_BYTES, GROUPS, DOT)
+        if GROUPS:
+            of_groups = tl.zeros((GROUPS, BLOCK_M, BLOCK_N), tl.float32)
+            scores = tl.sum(dot(q_c, values.permute(0, 2, 1), of_groups, INTERPRETED) * sf, 0)
+        else:
+            scores = dot(q_c, values.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), INTERPRETED)
+        if R > 0:
+            k_pe = _load_rope(row_ptrs, live, rope, L, R, IS_BYTES, DOT)
+            scores = dot(q_pe, k_pe.T, scores, INTERPRETED)
+        seen = live[None, :]
+        if HAS_TAIL:
+            seen = seen & (key[None, :] < limit[:, None])
+            is_kept = _rows(key < least, GROUPS) | is_finite(values, INTERPRETED)
+            values = tl.where(is_kept, values, tl.zeros_like(values))
+            if GROUPS:
+                sf = tl.where((key < least)[None, None, :] | is_finite(sf, INTERPRETED), sf, 0.0)
+        scores = tl.where(seen, scores * sm_scale, float("-inf"))
+        new_most = tl.maximum(most, tl.max(scores, axis=1))
+        # Of a row that has seen nothing yet e^(-Inf) is 0, where e^(-Inf + Inf) would be NaN.
+        base = tl.where(new_most == float("-inf"), 0.0, new_most)
+        weights = tl.exp(scores - base[:, None])
+        rescale = tl.exp(most - base)
+        total = total * rescale + tl.sum(weights, axis=1)
+        if GROUPS:
+            weights = weights[None, :, :] * sf
+        acc = acc * _rows(rescale, GROUPS)
+        acc = dot(_fp8.round_to(weights, DOT, INTERPRETED), values, acc, INTERPRETED)
+        most = new_most
+
+    if HAS_TAIL:
+        for start in range(tl.maximum(first, least), end):
+            key = start + tl.arange(0, 1)
+            live = key < end
+            row_ptrs = _row_ptrs(
+                cache_ptr, pages_ptr, request, key, live, page_size, stride_page, stride_slot, IS_PAGED
+            )
+            value, sf_of_it = _load_values(row_ptrs, live, latent, L, IS_BYTES, GROUPS, DOT)
+            kept = is_finite(value, INTERPRETED)
+            if GROUPS:
+                kept = kept & is_finite(sf_of_it, INTERPRETED)
+            acc = tl.where(kept | _rows(start >= limit, GROUPS), acc, float("nan"))
+    has_keys = total != 0.0
+    out = tl.div_rn(acc, _rows(total, GROUPS) + tl.zeros_like(acc))
+    return tl.where(_rows(has_keys, GROUPS), out, 0.0), tl.where(
+        has_keys, most + tl.log(total), float("-inf")
+    )
 
 
 @triton.jit
 def _mla_decode_kernel(
-    q_ptr, cache_ptr, table_ptr, seqlens_ptr, out_ptr, lse_ptr,
-    s_q, H, page_size, sm_scale, stride_qb, stride_qj, stride_qh, stride_page, stride_slot, stride_tb,
+    q_ptr, cache_ptr, table_ptr, seqlens_ptr, schedule_ptr, tiles_ptr, out_ptr, lse_ptr, sums_ptr, sums_lse_ptr,
+    B, num_parts, rows, s_q, H, page_size, sm_scale,
+    stride_qb, stride_qj, stride_qh, stride_page, stride_slot, stride_tb, stride_schedule,
     L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, IS_BYTES: tl.constexpr, CAUSAL: tl.constexpr,
-    DOT: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr,
-    BLOCK_R: tl.constexpr, INTERPRETED: tl.constexpr,
+    IS_RAGGED: tl.constexpr, INVARIANT: tl.constexpr, PIECE_KEYS: tl.constexpr, HAS_TAIL: tl.constexpr,
+    GROUPS: tl.constexpr, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """One program owns BLOCK_H heads of one query and walks over the keys that it sees, in order.
+    """One program attends the keys of one part of the schedule for one tile of rows.
 
-    Grid: (B * s_q, cdiv(H, BLOCK_H)). Invariants: all rows of a program see the same keys, so a step has at
-    least one; keys that are not seen are not loaded, and nor are the pages beyond them.
+    Grid: (cdiv(rows, BLOCK_M), num_parts). Rows are those of a request, its queries' heads in order. With
+    IS_RAGGED what the schedule calls a request is a tile (_mla_pieces.py), and rows is BLOCK_M. A request of
+    one piece is written to out and lse, pieces of others to sums and sums_lse. Requests that are not as long
+    as the schedule says are left to the merge.
     """
-    request, query = tl.program_id(0) // s_q, tl.program_id(0) % s_q
-    head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    latent, rope = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_R)
-    limit = tl.load(seqlens_ptr + request)
-    if CAUSAL:
-        limit -= s_q - 1 - query
-    q_ptrs = q_ptr + request.to(tl.int64) * stride_qb + query * stride_qj + head[:, None] * stride_qh
-    is_head = (head < H)[:, None]
-    q_c = tl.load(q_ptrs + latent[None, :], mask=is_head & (latent < L)[None, :], other=0.0)
-    q_c = q_c if q_c.dtype == DOT else _fp8.to_float32(q_c, True)
-    if R > 0:
-        q_pe = tl.load(q_ptrs + L + rope[None, :], mask=is_head & (rope < R)[None, :], other=0.0)
-        q_pe = q_pe if q_pe.dtype == DOT else _fp8.to_float32(q_pe, True)
-
-    most = tl.full((BLOCK_H,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_H,), tl.float32)
-    acc = tl.zeros((BLOCK_H, BLOCK_L), tl.float32)
-    for start in range(0, limit, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
-        live = key < limit
-        if IS_PAGED:
-            entry = table_ptr + request.to(tl.int64) * stride_tb + key // page_size
-            page = tl.load(entry, mask=live, other=0).to(tl.int64)
+    boundary = schedule_ptr + (1 + tl.program_id(1)) * stride_schedule
+    from_request, from_block = tl.load(boundary), tl.load(boundary + 1)
+    piece = tl.load(boundary + 2)
+    to_request, to_block = tl.load(boundary + stride_schedule), tl.load(boundary + stride_schedule + 1)
+    if not IS_RAGGED:
+        if not is_schedule_of(schedule_ptr, stride_schedule, B, num_parts, rows, INVARIANT):
+            return
+    for item in range(from_request, to_request + (to_block > 0).to(tl.int32)):
+        entry = schedule_ptr + (num_parts + 2 + item) * stride_schedule
+        is_whole = tl.load(entry + stride_schedule) - tl.load(entry) == 1
+        length = tl.load(entry + 1)
+        if IS_RAGGED:
+            request, first_row = tl.load(tiles_ptr + item * 4), tl.load(tiles_ptr + item * 4 + 1)
+            tokens, first_token = tl.load(tiles_ptr + item * 4 + 2), tl.load(tiles_ptr + item * 4 + 3)
+            seqlen = tl.load(seqlens_ptr + request)
+            num_rows = tokens * H
         else:
-            page = request.to(tl.int64) + tl.zeros_like(key)
-        row_ptrs = cache_ptr + page * stride_page + (key % page_size).to(tl.int64) * stride_slot
-        kv_c = _load_latent(row_ptrs, live, latent, L, IS_BYTES, DOT)
-        scores = dot(q_c, kv_c.T, tl.zeros((BLOCK_H, BLOCK_N), tl.float32), INTERPRETED)
-        if R > 0:
-            k_pe = _load_rope(row_ptrs, live, rope, L, R, IS_BYTES, DOT)
-            scores = dot(q_pe, k_pe.T, scores, INTERPRETED)
-        scores = tl.where(live[None, :], scores * sm_scale, float("-inf"))
-        new_most = tl.maximum(most, tl.max(scores, axis=1))
-        weights = tl.exp(scores - new_most[:, None])
-        rescale = tl.exp(most - new_most)
-        total = total * rescale + tl.sum(weights, axis=1)
-        acc = dot(_fp8.round_to(weights, DOT, INTERPRETED), kv_c, acc * rescale[:, None], INTERPRETED)
-        most = new_most
-
-    has_keys = limit > 0
-    row = tl.program_id(0).to(tl.int64) * H + head
-    out = tl.where(has_keys, tl.div_rn(acc, (total[:, None] + tl.zeros_like(acc))), 0.0)
-    out = _fp8.round_to(out, out_ptr.dtype.element_ty, INTERPRETED)
-    tl.store(out_ptr + row[:, None] * L + latent[None, :], out, mask=is_head & (latent < L)[None, :])
-    tl.store(lse_ptr + row, tl.where(has_keys, most + tl.log(total), float("-inf")), mask=head < H)
-
-
-def dot_dtype(q: torch.dtype, cache: torch.dtype) -> torch.dtype:
-    """What is multiplied: the type of q and of the cache, or float32."""
-    return q if q == cache else torch.float32
+            request, first_row, tokens, first_token = item, tl.program_id(0) * BLOCK_M, s_q, 0
+            seqlen = tl.load(seqlens_ptr + request)
+            num_rows = tl.where(seqlen == length, s_q * H, 0)
+        row = first_row + tl.arange(0, BLOCK_M)
+        is_row = row < num_rows
+        query = row // H
+        wide = tl.zeros((), tl.int64)  # offsets are int64
+        q_ptrs = q_ptr + (wide + request) * stride_qb + (wide + first_token + query) * stride_qj
+        q_ptrs += (row % H) * stride_qh
+        limit, least, largest = seqlen + tl.zeros_like(row), seqlen, seqlen
+        if CAUSAL:
+            limit -= tokens - 1 - query
+            least -= tokens - 1 - first_row // H
+            largest -= tokens - 1 - (tl.minimum(first_row + BLOCK_M, num_rows) - 1) // H
+        begin = tl.where(item == from_request, from_block * 64, 0)
+        end = tl.where(item == to_request, to_block * 64, length)
+        end = tl.where(num_rows > 0, end, begin)
+        pages_ptr = table_ptr + (wide + request) * stride_tb
+        for first in range(begin, tl.maximum(end, begin + 1), PIECE_KEYS if INVARIANT else 0x40000000):
+            until = (
+                tl.minimum(tl.minimum(end, largest), first + PIECE_KEYS)
+                if INVARIANT
+                else tl.minimum(end, largest)
+            )
+            out, lse = _attend_piece(
+                q_ptrs, is_row, limit, least, cache_ptr, pages_ptr, request, first, until,
+                page_size, sm_scale, stride_page, stride_slot,
+                L, R, IS_PAGED, IS_BYTES, HAS_TAIL, GROUPS, DOT, BLOCK_M, BLOCK_N, BLOCK_L, BLOCK_R, INTERPRETED,
+            )  # fmt: skip
+            if GROUPS:
+                col = (tl.arange(0, GROUPS) * 128)[:, None, None] + tl.arange(0, 128)[None, None, :]
+            else:
+                col = tl.arange(0, BLOCK_L)[None, :]
+            mask = _rows(is_row, GROUPS) & (col < L)
+            if is_whole:
+                at = (wide + (first_token if IS_RAGGED else request * s_q)) * H + row
+                rounded = _fp8.round_to(out, out_ptr.dtype.element_ty, INTERPRETED)
+                tl.store(out_ptr + _rows(at, GROUPS) * L + col, rounded, mask=mask)
+                tl.store(lse_ptr + at, lse, mask=is_row)
+            else:
+                at = (wide + piece) * rows + (row - first_row if IS_RAGGED else row)
+                tl.store(sums_ptr + _rows(at, GROUPS) * L + col, out, mask=mask)
+                tl.store(sums_lse_ptr + at, lse, mask=is_row)
+            piece += 1
 
 
 def launch(
@@ -149,24 +255,54 @@ def launch(
     sm_scale: float,
     v_dim: int = 512,
     causal: bool = True,
+    cu_seqlens_q: Tensor | None = None,
+    schedule: Tensor | None = None,
+    batch_invariant: bool = False,
     out: tuple[Tensor, Tensor],
 ) -> None:
     result, lse = out
     if lse.numel() == 0:
         return
-    B, s_q, H, D = q.shape
-    R = D - v_dim
-    is_bytes = cache.dtype == torch.uint8
-    dtype = dot_dtype(q.dtype, cache.dtype)
+    B, H, R = seqlens.size(0), q.size(-2), q.size(-1) - v_dim
+    is_ragged, is_bytes = cu_seqlens_q is not None, cache.dtype == torch.uint8
+    is_grouped = is_bytes and q.dtype == torch.bfloat16
+    dtype = q.dtype if is_grouped else dot_dtype(q.dtype, cache.dtype)
     target = _fp8.target_of(q.device)
-    p = plan(dtype, target)
+    p = plan(H, dtype, target)
+    if is_ragged:
+        s_q, rows, items = 0, p.BLOCK_M, B + q.size(0) * H // p.BLOCK_M
+        tiles, lengths = seqlens.new_empty(items, 4), seqlens.new_empty(items)
+        _tiles_kernel[(B + 1,)](
+            cu_seqlens_q, seqlens, tiles, lengths, B, H, items,
+            CAUSAL=causal, BLOCK_M=p.BLOCK_M, BLOCK=256, num_warps=4,
+        )  # fmt: skip
+        strides_q = (0, *q.stride()[:2])
+    else:
+        s_q, items, tiles, lengths = q.size(1), B, seqlens, seqlens
+        rows, strides_q = s_q * H, q.stride()[:3]
+    if schedule is None:
+        num_parts = num_parts_for(rows, p, target)
+        schedule = seqlens.new_empty(num_parts + items + 3, 4)
+        options = {"rows": rows, "num_parts": num_parts, "batch_invariant": batch_invariant}
+        mla_schedule.launch(lengths, **options, out=(schedule,))
+    num_parts = schedule.size(0) - items - 3
+    capacity = cache.size(1) * (1 if block_table is None else block_table.size(1))
+    pieces = items * max(triton.cdiv(capacity, PIECE_KEYS), 1) if batch_invariant else items + num_parts
+    sums, sums_lse = lse.new_empty(pieces, rows, v_dim), lse.new_empty(pieces, rows)
     table = seqlens if block_table is None else block_table
-    _mla_decode_kernel[(B * s_q, triton.cdiv(H, p.BLOCK_H))](
-        q, cache, table, seqlens, result, lse,
-        s_q, H, max(cache.size(1), 1), sm_scale, *q.stride()[:3], *cache.stride()[:2], table.stride(0),
-        L=v_dim, R=R, IS_PAGED=block_table is not None, IS_BYTES=is_bytes, CAUSAL=causal,
-        DOT=_TRITON[dtype], BLOCK_H=p.BLOCK_H, BLOCK_N=p.BLOCK_N,
-        BLOCK_L=max(triton.next_power_of_2(v_dim), 16), BLOCK_R=max(triton.next_power_of_2(R), 16),
-        INTERPRETED=target.interpreted, num_warps=p.num_warps,
-        num_stages=p.num_stages,
+    BLOCK_L = max(triton.next_power_of_2(v_dim), 16)
+    _mla_decode_kernel[(triton.cdiv(rows, p.BLOCK_M), num_parts)](
+        q, cache, table, seqlens, schedule, tiles, result, lse, sums, sums_lse,
+        items, num_parts, rows, s_q, H, max(cache.size(1), 1), sm_scale,
+        *strides_q, *cache.stride()[:2], table.stride(0), schedule.stride(0),
+        L=v_dim, R=R, IS_PAGED=block_table is not None, IS_BYTES=is_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
+        INVARIANT=batch_invariant, PIECE_KEYS=PIECE_KEYS, HAS_TAIL=causal and (is_ragged or s_q > 1),
+        GROUPS=BLOCK_L // 128 if is_grouped else 0, DOT=_TRITON[dtype], BLOCK_M=p.BLOCK_M, BLOCK_N=p.BLOCK_N,
+        BLOCK_L=BLOCK_L, BLOCK_R=max(triton.next_power_of_2(R), 16), INTERPRETED=target.interpreted,
+        num_warps=p.num_warps, num_stages=p.num_stages,
+    )  # fmt: skip
+    _merge_kernel[(items, triton.cdiv(rows, MERGE_ROWS))](
+        sums, sums_lse, schedule, seqlens, tiles, result, lse, items, num_parts, rows, H, schedule.stride(0),
+        L=v_dim, IS_RAGGED=is_ragged, INVARIANT=batch_invariant, BLOCK_ROWS=MERGE_ROWS, BLOCK_L=BLOCK_L,
+        INTERPRETED=target.interpreted, num_warps=4,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 #include <optional>
 #include <tuple>
 
-#include "common/expert_rows.h"
+#include "common/mla_batch.h"
 #include "common/mla_cache.h"
 #include "cpu/isa.h"
 
@@ -13,51 +13,63 @@ namespace {
 constexpr const char* kOp = "mla_decode";
 constexpr int64_t kWaveFloats = int64_t{16} << 20;  // sums of parts that are kept at a time: 64 MB
 
-void check_lengths(const Tensor& q, const Tensor& cache, const std::optional<Tensor>& block_table,
-                   const Tensor& seqlens) {
-  check_int32s(kOp, "seqlens", seqlens, q.size(0), "q");
-  const int64_t page_size = cache.size(1);
-  const int64_t capacity = page_size * (block_table ? block_table->size(1) : 1);
-  for (int64_t b = 0; b < q.size(0); ++b) {
-    const int64_t tokens = int32s(seqlens)[b];
-    if (tokens < 0 || tokens > capacity)
-      fail(kOp, "seqlens", "lengths within [0, " + std::to_string(capacity) + "]",
-           std::to_string(tokens) + " at request " + std::to_string(b));
-    if (!block_table || tokens == 0) continue;
-    const int32_t* pages = int32s(*block_table) + b * block_table->stride(0);
-    for (int64_t block = 0; block < (tokens + page_size - 1) / page_size; ++block)
-      if (pages[block] < 0 || pages[block] >= cache.size(0))
-        fail(kOp, "block_table", "pages within [0, " + std::to_string(cache.size(0) - 1) + "]",
-             std::to_string(pages[block]) + " at request " + std::to_string(b) + ", block " +
-                 std::to_string(block));
-  }
-}
+// The arguments, but for what is written.
+struct Arguments {
+  const Tensor& q;
+  const Tensor& cache;
+  const std::optional<Tensor>& block_table;
+  const Tensor& seqlens;
+  double sm_scale;
+  int64_t v_dim;
+  bool causal;
+  const std::optional<Tensor>& cu_seqlens_q;
+  const std::optional<Tensor>& schedule;
+  bool batch_invariant;
 
-void check(const Tensor& q, const Tensor& cache, const std::optional<Tensor>& block_table,
-           const Tensor& seqlens, double sm_scale, int64_t v_dim) {
-  using enum ScalarType;
-  check_dim(kOp, "q", q, 4);
-  check_dtype(kOp, "q", q.scalar_type(), {BFloat16, Half, Float});
-  check_last_dim_contiguous(kOp, "q", q);
-  const int64_t B = q.size(0), D = q.size(3);
-  if (v_dim < 1 || v_dim > D) fail(kOp, "v_dim", "a number within [1, " + std::to_string(D) + "]", v_dim);
-  if (!std::isfinite(sm_scale)) fail(kOp, "sm_scale", "a finite number", sm_scale);
-  check_dim(kOp, "cache", cache, 3);
-  check_mla_cache_dtype(kOp, cache);
-  if (is_of_bytes(cache) && v_dim % cpu::kMlaGroup != 0)
-    fail(kOp, "v_dim", "a multiple of 128 because cache is uint8", v_dim);
-  check_mla_rows(kOp, cache, v_dim, D - v_dim);
-  check_cpu(kOp, "cache", cache, "q");
-  if (block_table) {
-    check_dim(kOp, "block_table", *block_table, 2);
-    check_dtype(kOp, "block_table", block_table->scalar_type(), {Int});
-    check_same(kOp, "block_table", "B", block_table->size(0), B, "q");
-    check_last_dim_contiguous(kOp, "block_table", *block_table);
-    check_cpu(kOp, "block_table", *block_table, "q");
-  } else {
-    check_same(kOp, "cache", "B", cache.size(0), B, "q");
+  int64_t D() const { return q.size(q.dim() - 1); }
+  int64_t H() const { return q.size(q.dim() - 2); }
+  int64_t B() const { return cu_seqlens_q ? cu_seqlens_q->size(0) - 1 : q.size(0); }
+  std::vector<int64_t> lse_shape() const {
+    std::vector<int64_t> shape = sizes_of(q);
+    shape.pop_back();
+    return shape;
   }
-  check_lengths(q, cache, block_table, seqlens);
+  std::vector<int64_t> out_shape() const {
+    std::vector<int64_t> shape = lse_shape();
+    shape.push_back(v_dim);
+    return shape;
+  }
+};
+
+void check(const Arguments& a) {
+  using enum ScalarType;
+  check_dim(kOp, "q", a.q, a.cu_seqlens_q ? 3 : 4);
+  check_dtype(kOp, "q", a.q.scalar_type(), {BFloat16, Half, Float});
+  check_last_dim_contiguous(kOp, "q", a.q);
+  if (a.cu_seqlens_q) check_cu_seqlens_q(kOp, *a.cu_seqlens_q, a.q.size(0));
+  const char* owner = a.cu_seqlens_q ? "cu_seqlens_q" : "q";
+  if (a.v_dim < 1 || a.v_dim > a.D())
+    fail(kOp, "v_dim", "a number within [1, " + std::to_string(a.D()) + "]", a.v_dim);
+  if (!std::isfinite(a.sm_scale)) fail(kOp, "sm_scale", "a finite number", a.sm_scale);
+  check_dim(kOp, "cache", a.cache, 3);
+  check_mla_cache_dtype(kOp, a.cache);
+  if (is_of_bytes(a.cache) && a.v_dim % cpu::kMlaGroup != 0)
+    fail(kOp, "v_dim", "a multiple of 128 because cache is uint8", a.v_dim);
+  check_mla_rows(kOp, a.cache, a.v_dim, a.D() - a.v_dim);
+  check_cpu(kOp, "cache", a.cache, "q");
+  if (a.block_table) {
+    check_dim(kOp, "block_table", *a.block_table, 2);
+    check_dtype(kOp, "block_table", a.block_table->scalar_type(), {Int});
+    check_same(kOp, "block_table", "B", a.block_table->size(0), a.B(), owner);
+    check_last_dim_contiguous(kOp, "block_table", *a.block_table);
+    check_cpu(kOp, "block_table", *a.block_table, "q");
+  } else {
+    check_same(kOp, "cache", "B", a.cache.size(0), a.B(), owner);
+  }
+  check_seqlens(kOp, a.seqlens, a.B(), a.cache, a.block_table);
+  if (!a.schedule) return;
+  if (a.cu_seqlens_q) fail(kOp, "schedule", "None because cu_seqlens_q is a tensor", "a tensor");
+  check_schedule(kOp, *a.schedule, a.seqlens, a.q.size(1) * a.H(), a.batch_invariant);
 }
 
 // One after the other: the heads of a query in groups, and what a wave has of them.
@@ -120,29 +132,34 @@ class Wave {
   int64_t floats_ = 0;
 };
 
-void launch(const Tensor& q, const Tensor& cache, const std::optional<Tensor>& block_table,
-            const Tensor& seqlens, double sm_scale, int64_t v_dim, bool causal, Tensor& out, Tensor& lse) {
-  const int64_t s_q = q.size(1), H = q.size(2);
+// A schedule is not needed: keys are split at fixed places, and threads take parts as they get done.
+void launch(const Arguments& a, Tensor& out, Tensor& lse) {
+  const Tensor& q = a.q;
+  const bool is_ragged = a.cu_seqlens_q.has_value();
+  const int64_t H = a.H(), token_dim = q.dim() - 3;
+  const int32_t* bounds = is_ragged ? int32s(*a.cu_seqlens_q) : nullptr;
   const cpu::MlaDecodeProblem p = {
       .q = q.const_data_ptr(),
       .q_dtype = cpu_dtype(q.scalar_type()),
-      .stride_qb = q.stride(0),
-      .stride_qj = q.stride(1),
-      .stride_qh = q.stride(2),
-      .cache = mla_cache_of(cache, v_dim, q.size(3) - v_dim, const_cast<void*>(cache.const_data_ptr())),
-      .block_table = block_table ? int32s(*block_table) : nullptr,
-      .stride_tb = block_table ? block_table->stride(0) : 0,
-      .sm_scale = static_cast<float>(sm_scale),
-      .s_q = s_q,
+      // The tokens of a ragged batch are counted through all requests.
+      .stride_qb = is_ragged ? 0 : q.stride(0),
+      .stride_qj = q.stride(token_dim),
+      .stride_qh = q.stride(token_dim + 1),
+      .cache = mla_cache_of(a.cache, a.v_dim, a.D() - a.v_dim, const_cast<void*>(a.cache.const_data_ptr())),
+      .block_table = a.block_table ? int32s(*a.block_table) : nullptr,
+      .stride_tb = a.block_table ? a.block_table->stride(0) : 0,
+      .sm_scale = static_cast<float>(a.sm_scale),
+      .s_q = is_ragged ? 0 : q.size(1),
       .H = H,
       .out = out.mutable_data_ptr(),
       .lse = static_cast<float*>(lse.mutable_data_ptr()),
   };
   Wave wave(p);
-  for (int64_t b = 0; b < q.size(0); ++b)
-    for (int64_t j = 0; j < s_q; ++j)
+  for (int64_t b = 0; b < a.B(); ++b) {
+    const int64_t first = is_ragged ? bounds[b] : 0, end = is_ragged ? bounds[b + 1] : p.s_q;
+    for (int64_t j = first; j < end; ++j)
       for (int64_t h = 0; h < H; h += cpu::kMlaHeads) {
-        const int64_t seen = int32s(seqlens)[b] - (causal ? s_q - 1 - j : 0);
+        const int64_t seen = int32s(a.seqlens)[b] - (a.causal ? end - 1 - j : 0);
         wave.add({.request = b,
                   .query = j,
                   .head = h,
@@ -151,29 +168,33 @@ void launch(const Tensor& q, const Tensor& cache, const std::optional<Tensor>& b
                   .packed = nullptr,
                   .parts = nullptr});
       }
+  }
   wave.run();
 }
 
-std::vector<int64_t> out_shape(const Tensor& q, int64_t v_dim) {
-  return {q.size(0), q.size(1), q.size(2), v_dim};
-}
-
 std::tuple<Tensor, Tensor> mla_decode(const Tensor& q, const Tensor& cache, std::optional<Tensor> block_table,
-                                      const Tensor& seqlens, double sm_scale, int64_t v_dim, bool causal) {
-  check(q, cache, block_table, seqlens, sm_scale, v_dim);
-  Tensor out = empty_cpu(out_shape(q, v_dim), q.scalar_type());
-  Tensor lse = empty_cpu({q.size(0), q.size(1), q.size(2)}, ScalarType::Float);
-  launch(q, cache, block_table, seqlens, sm_scale, v_dim, causal, out, lse);
+                                      const Tensor& seqlens, double sm_scale, int64_t v_dim, bool causal,
+                                      std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> schedule,
+                                      bool batch_invariant) {
+  const Arguments a = {q,     cache,  block_table,  seqlens,  sm_scale,
+                       v_dim, causal, cu_seqlens_q, schedule, batch_invariant};
+  check(a);
+  Tensor out = empty_cpu(a.out_shape(), q.scalar_type());
+  Tensor lse = empty_cpu(a.lse_shape(), ScalarType::Float);
+  launch(a, out, lse);
   return {out, lse};
 }
 
 void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> block_table,
-                    const Tensor& seqlens, double sm_scale, int64_t v_dim, bool causal, Tensor out,
-                    Tensor lse) {
-  check(q, cache, block_table, seqlens, sm_scale, v_dim);
-  check_out("mla_decode_out", "out", out, q.scalar_type(), out_shape(q, v_dim));
-  check_out("mla_decode_out", "lse", lse, ScalarType::Float, {q.size(0), q.size(1), q.size(2)});
-  launch(q, cache, block_table, seqlens, sm_scale, v_dim, causal, out, lse);
+                    const Tensor& seqlens, double sm_scale, int64_t v_dim, bool causal,
+                    std::optional<Tensor> cu_seqlens_q, std::optional<Tensor> schedule, bool batch_invariant,
+                    Tensor out, Tensor lse) {
+  const Arguments a = {q,     cache,  block_table,  seqlens,  sm_scale,
+                       v_dim, causal, cu_seqlens_q, schedule, batch_invariant};
+  check(a);
+  check_out("mla_decode_out", "out", out, q.scalar_type(), a.out_shape());
+  check_out("mla_decode_out", "lse", lse, ScalarType::Float, a.lse_shape());
+  launch(a, out, lse);
 }
 
 }  // namespace

@@ -180,16 +180,21 @@ def cache_write(x: torch.dtype, cache: torch.dtype, ue8m0=False, slots=torch.int
     return mla_cache_write.launch, (*args, torch.zeros(100, dtype=slots), ue8m0), {}
 
 
-def decode(q: torch.dtype, cache: torch.dtype, L=512, R=64, is_paged=True) -> Launch:
+def decode(
+    q: torch.dtype, cache: torch.dtype, H=16, s_q=1, L=512, R=64, is_paged=True, ragged=False, invariant=False
+) -> Launch:
     row = _mla_cache.row_size(L, R, cache)
+    tokens = (4 * s_q,) if ragged else (4, s_q)
     args = (
-        torch.empty(4, 1, 16, L + R, dtype=q),
+        torch.empty(*tokens, H, L + R, dtype=q),
         torch.empty(16, 64, row).to(cache),
         torch.zeros(4, 9, dtype=torch.int32) if is_paged else None,
         torch.zeros(4, dtype=torch.int32),
     )
-    out = (torch.empty(4, 1, 16, L, dtype=q), torch.empty(4, 1, 16))
-    return mla_decode.launch, args, {"sm_scale": 0.1, "v_dim": L, "out": out}
+    kwargs = {"sm_scale": 0.1, "v_dim": L, "batch_invariant": invariant}
+    kwargs["cu_seqlens_q"] = torch.zeros(5, dtype=torch.int32) if ragged else None
+    out = (torch.empty(*tokens, H, L, dtype=q), torch.empty(*tokens, H))
+    return mla_decode.launch, args, kwargs | {"out": out}
 
 
 def schedule(num_parts: int, batch_invariant: bool) -> Launch:
@@ -264,6 +269,11 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "mla_decode-bf16": lambda: decode(BF16, BF16),
     "mla_decode-f16-dense": lambda: decode(F16, F16, is_paged=False),
     "mla_decode-bf16-bytes": lambda: decode(BF16, torch.uint8),
+    "mla_decode-bf16-64_heads": lambda: decode(BF16, BF16, H=64),
+    "mla_decode-bf16-128_heads-2": lambda: decode(BF16, BF16, H=128, s_q=2, invariant=True),
+    "mla_decode-bf16-ragged": lambda: decode(BF16, BF16, s_q=2, ragged=True),
+    "mla_decode-bf16-bytes-64_heads-2": lambda: decode(BF16, torch.uint8, H=64, s_q=2),
+    "mla_decode-f16-bytes": lambda: decode(F16, torch.uint8),
     "mla_decode-f32-256": lambda: decode(F32, F32, L=256, R=0),
     "mla_schedule-132": lambda: schedule(132, batch_invariant=False),
     "mla_schedule-1024-invariant": lambda: schedule(1024, batch_invariant=True),

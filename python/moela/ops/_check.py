@@ -5,6 +5,7 @@ csrc/common/check.h says the same words; tests/ops/test_contract.py holds the tw
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -102,9 +103,11 @@ def expect_slots(op: str, slots: Tensor, num_tokens: int, num_slots: int, owner:
         expect(-1 <= slot < num_slots, op, arg, wanted, f"{slot} at token {token}")
 
 
-def expect_seqlens(op: str, seqlens: Tensor, q: Tensor, cache: Tensor, block_table: Tensor | None) -> None:
+def expect_seqlens(
+    op: str, seqlens: Tensor, B: int, q: Tensor, cache: Tensor, block_table: Tensor | None
+) -> None:
     """`seqlens`: [B] int32 tokens in the pages that block_table names, or in those of a dense cache."""
-    _expect_int32(op, "seqlens", seqlens, q.size(0), "q", q)
+    _expect_int32(op, "seqlens", seqlens, B, "q", q)
     if not _can_read(seqlens):
         return
     page_size = cache.size(1)
@@ -119,6 +122,42 @@ def expect_seqlens(op: str, seqlens: Tensor, q: Tensor, cache: Tensor, block_tab
             wanted = f"pages within [0, {cache.size(0) - 1}]"
             got = f"{page} at request {request}, block {block}"
             expect(0 <= page < cache.size(0), op, "block_table", wanted, got)
+
+
+def expect_cu_seqlens_q(op: str, cu_seqlens_q: Tensor, total: int, q: Tensor) -> None:
+    """`cu_seqlens_q`: [B + 1] int32 beside q, of which `total` rows belong to one request after the other."""
+    arg = "cu_seqlens_q"
+    expect_dim(op, arg, cu_seqlens_q, 1)
+    expect(cu_seqlens_q.size(0) >= 1, op, arg, "at least 1 element", 0)
+    _expect_int32(op, arg, cu_seqlens_q, cu_seqlens_q.size(0), "q", q)
+    if not _can_read(cu_seqlens_q):
+        return
+    bounds, wanted = cu_seqlens_q.tolist(), f"a non-decreasing sequence from 0 to {total}"
+    expect(bounds[0] == 0, op, arg, wanted, f"{bounds[0]} at the start")
+    for request, (begin, end) in enumerate(pairwise(bounds)):
+        expect(begin <= end, op, arg, wanted, f"{begin} before {end} at request {request}")
+    expect(bounds[-1] == total, op, arg, wanted, f"{bounds[-1]} at the end")
+
+
+def expect_schedule(op: str, schedule: Tensor, seqlens: Tensor, rows: int, batch_invariant: bool) -> None:
+    """`schedule`: what mla_schedule makes of seqlens and rows, for any number of parts."""
+    arg, B = "schedule", seqlens.size(0)
+    expect_dim(op, arg, schedule, 2)
+    expect_dtype(op, arg, schedule.dtype, (torch.int32,))
+    ok = schedule.size(1) == 4 and schedule.size(0) >= B + 4
+    expect(ok, op, arg, f"shape [{B} + num_parts + 3, 4]", list(schedule.shape))
+    expect_last_dim_contiguous(op, arg, schedule)
+    expect_device(op, arg, schedule, seqlens.device, "q")
+    if not _can_read(schedule):
+        return
+    num_parts = schedule.size(0) - B - 3
+    wanted, got = [B, num_parts, rows, int(batch_invariant)], schedule[0].tolist()
+    names = "(B, num_parts, rows, batch_invariant)"
+    expect(got == wanted, op, arg, f"one made for {names} = {wanted}", got)
+    made_for = schedule[num_parts + 2 :, 1].tolist()
+    for request, tokens in enumerate(seqlens.tolist()):
+        told = f"one of {made_for[request]} tokens, not {tokens}, at request {request}"
+        expect(made_for[request] == tokens, op, arg, "one made for these seqlens", told)
 
 
 def expect_lengths(op: str, seqlens: Tensor) -> None:

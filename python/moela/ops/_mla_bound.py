@@ -29,26 +29,26 @@ def decode_bound(
     What is below 2^-126 of the largest weight may be lost.
     """
     q, v_dim, sm_scale = inputs["q"], inputs["v_dim"], inputs["sm_scale"]
-    out = q.new_empty((*q.shape[:3], v_dim), dtype=torch.float64)
-    lse, error, error_lse = q.new_empty(q.shape[:3], dtype=torch.float64), torch.empty_like(out), None
+    out = q.new_empty((*q.shape[:-1], v_dim), dtype=torch.float64)
+    lse, error = q.new_empty(q.shape[:-1], dtype=torch.float64), torch.empty_like(out)
     error_lse = torch.empty_like(lse)
-    arguments = (inputs[name] for name in ("q", "cache", "block_table", "seqlens", "v_dim", "causal"))
-    for b, j, keys, is_seen in queries(*arguments):
-        scores, total = attend(q[b, j], keys, is_seen, sm_scale)  # [H, capacity], [H]
+    names = ("q", "cache", "block_table", "seqlens", "v_dim", "causal", "cu_seqlens_q")
+    for at, keys, is_seen in queries(*(inputs[name] for name in names)):
+        scores, total = attend(q[at], keys, is_seen, sm_scale)  # [H, capacity], [H]
         w = torch.where(total[:, None] == -torch.inf, 0.0, torch.exp(scores - total[:, None]))
         v = keys[:, :v_dim]
-        out[b, j], lse[b, j] = w @ v, total
-        magnitude = q[b, j].double().abs() @ keys.abs().T * abs(sm_scale)
+        out[at], lse[at] = w @ v, total
+        magnitude = q[at].double().abs() @ keys.abs().T * abs(sm_scale)
         below = torch.where(w > 0, scores.amax(-1, keepdim=True) - scores, 0.0) if len(keys) else w
         d = w * ((accum + 3 * UNIT) * magnitude + UNIT * (48 + 4 * below))
         of_v = w @ v.abs()  # [H, v_dim]
-        error[b, j] = d @ v.abs() + d.sum(-1, keepdim=True) * of_v + (2 * accum + 2 * UNIT) * of_v
-        error[b, j] += len(keys) * 2.0**-126 * (v.abs().amax(0) if len(keys) else 0.0)
+        error[at] = d @ v.abs() + d.sum(-1, keepdim=True) * of_v + (2 * accum + 2 * UNIT) * of_v
+        error[at] += len(keys) * 2.0**-126 * (v.abs().amax(0) if len(keys) else 0.0)
         if p_dtype is not None:
             rounded = rounding(w, p_dtype)
             # The sum of the weights is that of the unrounded ones.
-            error[b, j] += rounded @ v.abs()
-        error_lse[b, j] = d.sum(-1) + accum + UNIT * (8 + total.abs())
+            error[at] += rounded @ v.abs()
+        error_lse[at] = d.sum(-1) + accum + UNIT * (8 + total.abs())
     error += rounding(out.abs() + error, q.dtype)
     return [
         (out, torch.where(out.isfinite(), error, 0.0)),
