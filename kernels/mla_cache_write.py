@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from moela.kernels import _fp8
+from moela.kernels import _fp8, _mla_row
 from moela.reference._mla_cache import GROUP
 from torch import Tensor
 
@@ -21,13 +21,6 @@ def plan(L: int, R: int) -> Plan:
     """One program writes a whole row."""
     pad = triton.next_power_of_2
     return Plan(BLOCK_L=max(pad(L), GROUP), BLOCK_R=max(pad(R), 16), num_warps=4)
-
-
-@triton.jit
-def _store_bytes(ptrs, bits, COUNT: tl.constexpr, mask):
-    """The low COUNT bytes of each element: rows of bytes may begin at any address."""
-    for i in tl.static_range(COUNT):
-        tl.store(ptrs + i, ((bits >> (8 * i)) & 0xFF).to(tl.uint8), mask=mask)
 
 
 @triton.jit
@@ -47,27 +40,15 @@ def _mla_cache_write_kernel(
     slot = tl.load(slot_ptr + token).to(tl.int64)
     if (slot < 0) | (slot >= num_slots):
         return
-    row_ptr = cache_ptr + slot // page_size * stride_page + slot % page_size * stride_slot
+    row_ptr = _mla_row.row_of(cache_ptr, slot, page_size, stride_page, stride_slot)
 
     pe = tl.arange(0, BLOCK_R)  # [BLOCK_R]
-    has_pe = pe < R
-    k_pe = _fp8.to_float32(tl.load(k_pe_ptr + token * stride_rt + pe, mask=has_pe, other=0.0), INTERPRETED)
+    k_pe = _fp8.to_float32(tl.load(k_pe_ptr + token * stride_rt + pe, mask=pe < R, other=0.0), INTERPRETED)
+    _mla_row.store_rope(row_ptr, k_pe, pe, L, R, IS_BYTES, INTERPRETED)
     group = tl.arange(0, BLOCK_L // 128)[:, None]
     col = group * 128 + tl.arange(0, 128)[None, :]  # [BLOCK_L / 128, 128]
-    has_c = col < L
-    kv_c = _fp8.to_float32(tl.load(kv_c_ptr + token * stride_ct + col, mask=has_c, other=0.0), INTERPRETED)
-    if IS_BYTES:
-        sf = _fp8.scale_factor(tl.max(_fp8.magnitude_bits(kv_c), axis=1, keep_dims=True), UE8M0)
-        codes = _fp8.encode_e4m3(tl.div_rn(kv_c, sf + tl.zeros_like(kv_c)), NATIVE)
-        tl.store(row_ptr + col, codes, mask=has_c)
-        sf_ptrs = row_ptr + L + group * 4
-        _store_bytes(sf_ptrs, sf.to(tl.uint32, bitcast=True), 4, group * 128 < L)
-        rounded = _fp8.round_to(k_pe, tl.bfloat16, INTERPRETED).to(tl.uint16, bitcast=True).to(tl.uint32)
-        _store_bytes(row_ptr + L + L // 32 + pe * 2, rounded, 2, has_pe)
-    else:
-        dtype = cache_ptr.dtype.element_ty
-        tl.store(row_ptr + col, _fp8.round_to(kv_c, dtype, INTERPRETED), mask=has_c)
-        tl.store(row_ptr + L + pe, _fp8.round_to(k_pe, dtype, INTERPRETED), mask=has_pe)
+    kv_c = _fp8.to_float32(tl.load(kv_c_ptr + token * stride_ct + col, mask=col < L, other=0.0), INTERPRETED)
+    _mla_row.store_latent(row_ptr, kv_c, col, group, L, IS_BYTES, UE8M0, NATIVE, INTERPRETED)
 
 
 def launch(kv_c: Tensor, k_pe: Tensor, cache: Tensor, slot_mapping: Tensor, ue8m0: bool = False) -> None:

@@ -6,6 +6,7 @@
 #include "cpu/merge_states.h"
 #include "cpu/mla_cache_write.h"
 #include "cpu/mla_decode.h"
+#include "cpu/mla_norm_rope_cache_write.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
 #include "cpu/moe_unpermute.h"
@@ -26,6 +27,7 @@ struct Kernels {
   MergeStates merge_states;
   MlaCacheWrite mla_cache_write;
   MlaDecodeKernels mla_decode;
+  MlaNormRopeCacheWrite mla_norm_rope_cache_write;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

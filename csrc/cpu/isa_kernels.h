@@ -8,6 +8,7 @@
 #include "cpu/merge_states_kernel.h"
 #include "cpu/mla_cache_write_kernel.h"
 #include "cpu/mla_decode_kernel.h"
+#include "cpu/mla_norm_rope_cache_write_kernel.h"
 #include "cpu/moe_permute_kernel.h"
 #include "cpu/moe_topk_kernel.h"
 #include "cpu/moe_unpermute_kernel.h"
@@ -29,6 +30,7 @@ constexpr moela::cpu::Kernels kernels_of(const char* isa) {
       .merge_states = merge_states,
       .mla_cache_write = mla_cache_write,
       .mla_decode = kMlaDecodeKernels,
+      .mla_norm_rope_cache_write = mla_norm_rope_cache_write,
       .moe_permute = moe_permute,
       .moe_topk = moe_topk,
       .moe_unpermute = moe_unpermute,

@@ -14,8 +14,7 @@ struct MlaCacheWriteParams {
   int64_t ld_c;
   int64_t ld_r;
   MlaCache cache;
-  const void* slots;  // [T] int32 or int64
-  bool slots_are_64;
+  MlaSlots slots;  // [T]
   bool ue8m0;
 };
 

@@ -7,22 +7,6 @@ namespace {
 
 constexpr const char* kOp = "mla_cache_write";
 
-void check_slots(const Tensor& slots, int64_t T, int64_t num_slots) {
-  const char* arg = "slot_mapping";
-  check_dtype(kOp, arg, slots.scalar_type(), {ScalarType::Int, ScalarType::Long});
-  check_shape(kOp, arg, slots, {T});
-  check_last_dim_contiguous(kOp, arg, slots);
-  check_cpu(kOp, arg, slots, "kv_c");
-  for (int64_t t = 0; t < T; ++t) {
-    const int64_t slot = slots.scalar_type() == ScalarType::Long
-                             ? static_cast<const int64_t*>(slots.const_data_ptr())[t]
-                             : static_cast<const int32_t*>(slots.const_data_ptr())[t];
-    if (slot < -1 || slot >= num_slots)
-      fail(kOp, arg, "slots within [-1, " + std::to_string(num_slots - 1) + "]",
-           std::to_string(slot) + " at token " + std::to_string(t));
-  }
-}
-
 void check(const Tensor& kv_c, const Tensor& k_pe, const Tensor& cache, const Tensor& slots, bool ue8m0) {
   using enum ScalarType;
   check_dim(kOp, "kv_c", kv_c, 2);
@@ -34,15 +18,7 @@ void check(const Tensor& kv_c, const Tensor& k_pe, const Tensor& cache, const Te
   check_same(kOp, "k_pe", "T", k_pe.size(0), T, "kv_c");
   check_last_dim_contiguous(kOp, "k_pe", k_pe);
   check_cpu(kOp, "k_pe", k_pe, "kv_c");
-  check_dim(kOp, "cache", cache, 3);
-  check_mla_cache_dtype(kOp, cache);
-  if (is_of_bytes(cache) && L % cpu::kMlaGroup != 0)
-    fail(kOp, "kv_c", "a multiple of 128 columns because cache is uint8", L);
-  check_mla_rows(kOp, cache, L, k_pe.size(1));
-  check_cpu(kOp, "cache", cache, "kv_c");
-  if (!is_of_bytes(cache) && ue8m0)
-    fail(kOp, "ue8m0", std::string("False because cache is ") + dtype_name(cache.scalar_type()), "True");
-  check_slots(slots, T, cache.size(0) * cache.size(1));
+  check_mla_destination(kOp, "kv_c", L, k_pe.size(1), cache, slots, T, ue8m0, "kv_c");
 }
 
 void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, Tensor cache, const Tensor& slots, bool ue8m0) {
@@ -54,8 +30,7 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, Tensor cache, const
       .ld_c = kv_c.stride(0),
       .ld_r = k_pe.stride(0),
       .cache = mla_cache_of(cache, kv_c.size(1), k_pe.size(1), cache.mutable_data_ptr()),
-      .slots = slots.const_data_ptr(),
-      .slots_are_64 = slots.scalar_type() == ScalarType::Long,
+      .slots = mla_slots_of(slots),
       .ue8m0 = ue8m0,
   };
   parallel(kv_c.size(0), 0.3 * static_cast<double>(kv_c.size(1) + k_pe.size(1)),

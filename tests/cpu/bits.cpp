@@ -375,6 +375,55 @@ void states(const Kernels& kernels, Dtype dtype) {
   print(kernels, "merge_states-lse-" + std::to_string(static_cast<int>(dtype)), lse);
 }
 
+void cache_writes(const Kernels& kernels, Dtype dtype, Dtype cache_dtype, bool is_split) {
+  constexpr int64_t kT = 9, kL = 384, kR = 70;
+  const int64_t row_bytes =
+      cache_dtype == Dtype::kE4m3 ? kL + kL / 128 * 4 + 2 * kR : (kL + kR) * element_size(cache_dtype);
+  const std::vector<uint8_t> kv = elements(dtype, kT * (kL + kR), 17), weight = elements(dtype, kL, 18);
+  const std::vector<float> cos = floats(kT * kR / 2, 19), sin = floats(kT * kR / 2, 20);
+  std::vector<int64_t> slots(kT);
+  for (int64_t t = 0; t < kT; ++t) slots[t] = kT - 1 - t;
+  std::vector<uint8_t> written(kT * row_bytes), normalized(kT * row_bytes);
+  moela::cpu::MlaCache cache = {.data = written.data(),
+                                .dtype = cache_dtype,
+                                .latent = kL,
+                                .rope = kR,
+                                .num_pages = kT,
+                                .page_size = 1,
+                                .page_bytes = row_bytes,
+                                .slot_bytes = row_bytes};
+  kernels.mla_cache_write({.kv_c = kv.data(),
+                           .k_pe = kv.data() + kL * element_size(dtype),
+                           .dtype = dtype,
+                           .ld_c = kL + kR,
+                           .ld_r = kL + kR,
+                           .cache = cache,
+                           .slots = {.data = slots.data(), .are_64 = true},
+                           .ue8m0 = is_split && cache_dtype == Dtype::kE4m3},
+                          0, kT);
+  cache.data = normalized.data();
+  kernels.mla_norm_rope_cache_write({.kv = kv.data(),
+                                     .dtype = dtype,
+                                     .ld = kL + kR,
+                                     .weight = weight.data(),
+                                     .weight_dtype = dtype,
+                                     .cos = cos.data(),
+                                     .sin = sin.data(),
+                                     .angle_dtype = Dtype::kFloat32,
+                                     .ld_cos = kR / 2,
+                                     .ld_sin = kR / 2,
+                                     .cache = cache,
+                                     .slots = {.data = slots.data(), .are_64 = true},
+                                     .eps = 1e-6f,
+                                     .interleaved = !is_split,
+                                     .ue8m0 = false},
+                                    0, kT);
+  const std::string name = std::to_string(static_cast<int>(dtype)) + "-" +
+                           std::to_string(static_cast<int>(cache_dtype)) + (is_split ? "-split" : "");
+  print(kernels, "mla_cache_write-" + name, written);
+  print(kernels, "mla_norm_rope_cache_write-" + name, normalized);
+}
+
 void all(const Kernels& kernels) {
   const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
   for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
@@ -400,6 +449,8 @@ void all(const Kernels& kernels) {
     activations(kernels, dtype, {.limit = 7.f, .alpha = 1.702f, .shift = 1.f});
     permutations(kernels, dtype);
     states(kernels, dtype);
+    for (const Dtype cache_dtype : {dtype, Dtype::kE4m3})
+      for (const bool is_split : {false, true}) cache_writes(kernels, dtype, cache_dtype, is_split);
   }
   using enum moela::cpu::Scoring;
   for (const Dtype dtype : wide)

@@ -29,6 +29,13 @@ LARGE: dict[str, dict[str, Any]] = {
     "fused_experts": {"T": 70, "H": 520, "I": 200, "E": 6, "topk": 3, "w_dtype": torch.float8_e4m3fn},
     "merge_states": {"T": 90, "H": 16, "D": 512},
     "mla_cache_write": {"T": 300, "L": 512, "R": 64, "page_size": 16, "cache_dtype": torch.uint8},
+    "mla_norm_rope_cache_write": {
+        "T": 300,
+        "L": 512,
+        "R": 64,
+        "page_size": 16,
+        "cache_dtype": torch.uint8,
+    },
     "mla_decode": {"B": 3, "H": 40, "S": 1100, "s_q": 2, "x_dtype": torch.float32},
     "mla_schedule": {"B": 900, "S": 4096},
     "moe_topk": {"T": 700, "E": 256, "topk": 8, "scoring": "sigmoid", "has_bias": True, "renormalize": True},
@@ -49,6 +56,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "fused_experts": {"T": 19, "H": 130, "I": 40, "E": 3, "topk": 2, "w_dtype": torch.float8_e4m3fn},
     "merge_states": {"T": 19, "H": 3, "D": 40},
     "mla_cache_write": {
+        "T": 19,
+        "L": 128,
+        "R": 8,
+        "page_size": 5,
+        "num_pages": 60,
+        "cache_dtype": torch.uint8,
+    },
+    "mla_norm_rope_cache_write": {
         "T": 19,
         "L": 128,
         "R": 8,

@@ -85,6 +85,48 @@ def test_nan_of_a_token_is_nan_in_its_row_and_in_no_other(run, cache_dtype):
     assert values[2].isnan().nonzero().flatten().tolist() == [256 + 3]
 
 
+@pytest.mark.parametrize("ue8m0", [False, True])
+def test_a_latent_of_zeros_gives_zeros(run, ue8m0):
+    """Though the scale factor of its codes is none that amax gives."""
+    x = run.inputs(T=3, L=128, R=4, page_size=2, cache_dtype=torch.uint8, ue8m0=ue8m0, hostile=False)
+    x["kv_c"].zero_()
+    rows, _ = written(run, x)
+    assert not decode(rows, 128)[:, :128].any()
+
+
+@pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_codes_are_those_of_flash_mla_down_to_its_least_scale_factor(run, x_dtype):
+    """FlashMLA (tests/quant.py) rounds up max(amax / 448, 1e-4), so a group below 0.027 has coarser codes."""
+    x = run.inputs(
+        T=40, L=512, R=64, page_size=16, x_dtype=x_dtype, cache_dtype=torch.uint8, ue8m0=True, hostile=False
+    )
+    rows, _ = written(run, x)
+    groups = x["kv_c"].float().unflatten(1, (4, 128))  # [T, 4, 128]
+    amax = groups.abs().amax(2)
+    sf = 2.0 ** (amax / 448).clamp(min=1e-4).log2().ceil()
+    codes = (groups / sf[..., None]).to(torch.float8_e4m3fn).flatten(1)
+    is_same = amax / 448 > 2.0**-14  # which 1e-4 is rounded up from
+    assert is_same.any()
+    assert not is_same.all()
+    assert torch.equal(rows[:, 512:528].contiguous().view(torch.float32)[is_same], sf[is_same])
+    ours = rows[:, :512].unflatten(1, (4, 128))
+    assert testing.same_bits(ours[is_same], codes.view(torch.uint8).unflatten(1, (4, 128))[is_same])
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.uint8], ids=str)
+def test_reaches_slots_beyond_the_offsets_of_32_bits(run, cache_dtype):
+    """Of a cache of more than 2^31 elements, of which only the pages that are written take memory."""
+    x = run.inputs(T=2, L=512, R=64, page_size=64, cache_dtype=cache_dtype, hostile=False)
+    page_size, row = x["cache"].shape[1:]
+    num_pages = 2**31 // (page_size * row) + 2
+    cache = torch.empty(num_pages, page_size, row, dtype=cache_dtype, device=run.device)
+    x["slot_mapping"] = torch.tensor([0, num_pages * page_size - 1], device=run.device)
+    with moela.use_backend(run.backend):
+        moela.mla_cache_write(**x | {"cache": cache})
+    rows, _ = written(run, x | {"cache": x["cache"], "slot_mapping": torch.tensor([0, 1], device=run.device)})
+    assert testing.same_bits(torch.stack([cache[0, 0], cache[-1, -1]]), rows)
+
+
 def test_is_what_compiled_code_sees_afterwards(op):
     """The cache is changed in the middle of a graph."""
     x = moela.ops.SPECS[op].make_inputs(T=3, L=128, R=8, page_size=4, cache_dtype=torch.float32)

@@ -32,6 +32,7 @@ from moela.kernels import (
     merge_states,
     mla_cache_write,
     mla_decode,
+    mla_norm_rope_cache_write,
     mla_schedule,
     moe_permute,
     moe_topk,
@@ -180,6 +181,19 @@ def cache_write(x: torch.dtype, cache: torch.dtype, ue8m0=False, slots=torch.int
     return mla_cache_write.launch, (*args, torch.zeros(100, dtype=slots), ue8m0), {}
 
 
+def norm_rope_cache_write(x: torch.dtype, cache: torch.dtype, L=512, R=64, interleaved=True) -> Launch:
+    cos = torch.empty(100, R // 2) if R else None
+    args = (
+        torch.empty(100, L + R, dtype=x),
+        torch.empty(L, dtype=x),
+        cos,
+        cos,
+        torch.empty(4, 64, _mla_cache.row_size(L, R, cache)).to(cache),
+        torch.zeros(100, dtype=torch.int64),
+    )
+    return mla_norm_rope_cache_write.launch, args, {"eps": 1e-6, "interleaved": interleaved}
+
+
 def decode(
     q: torch.dtype, cache: torch.dtype, H=16, s_q=1, L=512, R=64, is_paged=True, ragged=False, invariant=False
 ) -> Launch:
@@ -266,6 +280,10 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "mla_cache_write-bf16": lambda: cache_write(BF16, BF16),
     "mla_cache_write-f32-f16": lambda: cache_write(F32, F16, slots=torch.int32),
     "mla_cache_write-bf16-to_e4m3": lambda: cache_write(BF16, torch.uint8),
+    "mla_norm_rope_cache_write-bf16": lambda: norm_rope_cache_write(BF16, BF16),
+    "mla_norm_rope_cache_write-bf16-to_e4m3": lambda: norm_rope_cache_write(BF16, torch.uint8),
+    "mla_norm_rope_cache_write-f32-halves": lambda: norm_rope_cache_write(F32, F16, 300, interleaved=False),
+    "mla_norm_rope_cache_write-f16-plain": lambda: norm_rope_cache_write(F16, F16, 1, 0),
     "mla_decode-bf16": lambda: decode(BF16, BF16),
     "mla_decode-f16-dense": lambda: decode(F16, F16, is_paged=False),
     "mla_decode-bf16-bytes": lambda: decode(BF16, torch.uint8),

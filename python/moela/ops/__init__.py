@@ -10,6 +10,7 @@ from moela.ops.grouped_gemm_wgrad import grouped_gemm_wgrad, grouped_gemm_wgrad_
 from moela.ops.merge_states import merge_states, merge_states_out
 from moela.ops.mla_cache_write import mla_cache_write
 from moela.ops.mla_decode import mla_decode, mla_decode_out
+from moela.ops.mla_norm_rope_cache_write import mla_norm_rope_cache_write
 from moela.ops.mla_schedule import mla_schedule, mla_schedule_out
 from moela.ops.moe_permute import moe_permute, moe_permute_out
 from moela.ops.moe_topk import moe_topk, moe_topk_out
@@ -40,6 +41,7 @@ __all__ = [
     "mla_cache_write",
     "mla_decode",
     "mla_decode_out",
+    "mla_norm_rope_cache_write",
     "mla_schedule",
     "mla_schedule_out",
     "moe_permute",

@@ -38,7 +38,10 @@ def mla_cache_write(
         Nothing.
 
     Numerics: values are rounded once to the dtype of the cache. Codes and scale factors are those of
-        `per_token_group_quant_fp8(kv_c, 128, ue8m0)`. The same bits on every backend.
+        `per_token_group_quant_fp8(kv_c, 128, ue8m0)`. The same bits on every backend. With ue8m0 they are
+        those of FlashMLA's quantizer, which takes no scale factor below 2^-13 though: groups of 128 that
+        are all below 0.027 have finer codes here. Without, they are those of vLLM's writer, which keeps
+        k_pe in float16 where kv_c is.
 
     Source: the cache of MLA: DeepSeek-V2, arXiv 2405.04434, section 2.1. The row of 656 bytes:
         deepseek-ai/FlashMLA, README.md, "FP8 KV cache".
@@ -57,20 +60,35 @@ def _check_args(kv_c, k_pe, cache, slot_mapping, ue8m0=False) -> None:
     _check.expect(k_pe.size(0) == T, OP, "k_pe", f"T={T} (that of kv_c)", f"T={k_pe.size(0)}")
     _check.expect_last_dim_contiguous(OP, "k_pe", k_pe)
     _check.expect_device(OP, "k_pe", k_pe, kv_c.device, "kv_c")
-    _check.expect_dim(OP, "cache", cache, 3)
-    _check.expect_dtype(OP, "cache", cache.dtype, CACHE_DTYPES)
+    check_destination(OP, "kv_c", L, k_pe.size(1), cache, slot_mapping, ue8m0, "kv_c", kv_c)
+
+
+def check_destination(
+    op: str,
+    latent: str,
+    L: int,
+    R: int,
+    cache: Tensor,
+    slot_mapping: Tensor,
+    ue8m0: bool,
+    owner: str,
+    x: Tensor,
+) -> None:
+    """Where the rows of x, the argument `owner`, go to; `latent`: the argument that L is of."""
+    _check.expect_dim(op, "cache", cache, 3)
+    _check.expect_dtype(op, "cache", cache.dtype, CACHE_DTYPES)
     is_bytes = cache.dtype == torch.uint8
     if is_bytes:
-        wanted = f"a multiple of {GROUP} columns because cache is uint8"
-        _check.expect(L % GROUP == 0, OP, "kv_c", wanted, L)
-    size, got = row_size(L, k_pe.size(1), cache.dtype), cache.size(2)
-    _check.expect(got == size, OP, "cache", f"rows of {size} {'bytes' if is_bytes else 'elements'}", got)
-    _check.expect_last_dim_contiguous(OP, "cache", cache)
-    _check.expect_device(OP, "cache", cache, kv_c.device, "kv_c")
+        wanted = f"L a multiple of {GROUP} because cache is uint8"
+        _check.expect(L % GROUP == 0, op, latent, wanted, f"L={L}")
+    size, got = row_size(L, R, cache.dtype), cache.size(2)
+    _check.expect(got == size, op, "cache", f"rows of {size} {'bytes' if is_bytes else 'elements'}", got)
+    _check.expect_last_dim_contiguous(op, "cache", cache)
+    _check.expect_device(op, "cache", cache, x.device, owner)
     if not is_bytes:
         wanted = f"False because cache is {_check.dtype_name(cache.dtype)}"
-        _check.expect(not ue8m0, OP, "ue8m0", wanted, "True")
-    _check.expect_slots(OP, slot_mapping, T, cache.size(0) * cache.size(1), "kv_c", kv_c)
+        _check.expect(not ue8m0, op, "ue8m0", wanted, "True")
+    _check.expect_slots(op, slot_mapping, x.size(0), cache.size(0) * cache.size(1), owner, x)
 
 
 def make_inputs(

@@ -9,6 +9,7 @@ from moela.reference.grouped_gemm_wgrad import grouped_gemm_wgrad
 from moela.reference.merge_states import merge_states
 from moela.reference.mla_cache_write import mla_cache_write
 from moela.reference.mla_decode import mla_decode
+from moela.reference.mla_norm_rope_cache_write import mla_norm_rope_cache_write
 from moela.reference.mla_schedule import mla_schedule
 from moela.reference.moe_permute import moe_permute
 from moela.reference.moe_topk import moe_topk
@@ -29,6 +30,7 @@ __all__ = [
     "merge_states",
     "mla_cache_write",
     "mla_decode",
+    "mla_norm_rope_cache_write",
     "mla_schedule",
     "moe_permute",
     "moe_topk",
