@@ -1,7 +1,7 @@
 """shapes.py: the numbers of real models, held to what their own configurations imply."""
 
 import pytest
-from moela.shapes import MODELS, LinearShape
+from moela.shapes import MODELS, IndexerShape, LinearShape
 
 # (N, K) of an expert's fused gate and up projections, and of its down projection, as collected independently.
 EXPERTS = (
@@ -61,3 +61,8 @@ def test_every_model_names_its_source_and_is_consistent(model):
     assert 0 < model.topk <= model.num_experts
     assert 0 <= model.num_dense_layers < model.num_layers
     assert all(layer.N > 0 and layer.K > 0 for layer in model.linear_layers().values())
+
+
+def test_the_indexers_are_those_of_the_models_that_have_one():
+    found = {name: model.indexer for name, model in MODELS.items() if model.indexer}
+    assert found == {"deepseek-v3.2": IndexerShape(64, 128, 2048), "glm-5": IndexerShape(32, 128, 2048)}

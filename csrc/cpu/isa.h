@@ -3,6 +3,9 @@
 
 #include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
+#include "cpu/indexer_cache_write.h"
+#include "cpu/indexer_logits.h"
+#include "cpu/indexer_topk.h"
 #include "cpu/merge_states.h"
 #include "cpu/mla_cache_write.h"
 #include "cpu/mla_decode.h"
@@ -24,6 +27,9 @@ struct Kernels {
   GemmKernels gemm;
   GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;
+  IndexerCacheWrite indexer_cache_write;
+  IndexerLogitsKernels indexer_logits;
+  IndexerTopk indexer_topk;
   MergeStates merge_states;
   MlaCacheWrite mla_cache_write;
   MlaDecodeKernels mla_decode;

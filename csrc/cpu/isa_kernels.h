@@ -4,6 +4,9 @@
 #include "cpu/fused_experts_kernel.h"
 #include "cpu/gemm_kernel.h"
 #include "cpu/grouped_gemm_wgrad_kernel.h"
+#include "cpu/indexer_cache_write_kernel.h"
+#include "cpu/indexer_logits_kernel.h"
+#include "cpu/indexer_topk_kernel.h"
 #include "cpu/isa.h"
 #include "cpu/merge_states_kernel.h"
 #include "cpu/mla_cache_write_kernel.h"
@@ -27,6 +30,9 @@ constexpr moela::cpu::Kernels kernels_of(const char* isa) {
       .gemm = kGemmKernels,
       .grouped_gemm_wgrad = kGroupedGemmWgradKernels,
       .fused_experts = kFusedExpertsKernels,
+      .indexer_cache_write = indexer_cache_write,
+      .indexer_logits = kIndexerLogitsKernels,
+      .indexer_topk = indexer_topk,
       .merge_states = merge_states,
       .mla_cache_write = mla_cache_write,
       .mla_decode = kMlaDecodeKernels,

@@ -57,6 +57,18 @@ class MlaShape:
 
 
 @dataclass(frozen=True)
+class IndexerShape:
+    """The lightning indexer of sparse attention: heads that score keys, of which topk are attended to."""
+
+    num_heads: int
+    dim: int
+    topk: int
+
+    def __str__(self) -> str:
+        return f"{self.num_heads} heads of {self.dim}, top {self.topk}"
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """One model. `intermediate` is the width of a routed expert, `shared_intermediate` of all shared ones."""
 
@@ -71,6 +83,7 @@ class ModelShape:
     num_dense_layers: int
     mla: MlaShape | None
     source: str
+    indexer: IndexerShape | None = None
 
     def linear_layers(self) -> dict[str, LinearShape]:
         """The linear layers by name. Routers are left out: they are not quantized."""
@@ -146,10 +159,13 @@ _TABLE = (
      "openai/gpt-oss: gpt_oss/torch/model.py"),
 )  # fmt: skip
 
+# From the same sources.
+_INDEXERS = {"deepseek-v3.2": IndexerShape(64, 128, 2048), "glm-5": IndexerShape(32, 128, 2048)}
+
 
 def _model(name: str, *values) -> ModelShape:
     *numbers, mla, source = values
-    return ModelShape(name, *numbers, MlaShape(*mla) if mla else None, source)
+    return ModelShape(name, *numbers, MlaShape(*mla) if mla else None, source, _INDEXERS.get(name))
 
 
 MODELS = {row[0]: _model(*row) for row in _TABLE}

@@ -5,6 +5,7 @@ A `spoil` changes a good dict of arguments by name; those of an _out variant hav
 
 import bad_fused_experts
 import bad_grouped
+import bad_indexer
 import bad_mla
 import torch
 from bad_call import (
@@ -26,6 +27,7 @@ ROW_DTYPES = "bfloat16, float16, float32, float8_e4m3fn, float8_e8m0fnu, int32 o
 # Good arguments that the spoiled ones start from.
 GOOD: dict[str, Args] = {
     **bad_grouped.GOOD,
+    **bad_indexer.GOOD,
     **bad_mla.GOOD,
     "fp8_gemm": {"M": 3, "N": 130, "K": 200, "bias": True},
     "per_token_group_quant_fp8": {"M": 3, "K": 200},
@@ -59,6 +61,7 @@ BAD_SWIGLU = [
 
 BAD: dict[str, list[Bad]] = {
     **bad_grouped.BAD,
+    **bad_indexer.BAD,
     **bad_mla.BAD,
     "fused_experts": bad_fused_experts.BAD,
     "silu_and_mul": [

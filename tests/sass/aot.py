@@ -29,6 +29,10 @@ from moela.kernels import (
     grouped_fp8_gemm_masked,
     grouped_gemm,
     grouped_gemm_wgrad,
+    indexer_cache_write,
+    indexer_logits,
+    indexer_logits_paged,
+    indexer_topk,
     merge_states,
     mla_cache_write,
     mla_decode,
@@ -217,6 +221,34 @@ def schedule(num_parts: int, batch_invariant: bool) -> Launch:
     return mla_schedule.launch, (torch.zeros(100, dtype=torch.int32),), kwargs | {"out": out}
 
 
+def indexer(H: int, D=128, T=100) -> Launch:
+    S, ranges = 4096, torch.zeros(T, dtype=torch.int32)
+    args = (torch.empty(T, H, D).to(FP8), torch.empty(S, D).to(FP8), torch.empty(S), torch.empty(T, H))
+    return indexer_logits.launch, (*args, ranges, ranges), {"out": (torch.empty(T, S),)}
+
+
+def indexer_pages(H: int, D=128, s_q=2) -> Launch:
+    B, S = 4, 576
+    args = (
+        torch.empty(B, s_q, H, D).to(FP8),
+        torch.empty(16, 64, D + 4).to(torch.uint8),
+        torch.empty(B, s_q, H),
+        torch.zeros(B, 9, dtype=torch.int32),
+        torch.zeros(B, dtype=torch.int32),
+    )
+    return indexer_logits_paged.launch, args, {"max_seqlen": S, "out": (torch.empty(B, s_q, S),)}
+
+
+def indexer_write(x: torch.dtype, D=128, ue8m0=False) -> Launch:
+    args = (torch.empty(100, D, dtype=x), torch.empty(4, 64, D + 4).to(torch.uint8))
+    return indexer_cache_write.launch, (*args, torch.zeros(100, dtype=torch.int64), ue8m0), {}
+
+
+def largest(**kwargs: Any) -> Launch:
+    out = (torch.empty(4, 2, 2048, dtype=torch.int32),)
+    return indexer_topk.launch, (torch.empty(4, 2, 131072), 2048), kwargs | {"out": out}
+
+
 def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     ids = torch.empty(100, topk, dtype=dtype)
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
@@ -275,6 +307,20 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "clear_rest-f32": lambda: rest(F32, has_begin=False),
     "per_token_group_quant_fp8-bf16": lambda: token_quant(BF16, ue8m0=False),
     "per_token_group_quant_fp8-f32-ue8m0": lambda: token_quant(F32, ue8m0=True),
+    "indexer_logits-e4m3": lambda: indexer(64),
+    "indexer_logits-e4m3-odd": lambda: indexer(5, D=37),
+    "indexer_logits_paged-e4m3": lambda: indexer_pages(64),
+    "indexer_logits_paged-e4m3-32": lambda: indexer_pages(32, s_q=1),
+    "indexer_cache_write-bf16-to_e4m3": lambda: indexer_write(BF16),
+    "indexer_cache_write-f32-ue8m0-to_e4m3": lambda: indexer_write(F32, D=64, ue8m0=True),
+    "indexer_topk-f32": lambda: largest(),
+    "indexer_topk-f32-slots": lambda: largest(
+        ks=torch.zeros(4, 2, dtype=torch.int32),
+        ke=torch.zeros(4, 2, dtype=torch.int32),
+        block_table=torch.zeros(9, 2048, dtype=torch.int32),
+        page_size=64,
+        request_ids=torch.zeros(4, 2, dtype=torch.int32),
+    ),
     "merge_states-bf16": lambda: states(BF16),
     "merge_states-f32-narrow": lambda: states(F32, D=37),
     "mla_cache_write-bf16": lambda: cache_write(BF16, BF16),

@@ -58,6 +58,8 @@ TARGETS = {
 }
 
 PRODUCTS = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_gemm", "grouped_gemm_wgrad")
+# Products whose sums over heads follow at once.
+LOGITS = ("indexer_logits", "indexer_logits_paged")
 
 # Rows that begin at any byte are loaded byte by byte; the addresses of those loads alone fill the registers.
 # K0 never runs a step.
@@ -172,7 +174,7 @@ def test_float32_is_never_rounded_to_tf32(compiled):
 def test_fp8_instructions_are_used_exactly_where_the_target_has_them(target, compiled):
     """Elsewhere e4m3 is decoded and encoded in registers."""
     for variant, facts in compiled.items():
-        multiplies_fp8 = variant.split("-")[0] in PRODUCTS and dot_type(variant) == "e4m3"
+        multiplies_fp8 = variant.split("-")[0] in (*PRODUCTS, *LOGITS) and dot_type(variant) == "e4m3"
         has_any = machine_code.fp8_opcodes(opcodes(facts)) != set()
         casts = "_quant_" in variant or variant.endswith("-to_e4m3")
         assert has_any == (TARGETS[target].has_fp8 and (multiplies_fp8 or casts)), variant

@@ -16,6 +16,10 @@ MOELA_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
 MOELA_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
 MOELA_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 MOELA_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+MOELA_INLINE F larger(F a, F b) { return _mm256_max_ps(a, b); }
+MOELA_INLINE uint32_t not_below(F x, F least) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, least, _CMP_NLT_UQ)));
+}
 // Keeps x in a register: see multiply_chain in gemm_panel.h.
 MOELA_INLINE void pin(F& x) { asm("" : "+x"(x)); }
 

@@ -16,6 +16,10 @@ MOELA_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
 MOELA_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
 MOELA_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 MOELA_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+// a > b ? a : b, so b beside a NaN. gcc 12 warns inside of the intrinsic without a mask.
+MOELA_INLINE F larger(F a, F b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }
+// A bit for each lane where x is not below `least`: where it is NaN too.
+MOELA_INLINE uint32_t not_below(F x, F least) { return _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ); }
 // Keeps x in a register: see multiply_chain in gemm_panel.h.
 MOELA_INLINE void pin(F& x) { asm("" : "+v"(x)); }
 

@@ -34,6 +34,11 @@ MOELA_INLINE void store(float* p, F x) { vst1q_f32(p, x); }
 MOELA_INLINE F add(F a, F b) { return vaddq_f32(a, b); }
 MOELA_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
 MOELA_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+MOELA_INLINE F larger(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+MOELA_INLINE uint32_t not_below(F x, F least) {
+  const I bits = {1, 2, 4, 8};
+  return vaddvq_u32(vbicq_u32(bits, vcltq_f32(x, least)));
+}
 MOELA_INLINE void pin(F& x) { asm("" : "+w"(x)); }
 
 MOELA_INLINE I zero_bytes() { return vdupq_n_u32(0); }

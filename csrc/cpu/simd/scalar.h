@@ -46,6 +46,14 @@ MOELA_INLINE F mul(F a, F b) {
 MOELA_INLINE F fma(F a, F b, F c) {
   return each([&](int l) { return __builtin_fmaf(a.v[l], b.v[l], c.v[l]); });
 }
+MOELA_INLINE F larger(F a, F b) {
+  return each([&](int l) { return a.v[l] > b.v[l] ? a.v[l] : b.v[l]; });
+}
+MOELA_INLINE uint32_t not_below(F x, F least) {
+  uint32_t lanes = 0;
+  for (int l = 0; l < kLanes; ++l) lanes |= uint32_t{!(x.v[l] < least.v[l])} << l;
+  return lanes;
+}
 MOELA_INLINE void pin(F&) {}
 
 MOELA_INLINE I zero_bytes() { return {}; }

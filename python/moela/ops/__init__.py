@@ -7,6 +7,10 @@ from moela.ops.grouped_fp8_gemm import grouped_fp8_gemm, grouped_fp8_gemm_out
 from moela.ops.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked, grouped_fp8_gemm_masked_out
 from moela.ops.grouped_gemm import grouped_gemm, grouped_gemm_out
 from moela.ops.grouped_gemm_wgrad import grouped_gemm_wgrad, grouped_gemm_wgrad_out
+from moela.ops.indexer_cache_write import indexer_cache_write
+from moela.ops.indexer_logits import indexer_logits, indexer_logits_out
+from moela.ops.indexer_logits_paged import indexer_logits_paged, indexer_logits_paged_out
+from moela.ops.indexer_topk import indexer_topk, indexer_topk_out
 from moela.ops.merge_states import merge_states, merge_states_out
 from moela.ops.mla_cache_write import mla_cache_write
 from moela.ops.mla_decode import mla_decode, mla_decode_out
@@ -36,6 +40,13 @@ __all__ = [
     "grouped_gemm_out",
     "grouped_gemm_wgrad",
     "grouped_gemm_wgrad_out",
+    "indexer_cache_write",
+    "indexer_logits",
+    "indexer_logits_out",
+    "indexer_logits_paged",
+    "indexer_logits_paged_out",
+    "indexer_topk",
+    "indexer_topk_out",
     "merge_states",
     "merge_states_out",
     "mla_cache_write",

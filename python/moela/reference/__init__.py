@@ -6,6 +6,10 @@ from moela.reference.grouped_fp8_gemm import grouped_fp8_gemm
 from moela.reference.grouped_fp8_gemm_masked import grouped_fp8_gemm_masked
 from moela.reference.grouped_gemm import grouped_gemm
 from moela.reference.grouped_gemm_wgrad import grouped_gemm_wgrad
+from moela.reference.indexer_cache_write import indexer_cache_write
+from moela.reference.indexer_logits import indexer_logits
+from moela.reference.indexer_logits_paged import indexer_logits_paged
+from moela.reference.indexer_topk import indexer_topk
 from moela.reference.merge_states import merge_states
 from moela.reference.mla_cache_write import mla_cache_write
 from moela.reference.mla_decode import mla_decode
@@ -27,6 +31,10 @@ __all__ = [
     "grouped_fp8_gemm_masked",
     "grouped_gemm",
     "grouped_gemm_wgrad",
+    "indexer_cache_write",
+    "indexer_logits",
+    "indexer_logits_paged",
+    "indexer_topk",
     "merge_states",
     "mla_cache_write",
     "mla_decode",

@@ -1,0 +1,191 @@
+// indexer_logits on the CPU: some queries over a tile of keys. Bound: the multiply-add rate, of float32 or of
+// pairs of bfloat16, which hold e4m3 exactly (docs/adr/0011).
+//
+// Keys are decoded once for all queries and heads; in a product a key is broadcast and heads lie in the
+// lanes, so nothing is transposed. A word is a column, or with pairs two.
+//
+// Numerics of a logit: a head's product is one chain over the columns, ascending, of fused multiply-adds, or
+// of vdpbf16ps. Chain c of 16 sums, by fused multiply-adds, the heads h with h % 16 == c, ascending; their
+// sum, a tree (add_chains), is multiplied by the scale factor. So bits depend on a query and a key only.
+#pragma once
+
+#include "cpu/convert.h"
+#include "cpu/indexer_logits.h"
+#include "cpu/simd.h"
+#if defined(MOELA_SIMD_BF16)
+#include "cpu/gemm_bf16_pack.h"
+#endif
+
+namespace {
+
+using moela::cpu::IndexerQuery;
+using moela::cpu::IndexerShape;
+using moela::cpu::IndexerTile;
+using moela::cpu::kIndexerHeads;
+using moela::cpu::kIndexerKeys;
+
+// Register tiles: keys x vectors of heads. A single vector is multiplied with more keys.
+#if defined(MOELA_SIMD_AVX512)
+constexpr int kIndexerRows = 12, kIndexerVecs = 2, kIndexerRowsOfOne = 24;
+#elif defined(MOELA_SIMD_AVX2)
+constexpr int kIndexerRows = 6, kIndexerVecs = 2, kIndexerRowsOfOne = 6;
+#elif defined(MOELA_SIMD_NEON)
+constexpr int kIndexerRows = 6, kIndexerVecs = 4, kIndexerRowsOfOne = 6;
+#else
+constexpr int kIndexerRows = 2, kIndexerVecs = 4, kIndexerRowsOfOne = 2;
+#endif
+constexpr int kIndexerCols = kIndexerVecs * kLanes;
+constexpr int kChainVecs = kIndexerHeads / kLanes;  // of the 16 sums of a key
+static_assert(kIndexerKeys % kIndexerRows == 0 && kIndexerKeys % kIndexerRowsOfOne == 0,
+              "tiles of keys would overlap");
+static_assert(kIndexerCols % kIndexerHeads == 0, "a vector of heads must begin at chain 0");
+
+template <int kValue>
+struct Constant {
+  constexpr operator int() const { return kValue; }
+};
+
+#if defined(MOELA_SIMD_BF16)
+constexpr int kWordColumns = 2;
+// Keys come from the tables times 2^-8; queries make up for it.
+constexpr float kQueryFactor = kUnscale;
+MOELA_INLINE F multiply_word(F key, F q, F sum) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(key), reinterpret_cast<__m512bh>(q));
+}
+
+inline void decode_key(const uint8_t* codes, int64_t D, float* words) {
+  const I low0 = _mm512_load_si512(kE4m3Tables.low), low1 = _mm512_load_si512(kE4m3Tables.low + 64);
+  const I high0 = _mm512_load_si512(kE4m3Tables.high), high1 = _mm512_load_si512(kE4m3Tables.high + 64);
+  const I sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  const I order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);  // so that unpacking restores it
+  for (int64_t k = 0; k < D; k += 64) {
+    const __mmask64 live = D - k >= 64 ? ~__mmask64{0} : (__mmask64{1} << (D - k)) - 1;
+    const I x = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(live, codes + k));
+    const I low = _mm512_permutex2var_epi8(low0, x, low1);
+    const I high = _mm512_ternarylogic_epi32(_mm512_permutex2var_epi8(high0, x, high1), x, sign, 0xF8);
+    _mm512_storeu_si512(words + k / 2, _mm512_unpacklo_epi8(low, high));
+    _mm512_storeu_si512(words + k / 2 + 16, _mm512_unpackhi_epi8(low, high));
+  }
+}
+#else
+constexpr int kWordColumns = 1;
+constexpr float kQueryFactor = 1.f;
+MOELA_INLINE F multiply_word(F key, F q, F sum) { return fma(key, q, sum); }
+
+inline void decode_key(const uint8_t* codes, int64_t D, float* words) {
+  for (int64_t k = 0; k < D; ++k) words[k] = from_e4m3(codes[k]);
+}
+#endif
+
+inline int64_t words_of(const IndexerShape& s) { return (s.D + kWordColumns - 1) / kWordColumns; }
+// From key to key: an odd number of cache lines, so that the rows of a register tile spread over all sets of
+// L1; room for whole vectors of decoded codes.
+inline int64_t key_words(const IndexerShape& s) { return (words_of(s) + 31) / 32 * 32 + 16; }
+
+// Column k of a head in its word.
+inline void put_column(float* word, int64_t k, uint8_t code) {
+  const float value = from_e4m3(code) * kQueryFactor;
+  if constexpr (kWordColumns == 1) {
+    *word = value;
+  } else {
+    const uint32_t bits = bits_of(value) >> 16;  // exact
+    *word = float_of(k % 2 == 0 ? bits : bits_of(*word) | bits << 16);
+  }
+}
+
+// Vectors of heads that are multiplied together: [word][its heads] in `packed`, then all weights.
+template <class Visit>
+MOELA_INLINE void for_groups_of_heads(const IndexerShape& s, const Visit& visit) {
+  const int64_t heads = s.padded_heads();
+  int64_t head = 0;
+  for (; head + kIndexerCols <= heads; head += kIndexerCols) visit(head, kIndexerCols);
+  for (; head < heads; head += kIndexerHeads) visit(head, kIndexerHeads);
+}
+
+void indexer_pack(const IndexerShape& s, const IndexerQuery& q) {
+  [[maybe_unused]] const ExactSubnormals guard;
+  const int64_t words = words_of(s), heads = s.padded_heads();
+  std::memset(q.packed, 0, heads * (words + 1) * sizeof(float));
+  for_groups_of_heads(s, [&](int64_t first, int64_t width) {
+    float* to = q.packed + first * words;
+    for (int64_t h = 0; h < width && first + h < s.H; ++h) {
+      const uint8_t* codes = q.q + (first + h) * s.stride_qh;
+      for (int64_t k = 0; k < s.D; ++k) put_column(to + k / kWordColumns * width + h, k, codes[k]);
+    }
+  });
+  std::memcpy(q.packed + heads * words, q.weights, s.H * sizeof(float));
+}
+
+// sums[kRows keys][16] = or += weights * relu(keys @ q) over kVecs vectors of heads. Without the pin gcc 12
+// loads q again for every key.
+template <int kRows, int kVecs>
+__attribute__((noinline)) void score_heads(const float* keys, int64_t ld, int64_t words, const float* q,
+                                           const float* weights, bool add_to, float* sums) {
+  F acc[kRows][kVecs];
+#pragma GCC unroll 32
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) acc[m][v] = zero();
+  for (int64_t k = 0; k < words; ++k, q += kVecs * kLanes) {
+    F x[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      x[v] = load(q + v * kLanes);
+      pin(x[v]);
+    }
+#pragma GCC unroll 32
+    for (int m = 0; m < kRows; ++m) {
+      const F key = set1(keys[m * ld + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) acc[m][v] = multiply_word(key, x[v], acc[m][v]);
+    }
+  }
+#pragma GCC unroll 32
+  for (int m = 0; m < kRows; ++m) {
+    F chain[kChainVecs];
+#pragma GCC unroll 4
+    for (int c = 0; c < kChainVecs; ++c)
+      chain[c] = add_to ? load(sums + m * kIndexerHeads + c * kLanes) : zero();
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v)
+      chain[v % kChainVecs] =
+          fma(load(weights + v * kLanes), larger(zero(), acc[m][v]), chain[v % kChainVecs]);
+#pragma GCC unroll 4
+    for (int c = 0; c < kChainVecs; ++c) store(sums + m * kIndexerHeads + c * kLanes, chain[c]);
+  }
+}
+
+void indexer_score(const IndexerShape& s, const IndexerTile& tile, const IndexerQuery* queries,
+                   int64_t num_queries, float* scratch) {
+  [[maybe_unused]] const ExactSubnormals guard;
+  const int64_t words = words_of(s), ld = key_words(s), heads = s.padded_heads();
+  float *keys = scratch, *sums = keys + kIndexerKeys * ld, *sf = sums + kIndexerKeys * kIndexerHeads,
+        *logits = sf + kIndexerKeys;
+  for (int64_t i = 0; i < tile.count; ++i) {
+    decode_key(tile.codes[i], s.D, keys + i * ld);
+    std::memcpy(sf + i, tile.sf[i], sizeof(float));
+  }
+  for (const IndexerQuery* q = queries; q < queries + num_queries; ++q) {
+    const int64_t begin = q->begin > tile.first ? q->begin - tile.first : 0;
+    const int64_t end = q->end < tile.first + tile.count ? q->end - tile.first : tile.count;
+    if (begin >= end) continue;
+    if (heads == 0) std::memset(sums, 0, kIndexerKeys * kIndexerHeads * sizeof(float));
+    const auto all_keys = [&](auto rows, auto vecs, int64_t head) {
+      for (int64_t i = begin / rows * rows; i < end; i += rows)
+        score_heads<rows, vecs>(keys + i * ld, ld, words, q->packed + head * words,
+                                q->packed + heads * words + head, head > 0, sums + i * kIndexerHeads);
+    };
+    for_groups_of_heads(s, [&](int64_t head, int64_t width) {
+      if (width == kIndexerCols)
+        all_keys(Constant<kIndexerRows>{}, Constant<kIndexerVecs>{}, head);
+      else
+        all_keys(Constant<kIndexerRowsOfOne>{}, Constant<kChainVecs>{}, head);
+    });
+    for (int64_t i = begin / 4 * 4; i < end; i += 4) add_chains(sums + i * kIndexerHeads, logits + i);
+    for (int64_t i = begin; i < end; ++i) q->logits[tile.first + i] = logits[i] * sf[i];
+  }
+}
+
+constexpr moela::cpu::IndexerLogitsKernels kIndexerLogitsKernels = {indexer_pack, indexer_score};
+
+}  // namespace
