@@ -146,6 +146,11 @@ def prompt(seed: int = 0, rows: int = 2, length: int = 7) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
+def has_latents(model: nn.Module) -> bool:
+    """Whether this release caches latents in the model's attention."""
+    return any(hasattr(type(m), "expand_kv") for m in model.modules())
+
+
 def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if name.endswith(".experts"):
