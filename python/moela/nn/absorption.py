@@ -39,7 +39,7 @@ def is_cheaper(s_q: int, num_keys: int, P: int, V: int, L: int) -> bool:
     """Whether the s_q last of num_keys tokens are attended with fewer multiplications when absorbed.
 
     Of a head: a query and a key cost 2 L + R absorbed, P + R + V expanded. The up-projections cost L (P + V),
-    absorbed for each query, expanded for each key. For DeepSeek-V3 that is up to 170 new tokens behind a long
-    cache, and never the first tokens of a request.
+    absorbed for each query, expanded for each key. For DeepSeek-V3 that is so for up to 170 new tokens behind
+    a long cache. First tokens, which have no others before them, gain nothing where L > (P + V) / 2.
     """
-    return s_q * num_keys * (2 * L - P - V) < (num_keys - s_q) * L * (P + V)
+    return s_q < num_keys and s_q * num_keys * (2 * L - P - V) < (num_keys - s_q) * L * (P + V)
