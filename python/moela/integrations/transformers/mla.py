@@ -65,7 +65,8 @@ def mla_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def is_absorbed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call for tokens behind a cache is answered absorbed."""
     hidden, mask = kwargs.get("hidden_states"), kwargs.get("attention_mask")
-    if args or hidden is None or not _is_inference(layer, hidden, kwargs):
+    is_known = not args and hidden is not None and "expand_kv" not in vars(layer)
+    if not is_known or not _is_inference(layer, hidden, kwargs):
         return False
     B, s_q = hidden.shape[:2]
     if mask is None:  # a single query sees all keys; what several see is up to the attention

@@ -40,8 +40,8 @@ def find_mla(layer: nn.Module) -> Takeover | str:
     if record := record_of(layer):
         note = record.note
     else:
-        reason = _why_not(layer) or why_not(layer, slot) or why_not_kv_b(layer.kv_b_proj) or _tried(layer)
-        if reason:
+        reason = _why_not(layer) or why_not(layer, slot) or why_not(layer, "expand_kv")
+        if reason := reason or why_not_kv_b(layer.kv_b_proj) or _tried(layer):
             return reason
         note = Dequantized()
     return Takeover(layer, slot, mla_forward, OPS, layer.kv_b_proj.weight.device, note)
