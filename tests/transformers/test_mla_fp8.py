@@ -6,8 +6,8 @@ import models
 import moela
 import pytest
 import torch
-from moela.integrations.transformers import mla
 from moela.integrations.transformers.takeover import record_of
+from moela.nn import absorption
 
 
 @pytest.fixture
@@ -41,8 +41,10 @@ def test_decodes_as_the_dequantized_model(tmp_path, fp8, linear, heads):
 def test_a_step_dequantizes_nothing(tmp_path, fp8, monkeypatch):
     model = load(fp8_checkpoints.write(tmp_path).path)
     moela.patch(model)
-    calls, dequant = [], mla.per_block_dequant_fp8
-    monkeypatch.setattr(mla, "per_block_dequant_fp8", lambda *args: calls.append(args) or dequant(*args))
+    calls, dequant = [], absorption.per_block_dequant_fp8
+    monkeypatch.setattr(
+        absorption, "per_block_dequant_fp8", lambda *args: calls.append(args) or dequant(*args)
+    )
     latent.read(model, models.prompt(), [1] * 3)
     assert len(calls) == 2  # layers
     latent.read(model, models.prompt(), [1])

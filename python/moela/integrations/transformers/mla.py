@@ -5,7 +5,6 @@ does there. Only where it expands latents to keys and values of every head and a
 stand-in for the layer that hands the latents through, and attends to them absorbed.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from moela.integrations.transformers.mla_mask import Tokens, chosen_tokens, toke
 from moela.integrations.transformers.takeover import RECORD, forward_slot, why_not
 from moela.nn.absorption import absorb, is_cheaper, split_kv_b, unabsorb
 from moela.nn.fp8_linear import Fp8Linear
-from moela.ops import mla_decode, per_block_dequant_fp8
+from moela.ops import mla_decode
 
 try:
     from transformers.integrations.finegrained_fp8 import FP8Linear
@@ -28,28 +27,6 @@ except ImportError:  # until 5.6 it needs Triton; FP8 models do not load there e
 
 NAME = "moela_mla"
 KNOWN = ("eager", "sdpa")  # attention whose masks say all about who sees what
-
-
-@dataclass
-class Dequantized:
-    """The weight of a layer's FP8 `kv_b_proj` as it was last, dequantized: every step needs it."""
-
-    codes: Tensor | None = field(default=None, repr=False)
-    sf: Tensor | None = field(default=None, repr=False)
-    version: tuple[Any, ...] = ()
-    weight: Tensor | None = field(default=None, repr=False)
-
-    def get(self, codes: Tensor, sf: Tensor, dtype: torch.dtype) -> Tensor:
-        """codes [N, K], sf [ceil(N / 128), ceil(K / 128)] or one number -> [N, K] of dtype."""
-        version = (dtype, *(None if t.is_inference() else t._version for t in (codes, sf)))
-        if codes is self.codes and sf is self.sf and version == self.version:
-            return self.weight
-        (N, K), (block_N, block_K) = codes.shape, fp8.BLOCK_SIZE
-        blocks = sf if sf.dim() == 2 else sf.reshape(1, 1).expand(-(-N // block_N), -(-K // block_K))
-        weight = per_block_dequant_fp8(codes, blocks, dtype)
-        if not torch.compiler.is_compiling():
-            self.codes, self.sf, self.version, self.weight = codes, sf, version, weight
-        return weight
 
 
 def mla_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -16,12 +16,12 @@ from moela.integrations.transformers.mla import (
     KNOWN,
     Absorbed,
     ConfigWith,
-    Dequantized,
     mla_forward,
     why_not_kv_b,
 )
 from moela.integrations.transformers.takeover import Takeover, forward_slot, record_of, why_not
 from moela.nn._twin import tried_out, twin_of
+from moela.nn.absorption import Dequantized
 
 OPS = ("mla_decode", "grouped_gemm")
 SIZES = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
