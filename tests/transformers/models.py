@@ -78,6 +78,30 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+_HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
+}
+_YARN = {"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 10000.0}
+_YARN |= {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 32, "rope_type": "yarn"}
+# More of those with latent attention, for what is about it.
+MLA_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v2_lite": (
+        "DeepseekV2Config",
+        _MLA | _EXPERTS | _GROUPS | {"topk_method": "greedy", "q_lora_rank": None},
+    ),
+    "deepseek_v3_yarn": ("DeepseekV3Config", _MLA | _EXPERTS | _GROUPS | _NOAUX | {"rope_scaling": _YARN}),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        _MLA | _EXPERTS | _ONE_GROUP | _NOAUX | {"qk_nope_head_dim": 24, "v_head_dim": 32},
+    ),
+    "kimi_linear": (
+        "KimiLinearConfig",
+        _MLA | _EXPERTS | _ONE_GROUP | _NOAUX | _HYBRID | {"q_lora_rank": None},
+    ),
+}
+
 
 def version() -> tuple[int, ...]:
     return tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -87,7 +111,7 @@ def config_of(name: str, **settings: Any) -> Any:
     """A configuration of this release; a release without the model skips the test."""
     if name == "deepseek_v2_groups" and version() < (5, 14):
         pytest.skip("transformers < 5.14 has no num_experts where DeepSeek-V2 reads it for groups")
-    class_name, own = MODELS[name]
+    class_name, own = (MODELS | MLA_MODELS)[name]
     if not hasattr(transformers, class_name):
         pytest.skip(f"transformers {transformers.__version__} has no {class_name}")
     # A new one each time: transformers changes the dicts that it is given.
@@ -144,6 +168,11 @@ def prompt(seed: int = 0, rows: int = 2, length: int = 7) -> dict[str, Tensor]:
         ids[row, :row], mask[row, :row] = PAD, 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+
+def has_latents(model: nn.Module) -> bool:
+    """Whether this release caches latents in the model's attention."""
+    return any(hasattr(type(m), "expand_kv") for m in model.modules())
 
 
 def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

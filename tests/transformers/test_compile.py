@@ -1,8 +1,11 @@
 """`torch.compile(model, fullgraph=True)`: one graph, with the results of the model as it is."""
 
+import latent
 import models
+import moela
 import pytest
 import torch
+import transformers
 
 WAYS = ("name", "patch")
 # Of models that share their experts and routers one.
@@ -43,3 +46,23 @@ def test_compiled_gradients(name, way):
     compiled = models.gradients(compiled_model(model), inputs, use_cache=False)
     compiled = {name.removeprefix("_orig_mod."): g for name, g in compiled.items()}
     assert models.worst(compiled, eager) <= 2.0**-18
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_decodes_in_one_graph(kind, attention):
+    results = []
+    for is_compiled in (False, True):
+        model = models.build("deepseek_v3", attention=attention)
+        moela.patch(model)
+        static = {"max_cache_len": 32} if kind == "static" else {}
+        cache = getattr(transformers, f"{kind.title()}Cache")(config=model.config, **static)
+        inputs, given = models.prompt(), latent.with_cache(cache)
+        with torch.no_grad():
+            model(**inputs, **given)
+            mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
+            step = {"input_ids": torch.tensor([[5], [6]]), "attention_mask": mask}
+            step |= {"position_ids": (mask.cumsum(-1) - 1)[:, -1:]}
+            run = compiled_model(model) if is_compiled else model
+            results.append(run(**step, **given).logits)
+    latent.assert_same(*results)

@@ -14,11 +14,12 @@ from torch import nn
 REPORT = """\
 moela.patch
 on moela now:
-  router      1 {gate:<20}  moe_topk on cpu
+{patched_mla}  router      1 {gate:<20}  moe_topk on cpu
   experts     1 {experts:<20}  fused_experts on cpu
 left as it was:
-  mla         2 DeepseekV3Attention   moela has no MLA attention yet
-  linear     17 Linear                not FP8: left to torch"""
+{left_mla}  linear     17 Linear                not FP8: left to torch"""
+MLA = "  mla         2 DeepseekV3Attention   {}\n"
+WITHOUT_LATENTS = "its cache has the keys of every head, not latents (transformers has latents from 5.16 on)"
 
 
 def vars_of(model: nn.Module) -> dict[str, dict]:
@@ -47,17 +48,20 @@ def moe(model):
 class TestReport:
     def test_says_what_runs_where_and_what_was_left_and_why(self, model, moe, capsys):
         report = moela.patch(model)
-        classes = {"gate": type(moe.gate).__name__, "experts": type(moe.experts).__name__}
-        assert str(report) == REPORT.format(**classes)
+        names = {"gate": type(moe.gate).__name__, "experts": type(moe.experts).__name__}
+        patched = MLA.format("mla_decode on cpu") if models.has_latents(model) else ""
+        left = "" if patched else MLA.format(WITHOUT_LATENTS)
+        assert str(report) == REPORT.format(patched_mla=patched, left_mla=left, **names)
         assert capsys.readouterr().out == f"{report}\n"
 
     def test_counts_by_kind(self, model):
         report = moela.patch(model)
-        assert [report.count("patched", k) for k in ("experts", "router", "linear", "mla")] == [1, 1, 0, 0]
-        assert report.count("left", "mla") == 2
+        mla = 2 * models.has_latents(model)
+        assert [report.count("patched", k) for k in ("experts", "router", "linear", "mla")] == [1, 1, 0, mla]
+        assert report.count("left", "mla") == 2 - mla
 
     def test_names_each_layer(self, model, moe):
-        names = {e.name for e in moela.patch(model).entries if e.state == "patched"}
+        names = {e.name for e in moela.patch(model, mla=False).entries if e.state == "patched"}
         assert names == {"model.layers.1.mlp.experts", "model.layers.1.mlp.gate"}
 
     def test_says_already_the_second_time(self, model):
@@ -66,7 +70,7 @@ class TestReport:
         report = moela.patch(model)
         assert_untouched(model, before)
         assert report.count("patched") == 0
-        assert report.count("already") == 2
+        assert report.count("already") == 2 + 2 * models.has_latents(model)
         assert "already on moela:" in str(report)
 
     def test_names_steps_where_no_single_op_has_the_gate(self):
@@ -241,7 +245,7 @@ class TestRefusals:
             ),
             (
                 lambda: models.build("deepseek_v3"),
-                {"experts": False, "router": False},
+                {"experts": False, "router": False, "mla": False},
                 "model: expected layers",
             ),
         ],
@@ -264,7 +268,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"got 'cpu'; moela.unpatch\(model\) first$"):
             moela.patch(model, backend="cpu")
         assert_untouched(model, before)
-        assert moela.patch(model).count("already") == 2
+        assert moela.patch(model, mla=False).count("already") == 2
 
     @pytest.mark.parametrize("fails_at", [0, 1])
     def test_a_failure_midway_leaves_nothing_behind(self, model, monkeypatch, fails_at):

@@ -52,7 +52,9 @@ def patch(
         experts: the modules under `@use_experts_implementation`: `moela.nn.run_experts`.
         router: what chooses experts: `moela.moe_topk`, for routers that give the same experts on a trial.
         linear: FP8Linear with blocks of 128 x 128: `moela.nn.run_fp8_linear`.
-        mla: latent attention. moela has no op for it yet, so the report says that it was left.
+        mla: latent attention: `moela.mla_decode` for tokens behind a cache, which stay latents, for layers
+            that give the same on a trial. First tokens, training and masks of another kind than yes or no run
+            as the layer does it itself. transformers caches latents from 5.16 on.
         backend: "cpu", "triton", "cuda" or "reference", in force within these layers as by
             `moela.use_backend`, so not under torch.compile; backward picks for itself. None: each layer's
             device decides.

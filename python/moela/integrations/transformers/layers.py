@@ -9,6 +9,7 @@ from transformers.integrations import moe
 from moela.integrations.transformers import fp8
 from moela.integrations.transformers.experts import experts_forward, fp8_experts_forward, uses_one_op
 from moela.integrations.transformers.linear import fp8_linear_forward
+from moela.integrations.transformers.mla_trial import find_mla
 from moela.integrations.transformers.routers import find_router
 from moela.integrations.transformers.takeover import Takeover, forward_slot, why_not
 
@@ -82,11 +83,7 @@ def _linear(module: nn.Module) -> Takeover | str:
     return _forward(module, fp8_linear_forward, ("fp8_gemm",), module.weight)
 
 
-def _mla(module: nn.Module) -> str:
-    return "moela has no MLA attention yet"
-
-
-_FIND = {"experts": _experts, "linear": _linear, "mla": _mla}
+_FIND = {"experts": _experts, "linear": _linear, "mla": find_mla}
 
 
 def _forward(
