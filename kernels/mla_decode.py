@@ -20,7 +20,7 @@ from torch import Tensor
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 PIECE_KEYS = PIECE_BLOCKS * BLOCK  # with batch_invariant
 WHOLE = 1 << 30  # keys of a piece that only the end of a part ends
-MERGE_ROWS = 4  # of one program
+MERGE_ROWS = 2  # of one program
 INTERPRETED_PARTS = 3
 
 
@@ -36,12 +36,12 @@ def plan(H: int, dot_dtype: torch.dtype, is_grouped: bool, target: _fp8.Target) 
     """Rows depend on H only: a request's bits depend neither on its batch nor on how many tokens it has.
 
     The sums of 32 rows of 512 columns are 64 registers of 256 threads. Products of float32 keep both operands
-    in registers, which takes twice the threads, and codes in groups leave room for half as much. Of the tiles
-    and stages those are chosen that spill nothing (tests/sass).
+    in registers, which takes twice the threads on NVIDIA, and codes in groups leave room for half as much. Of
+    the tiles, warps and stages those are chosen that spill nothing (tests/sass).
     """
     is_nvidia = target.lanes == 32
     if dot_dtype == torch.float32:
-        return Plan(16, 16, num_warps=512 // target.lanes, num_stages=1 if is_nvidia else 2)
+        return Plan(16, 16, num_warps=16 if is_nvidia else 4, num_stages=1 if is_nvidia else 2)
     if is_grouped:
         return Plan(16, 16, num_warps=8, num_stages=1)
     rows, keys = (16, 32) if H <= 16 else (32, 16)
