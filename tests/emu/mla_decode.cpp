@@ -64,6 +64,7 @@ int main(int, char** argv) {
   plan.num_parts = number(19);
   std::cout << plan << "\n";
   cuda::EmulatedStream stream = {schedule_of(argv[21]), {}};
+  stream.options.max_live_blocks = 16;  // of 384 threads each
   std::string error = cuda::why_not_mla_decode(a);
   if (error.empty()) error = cuda::launch_mla_decode(a, plan, &stream);
   save(folder + "out", a.out, out_bytes);
