@@ -178,6 +178,18 @@ def test_a_batch_invariant_schedule_gives_bits_that_depend_on_the_request_only(t
         assert_same_bits(replace(run, parts=parts, seed=parts)(part), tuple(t[order] for t in expected))
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_the_same_launches_follow_the_lengths(tmp_path, batch_invariant):
+    """As a CUDA graph replays them: what the host passes on depends on shapes only."""
+    x = make_inputs(B=3, H=3, S=700, hostile=False, batch_invariant=batch_invariant)
+    lengths = torch.tensor([[700, 1, 650], [0, 0, 0], [64, 700, 63], [5, 300, 700]], dtype=torch.int32)
+    out, lse = Run(tmp_path, parts=5)(x | {"seqlens": lengths}, steps=4)
+    for step in range(4):
+        bound = SPECS["mla_decode"].bound(x | {"seqlens": lengths[step]}, testing.FLOAT32_SUM)
+        for got, (exact, error) in zip((out[step], lse[step]), bound, strict=True):
+            testing.assert_within(got, exact, error)
+
+
 def test_where_a_request_is_cut_shows_in_the_bits(tmp_path):
     """Or the test above would show nothing."""
     x = make_inputs(B=1, H=2, S=500, hostile=False)
