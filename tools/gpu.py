@@ -57,6 +57,12 @@ STEPS = (
         60,
     ),
     Step(
+        "memcheck-mla",
+        f"compute-sanitizer --tool memcheck --error-exitcode 1 {PYTEST} tests/ops/test_mla_decode_on_gpu.py "
+        "tests/ops/test_mla_schedule.py -k 'cuda-cuda and not graph'",
+        60,
+    ),
+    Step(
         "bench",
         "moela bench fp8_gemm --model deepseek-v3 --tokens 1,16,64,256,1024,4096 --activations e4m3 "
         "--backends cuda,triton --json {out}/fp8_gemm.json",
@@ -78,6 +84,18 @@ STEPS = (
             60,
         )
         for op in ("per_token_group_quant_fp8", "silu_and_mul_quant_fp8")
+    ),
+    Step(
+        "bench-mla_decode",
+        "moela bench mla_decode --model deepseek-v3 --tokens 1024,8192 "
+        "--backends cuda,triton --json {out}/mla_decode.json",
+        60,
+    ),
+    Step(
+        "bench-mla_schedule",
+        "moela bench mla_schedule --model deepseek-v3 --tokens 1,128,1024 --backends cuda,triton "
+        "--json {out}/mla_schedule.json",
+        30,
     ),
 )
 

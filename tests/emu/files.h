@@ -24,8 +24,13 @@ inline void* poisoned(size_t bytes) {
   return device;
 }
 
-inline void save(const std::string& path, const void* device, size_t bytes) {
+inline void append(const std::string& path, const void* device, size_t bytes,
+                   std::ios::openmode mode = std::ios::app) {
   std::vector<char> host(bytes);
   moela::emu::copy_from(host.data(), device, bytes);
-  std::ofstream(path, std::ios::binary).write(host.data(), static_cast<std::streamsize>(bytes));
+  std::ofstream(path, std::ios::binary | mode).write(host.data(), static_cast<std::streamsize>(bytes));
+}
+
+inline void save(const std::string& path, const void* device, size_t bytes) {
+  append(path, device, bytes, std::ios::trunc);
 }

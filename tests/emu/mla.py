@@ -44,32 +44,38 @@ def num_pieces(schedule: Tensor) -> int:
 
 @dataclass
 class Run:
-    """One launch of mla_decode and of the merge."""
+    """One launch of mla_decode and of the merge; without a schedule of the arguments with one of cut()."""
 
     folder: Path
     parts: int = 3
     seed: int | None = 0  # of the schedule of the keys
-    batch_invariant: bool = False
     schedule: str = "lazy"  # of the threads
     program: Path | None = None  # with a planted fault
 
-    def __call__(self, x: dict, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: dict, steps: int = 0) -> tuple[Tensor, Tensor]:
+        """steps: x["seqlens"] [steps, B] has lengths for so many, each with a schedule made on the device."""
         q, cache, v_dim = x["q"], x["cache"], x["v_dim"]
         B, s_q, H, D = q.shape
-        if table is None:
-            seqlens = x["seqlens"].tolist()
-            invariant = self.batch_invariant
-            table = cut(seqlens, self.parts, rows=s_q * H, seed=self.seed, batch_invariant=invariant)
-        tensors = {n: x[n] for n in ("q", "cache", "block_table", "seqlens") if x[n] is not None}
-        for name, t in (tensors | {"schedule": table}).items():
-            gemm.write(self.folder / name, t if t._base is None else t._base)
+        invariant, table = x["batch_invariant"], x["schedule"]
+        if table is None and steps == 0:
+            table = cut(
+                x["seqlens"].tolist(), self.parts, rows=s_q * H, seed=self.seed, batch_invariant=invariant
+            )
+        inputs = {n: x[n] for n in ("q", "cache", "block_table", "seqlens")} | {"schedule": table}
+        for name, t in inputs.items():
+            if t is not None:
+                gemm.write(self.folder / name, t if t._base is None else t._base)
+        for name in ("out", "lse"):
+            (self.folder / name).unlink(missing_ok=True)
         stride_tb = 0 if x["block_table"] is None else x["block_table"].stride(0)
         args = (TYPES[q.dtype], B, s_q, H, D, v_dim, *q.stride()[:3], *cache.shape[:2], *cache.stride()[:2])
         args = (*args, int(x["block_table"] is not None), stride_tb, int(x["causal"]))
-        args = (*args, int(self.batch_invariant), x["sm_scale"])
-        args = (*args, table.size(0) - B - 3, num_pieces(table), self.schedule, self.folder)
+        args = (*args, int(invariant), x["sm_scale"])
+        parts = self.parts if table is None else table.size(0) - B - 3
+        args = (*args, parts, steps, self.schedule, self.folder)
         program = self.program or native.program("tests/emu/mla_decode.cpp")
         self.plan, verdict = native.run(program, *map(str, args)).split("\n", 1)
         assert verdict == "right", verdict
-        out = gemm.read(self.folder / "out", q.dtype, B, s_q, H, v_dim)
-        return out, gemm.read(self.folder / "lse", torch.float32, B, s_q, H)
+        shape = (steps, B, s_q, H) if steps else (B, s_q, H)
+        out = gemm.read(self.folder / "out", q.dtype, *shape, v_dim)
+        return out, gemm.read(self.folder / "lse", torch.float32, *shape)

@@ -1,13 +1,16 @@
 // The CUDA mla_decode on the host:
 //   mla_decode <dtype 0..1> <B> <s_q> <H> <D> <v_dim> <stride_qb> <stride_qj> <stride_qh>
 //              <num_pages> <page_size> <stride_page> <stride_slot> <is paged> <stride_tb>
-//              <causal> <batch invariant> <sm_scale> <parts> <pieces> <schedule> <folder>
+//              <causal> <batch invariant> <sm_scale> <parts> <steps> <schedule> <folder>
 // Reads q, cache, block_table, seqlens and schedule from files of these names in the folder, writes out and
-// lse there; prints the plan, then "right" or the report.
+// lse there; prints the plan, then "right" or the report. With steps above 0 there are lengths for so many
+// steps, and each is mla_schedule and mla_decode with the same arguments, as a CUDA graph replays them:
+// seqlens is overwritten in between. Files hold the results of all steps.
 #include <iostream>
 #include <string>
 
 #include "cuda/mla_decode/mla_decode_launch.h"
+#include "cuda/mla_schedule/mla_schedule_sm90.cuh"
 #include "files.h"
 #include "schedule.h"
 
@@ -16,6 +19,7 @@ int main(int, char** argv) {
   const auto number = [&](int i) { return std::stoi(argv[i]); };
   const std::string folder = std::string(argv[22]) + "/";
   const bool is_paged = number(14) != 0;
+  const int parts = number(19), steps = number(20);
   cuda::MlaDecodeArgs a = {
       .dtype = static_cast<cuda::MlaFloat>(number(1)),
       .q = load(folder + "q"),
@@ -29,8 +33,8 @@ int main(int, char** argv) {
       .stride_slot = number(13),
       .block_table = is_paged ? static_cast<const int32_t*>(load(folder + "block_table")) : nullptr,
       .stride_tb = number(15),
-      .seqlens = static_cast<const int32_t*>(load(folder + "seqlens")),
-      .schedule = static_cast<const int32_t*>(load(folder + "schedule")),
+      .seqlens = nullptr,
+      .schedule = nullptr,
       .stride_schedule = 4,
       .sm_scale = std::stof(argv[18]),
       .B = number(2),
@@ -45,29 +49,48 @@ int main(int, char** argv) {
       .piece_out = nullptr,
       .piece_lse = nullptr,
   };
-  const auto rows = static_cast<size_t>(a.B * a.s_q * a.H),
-             piece_rows = static_cast<size_t>(number(20) * a.s_q * a.H);
-  const size_t out_bytes = rows * static_cast<size_t>(a.v_dim) * 2, lse_bytes = rows * 4;
-  a.out = poisoned(out_bytes);
-  a.lse = static_cast<float*>(poisoned(lse_bytes));
-  a.piece_out = static_cast<float*>(poisoned(piece_rows * static_cast<size_t>(a.v_dim) * 4));
-  a.piece_lse = static_cast<float*>(poisoned(piece_rows * 4));
-  plan::MlaDecodeSm90Plan plan =
-      plan::plan_mla_decode_sm90({.B = a.B,
-                                  .s_q = a.s_q,
-                                  .H = a.H,
-                                  .capacity = 0,
-                                  .page_size = a.page_size,
-                                  .is_paged = is_paged,
-                                  .has_packed_rows = cuda::mla_host::has_packed_rows(a)},
-                                 132);
-  plan.num_parts = number(19);
+  const plan::MlaDecodeSm90Problem problem = {.B = a.B,
+                                              .s_q = a.s_q,
+                                              .H = a.H,
+                                              .capacity = a.page_size * (is_paged ? a.stride_tb : 1),
+                                              .page_size = a.page_size,
+                                              .is_paged = is_paged,
+                                              .has_packed_rows = cuda::mla_host::has_packed_rows(a)};
+  plan::MlaDecodeSm90Plan plan = plan::plan_mla_decode_sm90(problem, 132);
+  plan.num_parts = parts;
   std::cout << plan << "\n";
+
+  const auto elements = [](int64_t count, int64_t bytes) { return static_cast<size_t>(count * bytes); };
+  const int64_t rows = int64_t{a.B} * a.s_q * a.H;
+  const int64_t piece_rows = plan::mla_decode_sm90_pieces(problem, parts, a.batch_invariant) * a.s_q * a.H;
+  a.out = poisoned(elements(rows * a.v_dim, 2));
+  a.lse = static_cast<float*>(poisoned(elements(rows, 4)));
+  a.piece_out = static_cast<float*>(poisoned(elements(piece_rows * a.v_dim, 4)));
+  a.piece_lse = static_cast<float*>(poisoned(elements(piece_rows, 4)));
+  const auto* lengths = static_cast<const int32_t*>(load(folder + "seqlens"));
+  auto* seqlens = static_cast<int32_t*>(poisoned(elements(a.B, 4)));
+  a.seqlens = seqlens;
+  auto* schedule = static_cast<int32_t*>(
+      steps == 0 ? load(folder + "schedule") : poisoned(elements(plan::mla_schedule_rows(a.B, parts), 16)));
+  a.schedule = schedule;
+
   cuda::EmulatedStream stream = {schedule_of(argv[21]), {}};
+  stream.options.max_live_blocks = 16;  // of 384 threads each
   std::string error = cuda::why_not_mla_decode(a);
-  if (error.empty()) error = cuda::launch_mla_decode(a, plan, &stream);
-  save(folder + "out", a.out, out_bytes);
-  save(folder + "lse", a.lse, lse_bytes);
+  for (int step = 0; error.empty() && (step == 0 || step < steps); ++step) {
+    emu::copy_to(seqlens, lengths + step * a.B, elements(a.B, 4));
+    if (steps > 0)
+      error = cuda::status_text(cuda::launch_mla_schedule({.seqlens = seqlens,
+                                                           .B = a.B,
+                                                           .rows = a.s_q * a.H,
+                                                           .num_parts = parts,
+                                                           .batch_invariant = a.batch_invariant,
+                                                           .schedule = schedule},
+                                                          &stream));
+    if (error.empty()) error = cuda::launch_mla_decode(a, plan, &stream);
+    append(folder + "out", a.out, elements(rows * a.v_dim, 2));
+    append(folder + "lse", a.lse, elements(rows, 4));
+  }
   std::cout << (error.empty() ? "right" : error + "\n" + stream.report.text) << "\n";
   return 0;
 }

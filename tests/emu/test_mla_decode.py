@@ -40,6 +40,13 @@ def test_is_right_wherever_parts_end(tmp_path, seed):
     check(Run(tmp_path, parts=1 + 3 * seed, seed=seed, schedule=str(seed)), x)
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("num_parts", [1, 7, 40])
+def test_is_right_with_the_schedule_of_the_op(tmp_path, num_parts, batch_invariant):
+    dims = {"B": 4, "H": 4, "S": 1000, "num_parts": num_parts, "batch_invariant": batch_invariant}
+    check(Run(tmp_path), make_inputs(**dims))
+
+
 @pytest.mark.parametrize("page_size", [1, 3, 16, 61, 64, 128, 576, None])
 def test_pages_of_any_size_give_the_bits_of_a_dense_cache(tmp_path, page_size):
     dims = {"B": 3, "H": 5, "S": 150}
@@ -138,7 +145,7 @@ def test_a_stale_schedule_makes_nan_of_the_requests_that_it_was_not_made_for(tmp
     run = Run(tmp_path)
     tables = [mla.cut(lengths, parts, rows=2, seed=None) for parts in (1, 5)]
     for table in tables:
-        out, lse = run(x, table)
+        out, lse = run(x | {"schedule": table})
         assert out[1].isnan().all()
         assert lse[1].isnan().all()
         for b in (0, 2, 3):
@@ -155,20 +162,32 @@ def test_a_schedule_for_another_batch_makes_nan_of_all(tmp_path, made_for):
     x = make_inputs(B=2, H=2, S=70, hostile=False)
     table = mla.cut(**({"seqlens": [70, 70], "num_parts": 4, "rows": 2, "seed": None} | made_for))
     table = torch.cat([table, torch.zeros(2 + 4 + 3 - len(table), 4, dtype=torch.int32)])
-    out, lse = Run(tmp_path)(x, table)
+    out, lse = Run(tmp_path)(x | {"schedule": table})
     assert out.isnan().all()
     assert lse.isnan().all()
 
 
 def test_a_batch_invariant_schedule_gives_bits_that_depend_on_the_request_only(tmp_path):
     """Cut at every 2048th key, whatever the parts and the other requests."""
-    x = make_inputs(B=3, H=2, S=2200, hostile=False)
+    x = make_inputs(B=3, H=2, S=2200, hostile=False, batch_invariant=True)
     x["seqlens"] = torch.tensor([2200, 64, 2049], dtype=torch.int32)
-    run = Run(tmp_path, batch_invariant=True)
+    run = Run(tmp_path)
     expected = run(x)
     for order, parts in (([2, 0, 1], 4), ([0], 2), ([2, 2], 3)):
         part = x | {n: x[n][order] for n in ("q", "block_table", "seqlens")}
         assert_same_bits(replace(run, parts=parts, seed=parts)(part), tuple(t[order] for t in expected))
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_the_same_launches_follow_the_lengths(tmp_path, batch_invariant):
+    """As a CUDA graph replays them: what the host passes on depends on shapes only."""
+    x = make_inputs(B=3, H=3, S=700, hostile=False, batch_invariant=batch_invariant)
+    lengths = torch.tensor([[700, 1, 650], [0, 0, 0], [64, 700, 63], [5, 300, 700]], dtype=torch.int32)
+    out, lse = Run(tmp_path, parts=5)(x | {"seqlens": lengths}, steps=4)
+    for step in range(4):
+        bound = SPECS["mla_decode"].bound(x | {"seqlens": lengths[step]}, testing.FLOAT32_SUM)
+        for got, (exact, error) in zip((out[step], lse[step]), bound, strict=True):
+            testing.assert_within(got, exact, error)
 
 
 def test_where_a_request_is_cut_shows_in_the_bits(tmp_path):

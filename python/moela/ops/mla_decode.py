@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moela.ops import _check
 from moela.ops._mla_bound import decode_bound
+from moela.ops._mla_cuda import decode_limits
 from moela.ops._spec import OpSpec, register
 from moela.ops.mla_cache_write import CACHE_DTYPES
 from moela.reference import mla_decode as reference
@@ -310,5 +311,6 @@ register(
         ),
         flops=lambda B, H, S, s_q=1, L=512, R=64, **_: 2 * B * s_q * H * S * (2 * L + R),
         bytes=_bytes,
+        cuda_limits=decode_limits,
     )
 )
