@@ -18,11 +18,12 @@ _PARTS = (
     (r"\.mlp\.shared_experts\b", "shared expert"),
     (r"\.mlp\.gate$", "router"),
     (r"\.mlp\b", "dense MLP"),
-    (r"\.kv_b_proj$", "kv_b_proj, of all cached tokens"),
+    (r"\.kv_b_proj$", "kv_b_proj"),
     (r"\.self_attn\..*_proj", "other projections of attention"),
     (r"\.self_attn$", "attention itself"),
     (r"^lm_head$", "lm_head"),
 )
+ABSORBED = "attention itself, kv_b_proj absorbed"
 REST = "rest: norms, residuals, Python"
 
 
@@ -51,16 +52,19 @@ def profile_prefill(net: nn.Module, prompt: Tensor, repeats: int) -> list[Part]:
 
 @torch.inference_mode()
 def profile_decode(net: nn.Module, prompt: Tensor, repeats: int) -> list[Part]:
+    """Of a patched model: nobody calls its kv_b_proj for one token."""
     out = net(prompt, use_cache=True)
-    return _profile(net, lambda: step(net, prompt[:, -1:], out), repeats)
+    return _profile(net, lambda: step(net, prompt[:, -1:], out), repeats, is_absorbed=True)
 
 
 @torch.inference_mode()
-def _profile(net: nn.Module, call: Callable[[], object], repeats: int) -> list[Part]:
+def _profile(
+    net: nn.Module, call: Callable[[], object], repeats: int, is_absorbed: bool = False
+) -> list[Part]:
     """Medians over calls; the longest part first."""
     samples: dict[str, list[Part]] = {}
     for _ in range(repeats):
-        with _parts(net) as parts:
+        with _parts(net, is_absorbed) as parts:
             call()
         for part in parts.values():
             samples.setdefault(part.name, []).append(part)
@@ -72,8 +76,11 @@ def _profile(net: nn.Module, call: Callable[[], object], repeats: int) -> list[P
 
 
 @contextmanager
-def _parts(net: nn.Module) -> Iterator[dict[str, Part]]:
-    """Filled by hooks: each module's time without that of the modules it calls."""
+def _parts(net: nn.Module, is_absorbed: bool) -> Iterator[dict[str, Part]]:
+    """Filled by hooks: each module's time without that of the modules it calls.
+
+    A kv_b_proj that is absorbed has no hook, which would have to be called, and counts with its attention.
+    """
     now = clock_for("cpu").now
     parts: dict[str, Part] = {}
     inner = [0.0]  # per call that is under way, the seconds of what it called
@@ -88,7 +95,8 @@ def _parts(net: nn.Module) -> Iterator[dict[str, Part]]:
             seconds = now() - starts.pop()
             part.seconds += seconds - inner.pop()
             inner[-1] += seconds
-            num_bytes, flops = cost(module, args)
+            is_attention = part.name == ABSORBED
+            num_bytes, flops = absorbed_cost(module, out[0]) if is_attention else cost(module, args)
             part.bytes += num_bytes
             part.flops += flops
 
@@ -97,6 +105,10 @@ def _parts(net: nn.Module) -> Iterator[dict[str, Part]]:
     hooks = []
     for name, module in net.named_modules():
         what = REST if hasattr(module, "experts") else part_of(name)  # an MoE block only adds
+        if is_absorbed and name.endswith(".kv_b_proj"):
+            continue
+        if is_absorbed and hasattr(module, "kv_b_proj"):
+            what = ABSORBED
         part = parts.setdefault(what, Part(what))
         hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after(part))]
     try:
@@ -117,6 +129,12 @@ def cost(module: nn.Module, args: Sequence[object]) -> tuple[int, int]:
     if weight is None or weight.dim() < 2 or isinstance(module, nn.Embedding):
         return 0, 0
     return sum(p.nbytes for p in own.values()), 2 * args[0].numel() // weight.size(1) * weight.numel()
+
+
+def absorbed_cost(attention: nn.Module, out: Tensor) -> tuple[int, int]:
+    """(bytes, flops) of a layer's kv_b_proj absorbed, for out [B, s_q, hidden] of the dtype it is held in."""
+    count = attention.kv_b_proj.weight.numel()
+    return count * out.element_size(), 2 * count * out.size(0) * out.size(1)
 
 
 def bytes_per_token(net: nn.Module, topk: int) -> int:

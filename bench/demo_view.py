@@ -1,6 +1,7 @@
 """What the demo shows: bars while it works, then the story as lines and tables."""
 
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ Phase = Callable[[str, int], Advance]
 
 LEFT = "left"  # of a layer in the report of moela.patch
 BAR_CELLS = 20
+_TIE = "\N{NO-BREAK SPACE}"
 NOTES = (
     "Medians (p10 .. p90); new tokens one by one, with the cache. GB: added to the process at its peak.",
     '"moela is 2.00x": twice as fast as this row in the same rounds; "~": no difference, p10 .. p90 overlap.',
@@ -115,14 +117,16 @@ def _facts(story: Story) -> list[str]:
 
 
 def _patched(report: "PatchReport") -> list[str]:
-    """What runs on moela, and what does not and why, in a line each."""
+    """What runs on moela, and what does not and why."""
     runs = Counter(f"{e.layer} by {e.detail.partition(' on ')[0]}" for e in report.entries if e.state != LEFT)
     left = Counter(f"{e.layer} ({e.detail})" for e in report.entries if e.state == LEFT)
-    return [f"{verb} {_counted(what)}" for verb, what in (("runs", runs), ("leaves", left)) if what]
+    said = [f"{verb} {_counted(what)}" for verb, what in (("runs", runs), ("leaves", left)) if what]
+    return [line.replace(_TIE, " ") for text in said for line in textwrap.wrap(text, 110)]
 
 
 def _counted(what: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in what.items())
+    """An entry is not broken between lines."""
+    return ", ".join(f"{count} {name}".replace(" ", _TIE) for name, count in what.items())
 
 
 def _gb(num_bytes: int) -> str:

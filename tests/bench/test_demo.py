@@ -68,8 +68,10 @@ def test_it_writes_loads_checks_races_and_shows_where_the_time_goes(moela_demo, 
     assert re.search(r"^checked +float32 activations: logits of 24 tokens within \d\.\de-0[67] ", out, re.M)
     for name in ("moela FP8", "stock fp32", "stock bf16"):
         assert re.search(rf"^{name} +\d", out, re.M)
-    for part in ("routed experts", "router", "dense MLP", "shared expert", "attention itself", "lm_head"):
+    for part in ("routed experts", "router", "dense MLP", "shared expert", "lm_head"):
         assert len(re.findall(rf"^{part} +\d", out, re.M)) == 2
+    for part in ("attention itself", "kv_b_proj", "attention itself, kv_b_proj absorbed"):
+        assert len(re.findall(rf"^{part} +\d", out, re.M)) == 1
     assert max(map(len, out.splitlines())) <= 120
     assert (tmp_path / "kept/speed.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [

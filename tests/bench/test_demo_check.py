@@ -61,7 +61,7 @@ def test_tokens_agree_until_the_first_that_does_not():
         ("model.layers.1.mlp.experts", "routed experts"),
         ("model.layers.1.mlp.shared_experts.up_proj", "shared expert"),
         ("model.layers.1.mlp.gate", "router"),
-        ("model.layers.1.self_attn.kv_b_proj", "kv_b_proj, of all cached tokens"),
+        ("model.layers.1.self_attn.kv_b_proj", "kv_b_proj"),
         ("model.layers.1.self_attn.kv_a_proj_with_mqa", "other projections of attention"),
         ("model.layers.1.self_attn", "attention itself"),
         ("model.layers.1.self_attn.q_a_layernorm", demo_profile.REST),
@@ -93,3 +93,10 @@ def test_experts_read_what_is_chosen_and_multiply_for_each_choice():
 def test_what_is_only_looked_up_is_not_read():
     assert demo_profile.cost(nn.Embedding(9, 4), (torch.tensor([1]),)) == (0, 0)
     assert demo_profile.bytes_per_token(nn.Embedding(9, 4), topk=1) == 0
+
+
+def test_an_absorbed_projection_is_read_in_the_dtype_of_the_tokens():
+    attention = nn.Module()
+    attention.kv_b_proj = nn.Linear(8, 40)
+    out = torch.zeros(1, 3, 16, dtype=torch.bfloat16)
+    assert demo_profile.absorbed_cost(attention, out) == (2 * 320, 2 * 320 * 3)

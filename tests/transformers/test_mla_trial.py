@@ -10,7 +10,7 @@ import models
 import moela
 import pytest
 import torch
-from moela.integrations.transformers.mla_trial import find_mla
+from moela.integrations.transformers.mla_trial import EXPANDED, find_mla
 from moela.integrations.transformers.takeover import Takeover
 from torch import nn
 
@@ -56,6 +56,8 @@ def layer_of(model: str, name: str, **options) -> nn.Module:
 @pytest.mark.parametrize(("model", "name"), TAKEN)
 def test_takes_layers_that_are_the_same_absorbed(model, name):
     found = find_mla(layer_of(model, name, **TAKEN[model, name]))
+    if found == EXPANDED and models.version() < (5, 24):
+        pytest.skip("this release caches the keys of every head")
     assert isinstance(found, Takeover), found
     assert found.ops[0] == "mla_decode"
 

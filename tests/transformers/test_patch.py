@@ -8,7 +8,7 @@ import moela
 import pytest
 import torch
 from moela import backends
-from moela.integrations.transformers import takeover
+from moela.integrations.transformers import mla_trial, takeover
 from torch import nn
 
 REPORT = """\
@@ -19,7 +19,6 @@ on moela now:
 left as it was:
 {left_mla}  linear     17 Linear                not FP8: left to torch"""
 MLA = "  mla         2 DeepseekV3Attention   {}\n"
-WITHOUT_LATENTS = "its cache has the keys of every head, not latents (transformers has latents from 5.16 on)"
 
 
 def vars_of(model: nn.Module) -> dict[str, dict]:
@@ -50,7 +49,7 @@ class TestReport:
         report = moela.patch(model)
         names = {"gate": type(moe.gate).__name__, "experts": type(moe.experts).__name__}
         patched = MLA.format("mla_decode on cpu") if models.has_latents(model) else ""
-        left = "" if patched else MLA.format(WITHOUT_LATENTS)
+        left = "" if patched else MLA.format(mla_trial.EXPANDED)
         assert str(report) == REPORT.format(patched_mla=patched, left_mla=left, **names)
         assert capsys.readouterr().out == f"{report}\n"
 

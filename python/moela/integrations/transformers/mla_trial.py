@@ -32,6 +32,7 @@ CHOSEN = 4  # keys that an indexer chooses, fewer than there are
 # Float32 sums of up to 2^14 products, a few one after the other, are off by less than 2^-17 of their size
 # each; another formula gives another number.
 TOLERANCE = 2.0**-15
+EXPANDED = "its cache has the keys of every head, not latents, which newer releases of transformers have"
 
 
 def find_mla(layer: nn.Module) -> Takeover | str:
@@ -49,7 +50,7 @@ def find_mla(layer: nn.Module) -> Takeover | str:
 
 def _why_not(layer: nn.Module) -> str | None:
     if not hasattr(type(layer), "expand_kv"):
-        return "its cache has the keys of every head, not latents (transformers has latents from 5.16 on)"
+        return EXPANDED
     odd = [name for name in SIZES if not isinstance(getattr(layer, name, None), int)]
     if odd:
         return f"it has no {odd[0]}"
@@ -62,6 +63,8 @@ def _tried(layer: nn.Module) -> str | None:
     reason = None
     for angles in (_cos_sin, _complex):  # of the releases and models some take these, some those
         found = tried_out(lambda angles=angles: _distance(layer, angles))
+        if isinstance(found, str):
+            return found
         if isinstance(found, float):
             is_same = found <= TOLERANCE  # not for NaN
             return None if is_same else "absorbed, its attention is another than to its own keys and values"
@@ -71,8 +74,8 @@ def _tried(layer: nn.Module) -> str | None:
     return reason
 
 
-def _distance(layer: nn.Module, angles: Callable[[Tensor], Any]) -> float:
-    """How far the layer is from itself absorbed, in units of its largest output."""
+def _distance(layer: nn.Module, angles: Callable[[Tensor], Any]) -> float | str:
+    """How far the layer is from itself absorbed, in units of its largest output, or why it cannot be."""
     g = torch.Generator().manual_seed(0)
     twin = twin_of(
         layer, lambda name, t: _tensor(t, g), lambda name: _stand_in(layer.get_submodule(name), name, g)
@@ -87,6 +90,9 @@ def _distance(layer: nn.Module, angles: Callable[[Tensor], Any]) -> float:
     for begin, count in CALLS:
         given = _arguments(layer, begin, count, angles, g)
         theirs = forward(twin, **given(own))[0]
+        keys = own.layers[layer.layer_idx].keys
+        if (keys.size(1), keys.size(3)) != (1, layer.kv_lora_rank):
+            return EXPANDED
         mine = forward(absorbed if begin else twin, **given(others))[0]
         distance = max(distance, ((mine - theirs).abs().max() / theirs.abs().max()).item())
     return distance
