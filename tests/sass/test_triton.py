@@ -197,7 +197,8 @@ def test_products_by_pointers_load_while_they_multiply(target, compiled):
 
 def test_casts_divide_exactly(compiled):
     """The definition's bits need the IEEE quotient."""
-    for op in ("per_token_group_quant_fp8", "per_block_quant_fp8", "silu_and_mul_quant_fp8"):
+    casts = ("per_token_group_quant_fp8", "per_block_quant_fp8", "silu_and_mul_quant_fp8")
+    for op in (*casts, "mla_norm_rope_cache_write"):
         for variant, facts in of_op(compiled, op).items():
             if "ptx" in facts:
                 assert {o for o in facts["ptx"] if re.match(r"div\..*f32", o)} == {"div.rn.f32"}, variant
@@ -206,9 +207,9 @@ def test_casts_divide_exactly(compiled):
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith("sm_")], indirect=True)
-def test_routing_rounds_every_operation_as_the_definition_does(target, compiled):
-    """A fused multiply-add, an approximation or a subnormal that is flushed could choose another expert."""
-    for op in ("moe_topk", "moe_unpermute"):
+def test_what_is_defined_bit_by_bit_rounds_every_operation(target, compiled):
+    """A fused multiply-add, an approximation or a flushed subnormal could choose another expert or code."""
+    for op in ("moe_topk", "moe_unpermute", "mla_norm_rope_cache_write"):
         for variant, facts in of_op(compiled, op).items():
             wrong = [o for o in facts["ptx"] if re.match(r"fma\.|.*\.(approx|ftz|full)\b", o)]
             assert wrong == [], variant
