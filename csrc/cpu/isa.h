@@ -6,6 +6,8 @@
 #include "cpu/merge_states.h"
 #include "cpu/mla_cache_write.h"
 #include "cpu/mla_decode.h"
+#include "cpu/mla_prefill.h"
+#include "cpu/mla_prefill_backward.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
 #include "cpu/moe_unpermute.h"
@@ -26,6 +28,8 @@ struct Kernels {
   MergeStates merge_states;
   MlaCacheWrite mla_cache_write;
   MlaDecodeKernels mla_decode;
+  MlaPrefill mla_prefill;
+  MlaPrefillBackward mla_prefill_backward;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

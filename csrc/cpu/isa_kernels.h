@@ -8,6 +8,8 @@
 #include "cpu/merge_states_kernel.h"
 #include "cpu/mla_cache_write_kernel.h"
 #include "cpu/mla_decode_kernel.h"
+#include "cpu/mla_prefill_backward_kernel.h"
+#include "cpu/mla_prefill_kernel.h"
 #include "cpu/moe_permute_kernel.h"
 #include "cpu/moe_topk_kernel.h"
 #include "cpu/moe_unpermute_kernel.h"
@@ -29,6 +31,8 @@ constexpr moela::cpu::Kernels kernels_of(const char* isa) {
       .merge_states = merge_states,
       .mla_cache_write = mla_cache_write,
       .mla_decode = kMlaDecodeKernels,
+      .mla_prefill = mla_prefill,
+      .mla_prefill_backward = mla_prefill_backward,
       .moe_permute = moe_permute,
       .moe_topk = moe_topk,
       .moe_unpermute = moe_unpermute,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import bad_mla_prefill
 import torch
 from bad_call import (
     DENSE,
@@ -20,6 +21,7 @@ from bad_call import (
 
 GOOD: dict[str, Args] = {
     "mla_decode": {"B": 2, "H": 3, "S": 10, "L": 128, "R": 8, "page_size": 5, "hostile": False},
+    **bad_mla_prefill.GOOD,
     "mla_cache_write": {"T": 3, "L": 128, "R": 8, "page_size": 5, "hostile": False},
     "merge_states": {"T": 3, "H": 4, "D": 40},
 }
@@ -37,6 +39,7 @@ def of_bytes(row_bytes: int, **others: Any) -> Callable[[Args], Args]:
 
 
 BAD: dict[str, list[Bad]] = {
+    **bad_mla_prefill.BAD,
     "mla_decode": [
         Bad("q is 3-D", put(q=lambda t: t[0]), "q: expected a 4-D tensor, got 3-D"),
         Bad("q is e4m3", put(q=as_dtype(E4M3)), f"q: expected {FLOATS}, got float8_e4m3fn"),

@@ -3,6 +3,7 @@
 csrc/common/check.h says the same words; tests/ops/test_contract.py holds the two together.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -119,6 +120,23 @@ def expect_seqlens(op: str, seqlens: Tensor, q: Tensor, cache: Tensor, block_tab
             wanted = f"pages within [0, {cache.size(0) - 1}]"
             got = f"{page} at request {request}, block {block}"
             expect(0 <= page < cache.size(0), op, "block_table", wanted, got)
+
+
+def expect_cu_seqlens(
+    op: str, arg: str, offsets: Tensor, like: Tensor | None, rows: int, owner: str, t: Tensor
+) -> None:
+    """`arg`: [B + 1] int32 offsets of the sequences that `rows` rows are; B + 1 is that of `like`, if any."""
+    expect_dim(op, arg, offsets, 1)
+    num_bounds = offsets.size(0) if like is None else like.size(0)
+    expect(num_bounds >= 1, op, arg, "at least one element", num_bounds)
+    _expect_int32(op, arg, offsets, num_bounds, owner, t)
+    if not _can_read(offsets):
+        return
+    bounds, wanted = offsets.tolist(), f"a non-decreasing sequence from 0 to {rows}"
+    expect(bounds[0] == 0, op, arg, wanted, f"{bounds[0]} at the start")
+    for b, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        expect(begin <= end, op, arg, wanted, f"{begin} before {end} at sequence {b}")
+    expect(bounds[-1] == rows, op, arg, wanted, f"{bounds[-1]} at the end")
 
 
 def _expect_int32(op: str, arg: str, t: Tensor, size: int, owner: str, beside: Tensor) -> None:
