@@ -1,5 +1,5 @@
 // What a batch of latent attention is described by, in the words of python/moela/ops/_check.py: lengths and
-// pages, new tokens of each request, and a schedule.
+// pages, and a schedule.
 #pragma once
 
 #include <optional>
@@ -33,24 +33,6 @@ inline void check_seqlens(const char* op, const Tensor& seqlens, int64_t B, cons
         fail(op, "block_table", "pages within [0, " + std::to_string(cache.size(0) - 1) + "]",
              at_request(std::to_string(pages[block]), b) + ", block " + std::to_string(block));
   }
-}
-
-// `cu_seqlens_q`: where the tokens of each request begin among the `total` of q.
-inline void check_cu_seqlens_q(const char* op, const Tensor& cu_seqlens_q, int64_t total) {
-  const char* arg = "cu_seqlens_q";
-  check_dim(op, arg, cu_seqlens_q, 1);
-  if (cu_seqlens_q.size(0) < 1) fail(op, arg, "at least 1 element", 0);
-  check_int32s(op, arg, cu_seqlens_q, cu_seqlens_q.size(0), "q");
-  const int32_t* bounds = int32s(cu_seqlens_q);
-  const int64_t B = cu_seqlens_q.size(0) - 1;
-  const auto refuse = [&](const std::string& got) {
-    fail(op, arg, "a non-decreasing sequence from 0 to " + std::to_string(total), got);
-  };
-  if (bounds[0] != 0) refuse(std::to_string(bounds[0]) + " at the start");
-  for (int64_t b = 0; b < B; ++b)
-    if (bounds[b] > bounds[b + 1])
-      refuse(at_request(std::to_string(bounds[b]) + " before " + std::to_string(bounds[b + 1]), b));
-  if (bounds[B] != total) refuse(std::to_string(bounds[B]) + " at the end");
 }
 
 // `schedule`: what mla_schedule makes of seqlens and `rows`, for any number of parts.

@@ -10,6 +10,8 @@
 #include "cpu/mla_cache_write.h"
 #include "cpu/mla_decode.h"
 #include "cpu/mla_norm_rope_cache_write.h"
+#include "cpu/mla_prefill.h"
+#include "cpu/mla_prefill_backward.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
 #include "cpu/moe_unpermute.h"
@@ -34,6 +36,8 @@ struct Kernels {
   MlaCacheWrite mla_cache_write;
   MlaDecodeKernels mla_decode;
   MlaNormRopeCacheWrite mla_norm_rope_cache_write;
+  MlaPrefill mla_prefill;
+  MlaPrefillBackward mla_prefill_backward;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

@@ -12,6 +12,8 @@
 #include "cpu/mla_cache_write_kernel.h"
 #include "cpu/mla_decode_kernel.h"
 #include "cpu/mla_norm_rope_cache_write_kernel.h"
+#include "cpu/mla_prefill_backward_kernel.h"
+#include "cpu/mla_prefill_kernel.h"
 #include "cpu/moe_permute_kernel.h"
 #include "cpu/moe_topk_kernel.h"
 #include "cpu/moe_unpermute_kernel.h"
@@ -37,6 +39,8 @@ constexpr moela::cpu::Kernels kernels_of(const char* isa) {
       .mla_cache_write = mla_cache_write,
       .mla_decode = kMlaDecodeKernels,
       .mla_norm_rope_cache_write = mla_norm_rope_cache_write,
+      .mla_prefill = mla_prefill,
+      .mla_prefill_backward = mla_prefill_backward,
       .moe_permute = moe_permute,
       .moe_topk = moe_topk,
       .moe_unpermute = moe_unpermute,

@@ -3,6 +3,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/cu_seqlens.h"
 #include "common/mla_batch.h"
 #include "common/mla_cache.h"
 #include "cpu/isa.h"
@@ -46,7 +47,8 @@ void check(const Arguments& a) {
   check_dim(kOp, "q", a.q, a.cu_seqlens_q ? 3 : 4);
   check_dtype(kOp, "q", a.q.scalar_type(), {BFloat16, Half, Float});
   check_last_dim_contiguous(kOp, "q", a.q);
-  if (a.cu_seqlens_q) check_cu_seqlens_q(kOp, *a.cu_seqlens_q, a.q.size(0));
+  if (a.cu_seqlens_q)
+    check_cu_seqlens(kOp, "cu_seqlens_q", *a.cu_seqlens_q, *a.cu_seqlens_q, a.q.size(0), "q");
   const char* owner = a.cu_seqlens_q ? "cu_seqlens_q" : "q";
   if (a.v_dim < 1 || a.v_dim > a.D())
     fail(kOp, "v_dim", "a number within [1, " + std::to_string(a.D()) + "]", a.v_dim);

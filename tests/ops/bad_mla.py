@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import bad_mla_prefill
 import torch
 from bad_call import (
     DENSE,
@@ -31,6 +32,7 @@ GOOD: dict[str, Args] = {
         "num_parts": 4,
     },
     "mla_schedule": {"B": 3, "S": 100, "num_parts": 4},
+    **bad_mla_prefill.GOOD,
     "mla_cache_write": {"T": 3, "L": 128, "R": 8, "page_size": 5, "hostile": False},
     "mla_norm_rope_cache_write": {"T": 3, "L": 128, "R": 8, "page_size": 5, "hostile": False},
     "merge_states": {"T": 3, "H": 4, "D": 40},
@@ -102,6 +104,7 @@ BAD: dict[str, list[Bad]] = {
         ),
         Bad("schedule is strided", put(schedule=row_strided), "schedule: " + DENSE, True),
     ],
+    **bad_mla_prefill.BAD,
     "mla_decode": [
         Bad("q is 3-D", put(q=lambda t: t[0]), "q: expected a 4-D tensor, got 3-D"),
         Bad("q is e4m3", put(q=as_dtype(E4M3)), f"q: expected {FLOATS}, got float8_e4m3fn"),
@@ -212,7 +215,7 @@ BAD: dict[str, list[Bad]] = {
             Bad(
                 "cu_seqlens_q is empty",
                 put(cu_seqlens_q=lambda t: t[:0]),
-                "cu_seqlens_q: expected at least 1 element, got 0",
+                "cu_seqlens_q: expected at least one element, got 0",
             ),
             Bad(
                 "cu_seqlens_q is int64",
@@ -232,7 +235,7 @@ BAD: dict[str, list[Bad]] = {
             Bad(
                 "cu_seqlens_q decreases",
                 put(cu_seqlens_q=lambda t: t.new_tensor([0, 3, 2])),
-                "cu_seqlens_q: expected a non-decreasing sequence from 0 to 2, got 3 before 2 at request 1",
+                "cu_seqlens_q: expected a non-decreasing sequence from 0 to 2, got 3 before 2 at sequence 1",
             ),
             Bad(
                 "cu_seqlens_q ends early",

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import moela
 import pytest
 import torch
 from moela import testing
@@ -107,3 +108,24 @@ def test_lses_may_have_any_strides(run):
     strided = x | {n: x[n].mT.contiguous().mT for n in ("lse_a", "lse_b")}
     for one, other in zip(run(strided), run(x), strict=True):
         assert testing.same_bits(one, other)
+
+
+def test_the_derivative_is_that_of_the_formula(run):
+    """In float64; the gradients of a state without keys are zero, whatever it holds."""
+    x = run.inputs(T=6, H=3, D=5, x_dtype=torch.float32)
+    dout, dlse = (torch.randn(6, 3, *n, device=run.device) for n in ((5,), ()))
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in x.items()}
+    with moela.use_backend(run.backend):
+        out, lse = moela.merge_states(**leaves)
+    has_keys = lse != -INF
+    got = torch.autograd.grad([out, lse], [*leaves.values()], [dout, torch.where(has_keys, dlse, NAN)])
+    wide = {name: torch.where(t.isfinite(), t, 0.0).double().requires_grad_() for name, t in x.items()}
+    is_empty = [x[f"lse_{s}"] == -INF for s in "ab"]
+    weights = [torch.where(e, 0.0, wide[f"lse_{s}"].exp()) for s, e in zip("ab", is_empty, strict=True)]
+    total = torch.where(has_keys, sum(weights), 1.0)
+    exact_out = (
+        sum(w[..., None] * wide[f"out_{s}"] for s, w in zip("ab", weights, strict=True)) / total[..., None]
+    )
+    loss = (exact_out * dout).sum() + (total.log() * dlse).sum()
+    for one, other in zip(got, torch.autograd.grad(loss, [*wide.values()]), strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)

@@ -37,6 +37,8 @@ from moela.kernels import (
     mla_cache_write,
     mla_decode,
     mla_norm_rope_cache_write,
+    mla_prefill,
+    mla_prefill_backward,
     mla_schedule,
     moe_permute,
     moe_topk,
@@ -183,6 +185,18 @@ def cache_write(x: torch.dtype, cache: torch.dtype, ue8m0=False, slots=torch.int
     row = _mla_cache.row_size(L, R, cache)
     args = (torch.empty(100, L, dtype=x), torch.empty(100, R, dtype=x), torch.empty(4, 64, row).to(cache))
     return mla_cache_write.launch, (*args, torch.zeros(100, dtype=slots), ue8m0), {}
+
+
+def prefill(dtype: torch.dtype, D=192, Dv=128, causal=True, is_backward=False) -> Launch:
+    T, H, B = 1000, 16, 3
+    q, k = (torch.empty(T, H, D, dtype=dtype) for _ in range(2))
+    v, out, dout = (torch.empty(T, H, Dv, dtype=dtype) for _ in range(3))
+    lse, offsets = torch.empty(T, H), torch.empty(B + 1, dtype=torch.int32)
+    options = {"sm_scale": 0.1, "causal": causal}
+    if not is_backward:
+        return mla_prefill.launch, (q, k, v, offsets, offsets), options | {"out": (out, lse)}
+    args = (dout, lse, q, k, v, out, lse, offsets, offsets)
+    return mla_prefill_backward.launch, args, options | {"out": (q, k, v)}
 
 
 def norm_rope_cache_write(x: torch.dtype, cache: torch.dtype, L=512, R=64, interleaved=True) -> Launch:
@@ -341,6 +355,14 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "mla_decode-f32-256": lambda: decode(F32, F32, L=256, R=0),
     "mla_schedule-132": lambda: schedule(132, batch_invariant=False),
     "mla_schedule-1024-invariant": lambda: schedule(1024, batch_invariant=True),
+    "mla_prefill-bf16": lambda: prefill(BF16),
+    "mla_prefill-f16-256-all": lambda: prefill(F16, 256, 256, causal=False),
+    "mla_prefill-f32": lambda: prefill(F32),
+    "mla_prefill-f32-256": lambda: prefill(F32, 256, 256),
+    "mla_prefill_backward-bf16": lambda: prefill(BF16, is_backward=True),
+    "mla_prefill_backward-f16-256-all": lambda: prefill(F16, 256, 256, causal=False, is_backward=True),
+    "mla_prefill_backward-f32": lambda: prefill(F32, is_backward=True),
+    "mla_prefill_backward-f32-256": lambda: prefill(F32, 256, 256, is_backward=True),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
     "moe_topk-f16-sqrtsoftplus": lambda: router(
         F16, 384, 6, bias=torch.empty(384), scoring="sqrtsoftplus", renormalize=True

@@ -15,6 +15,8 @@ from moela.ops.merge_states import merge_states, merge_states_out
 from moela.ops.mla_cache_write import mla_cache_write
 from moela.ops.mla_decode import mla_decode, mla_decode_out
 from moela.ops.mla_norm_rope_cache_write import mla_norm_rope_cache_write
+from moela.ops.mla_prefill import mla_prefill, mla_prefill_out
+from moela.ops.mla_prefill_backward import mla_prefill_backward, mla_prefill_backward_out
 from moela.ops.mla_schedule import mla_schedule, mla_schedule_out
 from moela.ops.moe_permute import moe_permute, moe_permute_out
 from moela.ops.moe_topk import moe_topk, moe_topk_out
@@ -53,6 +55,10 @@ __all__ = [
     "mla_decode",
     "mla_decode_out",
     "mla_norm_rope_cache_write",
+    "mla_prefill",
+    "mla_prefill_backward",
+    "mla_prefill_backward_out",
+    "mla_prefill_out",
     "mla_schedule",
     "mla_schedule_out",
     "moe_permute",

@@ -124,19 +124,21 @@ def expect_seqlens(
             expect(0 <= page < cache.size(0), op, "block_table", wanted, got)
 
 
-def expect_cu_seqlens_q(op: str, cu_seqlens_q: Tensor, total: int, q: Tensor) -> None:
-    """`cu_seqlens_q`: [B + 1] int32 beside q, of which `total` rows belong to one request after the other."""
-    arg = "cu_seqlens_q"
-    expect_dim(op, arg, cu_seqlens_q, 1)
-    expect(cu_seqlens_q.size(0) >= 1, op, arg, "at least 1 element", 0)
-    _expect_int32(op, arg, cu_seqlens_q, cu_seqlens_q.size(0), "q", q)
-    if not _can_read(cu_seqlens_q):
+def expect_cu_seqlens(
+    op: str, arg: str, offsets: Tensor, like: Tensor | None, rows: int, owner: str, t: Tensor
+) -> None:
+    """`arg`: [B + 1] int32 offsets of the sequences that `rows` rows are; B + 1 is that of `like`, if any."""
+    expect_dim(op, arg, offsets, 1)
+    num_bounds = offsets.size(0) if like is None else like.size(0)
+    expect(num_bounds >= 1, op, arg, "at least one element", num_bounds)
+    _expect_int32(op, arg, offsets, num_bounds, owner, t)
+    if not _can_read(offsets):
         return
-    bounds, wanted = cu_seqlens_q.tolist(), f"a non-decreasing sequence from 0 to {total}"
+    bounds, wanted = offsets.tolist(), f"a non-decreasing sequence from 0 to {rows}"
     expect(bounds[0] == 0, op, arg, wanted, f"{bounds[0]} at the start")
-    for request, (begin, end) in enumerate(pairwise(bounds)):
-        expect(begin <= end, op, arg, wanted, f"{begin} before {end} at request {request}")
-    expect(bounds[-1] == total, op, arg, wanted, f"{bounds[-1]} at the end")
+    for b, (begin, end) in enumerate(pairwise(bounds)):
+        expect(begin <= end, op, arg, wanted, f"{begin} before {end} at sequence {b}")
+    expect(bounds[-1] == rows, op, arg, wanted, f"{bounds[-1]} at the end")
 
 
 def expect_schedule(op: str, schedule: Tensor, seqlens: Tensor, rows: int, batch_invariant: bool) -> None:

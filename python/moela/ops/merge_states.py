@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moela.ops import _check
-from moela.ops._spec import OpSpec, register, rounding
+from moela.ops._spec import Autograd, OpSpec, register, rounding
 from moela.reference import merge_states as reference
 from moela.reference.merge_states import merge
 
@@ -27,6 +27,7 @@ def merge_states(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> 
     Returns:
         out: [..., D] of out_a's dtype, contiguous; 0 where neither state has a key.
         lse: [...] float32: log(e^lse_a + e^lse_b), -Inf where neither has a key.
+        Differentiable; a state without keys has a gradient of 0.
 
     Numerics: float32, out rounded once. With d = |lse_a - lse_b|, w and s the weight and the element of the
         state with the smaller lse, A the weighted sum of |out_a| and |out_b|, before that rounding
@@ -125,6 +126,24 @@ def _lses(inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return inputs["lse_a"], inputs["lse_b"]
 
 
+def _setup_context(ctx, inputs, keyword_only_inputs, output) -> None:
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _backward(ctx, dout: Tensor, dlse: Tensor) -> tuple[Tensor, ...]:
+    """A state's weight e^(its lse - lse) times dout, and times what the result gains where its lse grows."""
+    out_a, lse_a, out_b, lse_b, out, lse = ctx.saved_tensors
+    grads = []
+    for of_state, its_lse in ((out_a, lse_a), (out_b, lse_b)):
+        is_empty = its_lse == -torch.inf
+        weight = torch.where(is_empty, 0.0, torch.exp(its_lse - lse))  # [...]
+        gain = dlse + (dout.float() * (of_state.float() - out.float())).sum(-1)
+        # Selected, as what a state without keys holds, and its gradient, may be NaN.
+        d_state = torch.where(is_empty[..., None], 0.0, weight[..., None] * dout.float())
+        grads += [d_state.to(out.dtype), torch.where(is_empty, 0.0, weight * gain)]
+    return tuple(grads)
+
+
 register(
     OpSpec(
         name=OP,
@@ -148,5 +167,6 @@ register(
         flops=lambda T, H, D, **_: 3 * T * H * D,
         bytes=lambda T, H, D, x_bytes=2, **_: 3 * T * H * (D * x_bytes + 4),
         batch_args=("out_a", "lse_a", "out_b", "lse_b"),
+        autograd=Autograd(_setup_context, _backward),
     )
 )

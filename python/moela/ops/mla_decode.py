@@ -140,7 +140,7 @@ def _check_args(
     if cu_seqlens_q is None:
         B, owner = q.size(0), "q"
     else:
-        _check.expect_cu_seqlens_q(OP, cu_seqlens_q, q.size(0), q)
+        _check.expect_cu_seqlens(OP, "cu_seqlens_q", cu_seqlens_q, None, q.size(0), "q", q)
         B, owner = cu_seqlens_q.size(0) - 1, "cu_seqlens_q"
     D = q.size(-1)
     _check.expect(1 <= v_dim <= D, OP, "v_dim", f"a number within [1, {D}]", v_dim)

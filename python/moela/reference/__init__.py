@@ -14,6 +14,8 @@ from moela.reference.merge_states import merge_states
 from moela.reference.mla_cache_write import mla_cache_write
 from moela.reference.mla_decode import mla_decode
 from moela.reference.mla_norm_rope_cache_write import mla_norm_rope_cache_write
+from moela.reference.mla_prefill import mla_prefill
+from moela.reference.mla_prefill_backward import mla_prefill_backward
 from moela.reference.mla_schedule import mla_schedule
 from moela.reference.moe_permute import moe_permute
 from moela.reference.moe_topk import moe_topk
@@ -39,6 +41,8 @@ __all__ = [
     "mla_cache_write",
     "mla_decode",
     "mla_norm_rope_cache_write",
+    "mla_prefill",
+    "mla_prefill_backward",
     "mla_schedule",
     "moe_permute",
     "moe_topk",

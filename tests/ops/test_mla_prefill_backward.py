@@ -1,0 +1,70 @@
+"""mla_prefill_backward: what its gradients depend on, and queries and keys that have none."""
+
+import pytest
+import torch
+from moela import testing
+
+NAN, INF = float("nan"), float("inf")
+SMALL = {"H": 2, "D": 24, "Dv": 16, "x_dtype": torch.float32}
+
+
+def test_an_lse_without_a_gradient_is_one_with_zeros(run):
+    x = run.inputs(T=19, **SMALL, hostile=False)
+    zeros = x | {"dlse": torch.zeros_like(x["dlse"])}
+    for one, other in zip(run(x | {"dlse": None}), run(zeros), strict=True):
+        assert testing.same_bits(one, other)
+
+
+def test_a_query_without_keys_has_no_gradient_and_gives_none(run):
+    """Whatever its own gradients hold, and those of its result."""
+    x = run.inputs(T=6, lens=[(2, 0), (4, 3)], **SMALL)
+    dq, dk, dv = run(x)
+    assert not dq[:3].any()
+    for t in (dq, dk, dv):
+        assert t.isfinite().all()
+    dq, dk, dv = run(x | {"causal": False, "dlse": None, "dout": x["dout"].nan_to_num(0.5)})
+    assert not dq[:2].any()
+
+
+def test_a_key_that_no_query_sees_has_no_gradient(run):
+    x = run.inputs(T=3, lens=[(0, 4), (3, 5), (0, 2)], **SMALL)
+    _, dk, dv = run(x)
+    for t in (dk, dv):
+        assert not t[:4].any()
+        assert not t[9:].any()
+        assert t[4:9].any(-1).all()
+
+
+def test_a_sequence_does_not_depend_on_its_batch(run):
+    lens = [(7, 9), (20, 20), (5, 0)] if run.is_slow else [(70, 90), (200, 200), (3, 0), (130, 400)]
+    x = run.inputs(T=sum(s_q for s_q, _ in lens), lens=lens, **SMALL)
+    full = run(x)
+    for b in range(len(lens)):
+        rows, keys = (slice(*x[f"cu_seqlens_{n}"][b : b + 2].tolist()) for n in "qk")
+        alone = x | {name: x[name][rows] for name in ("dout", "dlse", "q", "fwd_out", "lse")}
+        alone |= {name: x[name][keys] for name in "kv"}
+        alone["cu_seqlens_q"] = torch.tensor([0, lens[b][0]], dtype=torch.int32, device=run.device)
+        alone["cu_seqlens_k"] = torch.tensor([0, lens[b][1]], dtype=torch.int32, device=run.device)
+        for got, expected, part in zip(run(alone), full, (rows, keys, keys), strict=True):
+            assert testing.same_bits(got, expected[part])
+
+
+def test_arguments_may_have_any_strides(run):
+    x = run.inputs(T=20, **SMALL)
+    expected = run(x)
+    turned = {name: x[name].transpose(0, 1).contiguous().transpose(0, 1) for name in ("dlse", "lse", "dout")}
+    k, v = torch.cat([x["k"], x["v"]], -1).split([24, 16], -1)
+    for got, want in zip(run(x | turned | {"k": k, "v": v}), expected, strict=True):
+        assert testing.same_bits(got, want)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("D", "Dv"), [(192, 128), (256, 256), (70, 33)])
+def test_the_cpu_has_many_tiles_within_the_bound(make_runner, D, Dv, causal):
+    run = make_runner("mla_prefill_backward", "cpu-cpu")
+    lens = [(200, 200), (97, 300), (1, 250), (300, 96)]
+    for dtype in (torch.float32, torch.bfloat16):
+        x = run.inputs(T=598, H=2, D=D, Dv=Dv, lens=lens, causal=causal, x_dtype=dtype)
+        bounds = run.spec.bound(x, testing.FLOAT32_SUM)
+        for name, got, (exact, error) in zip(run.spec.outputs, run(x), bounds, strict=True):
+            testing.assert_within(got, exact, error, name)
