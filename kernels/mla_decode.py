@@ -55,6 +55,11 @@ def num_parts_for(rows: int, p: Plan, target: _fp8.Target) -> int:
     return max(target.multiprocessors // triton.cdiv(rows, p.BLOCK_M), 1)
 
 
+def _alignment(cache: Tensor) -> int:
+    """What the addresses of rows are multiples of: 4, or 1."""
+    return 1 if any(n % 4 for n in (cache.data_ptr(), *cache.stride()[:2])) else 4
+
+
 @triton.jit
 def _rows(x, GROUPS: tl.constexpr):
     """[N] beside columns: [N, 1], or [1, N, 1] where these are in groups."""
@@ -76,14 +81,14 @@ def _row_ptrs(
 @triton.jit
 def _load_values(
     row_ptrs, live, latent,
-    L: tl.constexpr, IS_BYTES: tl.constexpr, GROUPS: tl.constexpr, DOT: tl.constexpr,
+    L: tl.constexpr, BYTES: tl.constexpr, GROUPS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Values of DOT, and what multiplies them: [GROUPS, keys, 128] and [GROUPS, 1, keys]; or [keys, BLOCK_L]
     and 1."""
     if GROUPS:
-        values, sf = _load_codes(row_ptrs, live, L, GROUPS)
+        values, sf = _load_codes(row_ptrs, live, L, GROUPS, BYTES)
     else:
-        values, sf = _load_latent(row_ptrs, live, latent, L, IS_BYTES, DOT), 1.0
+        values, sf = _load_latent(row_ptrs, live, latent, L, BYTES, DOT), 1.0
     return values, sf
 
 
@@ -91,7 +96,7 @@ def _load_values(
 def _attend_piece(
     q_ptrs, is_row, limit, least, cache_ptr, pages_ptr, request, first, end,
     page_size, sm_scale, stride_page, stride_slot,
-    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, IS_BYTES: tl.constexpr, HAS_TAIL: tl.constexpr,
+    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, BYTES: tl.constexpr, HAS_TAIL: tl.constexpr,
     GROUPS: tl.constexpr, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -124,14 +129,14 @@ def _attend_piece(
         row_ptrs = _row_ptrs(
             cache_ptr, pages_ptr, request, key, live, page_size, stride_page, stride_slot, IS_PAGED
         )
-        values, sf = _load_values(row_ptrs, live, latent, L, IS_BYTES, GROUPS, DOT)
+        values, sf = _load_values(row_ptrs, live, latent, L, BYTES, GROUPS, DOT)
         if GROUPS:
             of_groups = tl.zeros((GROUPS, BLOCK_M, BLOCK_N), tl.float32)
             scores = tl.sum(dot(q_c, values.permute(0, 2, 1), of_groups, INTERPRETED) * sf, 0)
         else:
             scores = dot(q_c, values.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), INTERPRETED)
         if R > 0:
-            k_pe = _load_rope(row_ptrs, live, rope, L, R, IS_BYTES, DOT)
+            k_pe = _load_rope(row_ptrs, live, rope, L, R, BYTES, DOT)
             scores = dot(q_pe, k_pe.T, scores, INTERPRETED)
         seen = live[None, :]
         if HAS_TAIL:
@@ -160,7 +165,7 @@ def _attend_piece(
             row_ptrs = _row_ptrs(
                 cache_ptr, pages_ptr, request, key, live, page_size, stride_page, stride_slot, IS_PAGED
             )
-            value, sf_of_it = _load_values(row_ptrs, live, latent, L, IS_BYTES, GROUPS, DOT)
+            value, sf_of_it = _load_values(row_ptrs, live, latent, L, BYTES, GROUPS, DOT)
             kept = is_finite(value, INTERPRETED)
             if GROUPS:
                 kept = kept & is_finite(sf_of_it, INTERPRETED)
@@ -177,7 +182,7 @@ def _mla_decode_kernel(
     q_ptr, cache_ptr, table_ptr, seqlens_ptr, schedule_ptr, tiles_ptr,
     out_ptr, lse_ptr, sums_ptr, sums_lse_ptr, B, num_parts, rows, s_q, H, page_size, sm_scale,
     stride_qb, stride_qj, stride_qh, stride_page, stride_slot, stride_tb, stride_schedule,
-    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, IS_BYTES: tl.constexpr, CAUSAL: tl.constexpr,
+    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, BYTES: tl.constexpr, CAUSAL: tl.constexpr,
     IS_RAGGED: tl.constexpr, INVARIANT: tl.constexpr, PIECE_KEYS: tl.constexpr, HAS_TAIL: tl.constexpr,
     GROUPS: tl.constexpr, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -229,7 +234,7 @@ def _mla_decode_kernel(
             out, lse = _attend_piece(
                 q_ptrs, is_row, limit, least, cache_ptr, pages_ptr, request, first, until,
                 page_size, sm_scale, stride_page, stride_slot,
-                L, R, IS_PAGED, IS_BYTES, HAS_TAIL, GROUPS, DOT, BLOCK_M, BLOCK_N, BLOCK_L, BLOCK_R,
+                L, R, IS_PAGED, BYTES, HAS_TAIL, GROUPS, DOT, BLOCK_M, BLOCK_N, BLOCK_L, BLOCK_R,
                 INTERPRETED,
             )  # fmt: skip
             if GROUPS:
@@ -268,8 +273,8 @@ def launch(
         return
     B, H, R = seqlens.size(0), q.size(-2), q.size(-1) - v_dim
     is_paged, is_ragged = block_table is not None, cu_seqlens_q is not None
-    is_bytes = cache.dtype == torch.uint8
-    is_grouped = is_bytes and q.dtype == torch.bfloat16
+    row_bytes = _alignment(cache) if cache.dtype == torch.uint8 else 0
+    is_grouped = row_bytes > 0 and q.dtype == torch.bfloat16
     dtype = q.dtype if is_grouped else dot_dtype(q.dtype, cache.dtype)
     target = _fp8.target_of(q.device)
     p = plan(H, dtype, is_grouped, target)
@@ -299,7 +304,7 @@ def launch(
         q, cache, table, seqlens, schedule, tiles, result, lse, sums, sums_lse,
         items, num_parts, rows, s_q, H, max(cache.size(1), 1), sm_scale,
         *strides_q, *cache.stride()[:2], table.stride(0), schedule.stride(0),
-        L=v_dim, R=R, IS_PAGED=is_paged, IS_BYTES=is_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
+        L=v_dim, R=R, IS_PAGED=is_paged, BYTES=row_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
         INVARIANT=batch_invariant, PIECE_KEYS=PIECE_KEYS if batch_invariant else WHOLE,
         HAS_TAIL=causal and (is_ragged or s_q > 1), GROUPS=BLOCK_L // 128 if is_grouped else 0,
         DOT=_TRITON[dtype], BLOCK_M=p.BLOCK_M, BLOCK_N=p.BLOCK_N, BLOCK_L=BLOCK_L,
