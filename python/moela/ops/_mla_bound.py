@@ -44,6 +44,8 @@ def decode_bound(
         of_v = w @ v.abs()  # [H, v_dim]
         error[at] = d @ v.abs() + d.sum(-1, keepdim=True) * of_v + (2 * accum + 2 * UNIT) * of_v
         error[at] += len(keys) * 2.0**-126 * (v.abs().amax(0) if len(keys) else 0.0)
+        if inputs["cache"].dtype == torch.uint8:  # weights times scale factors meet codes of at most 448
+            error[at] += len(keys) * 2.0**-125
         if p_dtype is not None:
             rounded = rounding(w, p_dtype)
             # The sum of the weights is that of the unrounded ones.
