@@ -6,6 +6,7 @@ A `spoil` changes a good dict of arguments by name; those of an _out variant hav
 import bad_fused_experts
 import bad_grouped
 import bad_mla
+import bad_mla_cache
 import torch
 from bad_call import (
     DENSE,
@@ -27,6 +28,7 @@ ROW_DTYPES = "bfloat16, float16, float32, float8_e4m3fn, float8_e8m0fnu, int32 o
 GOOD: dict[str, Args] = {
     **bad_grouped.GOOD,
     **bad_mla.GOOD,
+    **bad_mla_cache.GOOD,
     "fp8_gemm": {"M": 3, "N": 130, "K": 200, "bias": True},
     "per_token_group_quant_fp8": {"M": 3, "K": 200},
     "per_block_quant_fp8": {"N": 130, "K": 200},
@@ -60,6 +62,7 @@ BAD_SWIGLU = [
 BAD: dict[str, list[Bad]] = {
     **bad_grouped.BAD,
     **bad_mla.BAD,
+    **bad_mla_cache.BAD,
     "fused_experts": bad_fused_experts.BAD,
     "silu_and_mul": [
         *BAD_SWIGLU,
