@@ -7,6 +7,8 @@ import bad_fused_experts
 import bad_grouped
 import bad_indexer
 import bad_mla
+import bad_mla_cache
+import bad_mla_prefill
 import torch
 from bad_call import (
     DENSE,
@@ -29,6 +31,8 @@ GOOD: dict[str, Args] = {
     **bad_grouped.GOOD,
     **bad_indexer.GOOD,
     **bad_mla.GOOD,
+    **bad_mla_cache.GOOD,
+    **bad_mla_prefill.GOOD,
     "fp8_gemm": {"M": 3, "N": 130, "K": 200, "bias": True},
     "per_token_group_quant_fp8": {"M": 3, "K": 200},
     "per_block_quant_fp8": {"N": 130, "K": 200},
@@ -63,6 +67,8 @@ BAD: dict[str, list[Bad]] = {
     **bad_grouped.BAD,
     **bad_indexer.BAD,
     **bad_mla.BAD,
+    **bad_mla_cache.BAD,
+    **bad_mla_prefill.BAD,
     "fused_experts": bad_fused_experts.BAD,
     "silu_and_mul": [
         *BAD_SWIGLU,
