@@ -1,17 +1,19 @@
 // Torch side of the CPU mla_decode: check, cut into parts, launch.
+#include "cpu/mla_decode.h"
+
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <tuple>
 
 #include "common/expert_rows.h"
 #include "common/mla_cache.h"
-#include "cpu/isa.h"
+#include "common/mla_wave.h"
 
 namespace moela {
 namespace {
 
 constexpr const char* kOp = "mla_decode";
-constexpr int64_t kWaveFloats = int64_t{16} << 20;  // sums of parts that are kept at a time: 64 MB
 
 void check_lengths(const Tensor& q, const Tensor& cache, const std::optional<Tensor>& block_table,
                    const Tensor& seqlens) {
@@ -60,97 +62,20 @@ void check(const Tensor& q, const Tensor& cache, const std::optional<Tensor>& bl
   check_lengths(q, cache, block_table, seqlens);
 }
 
-// One after the other: the heads of a query in groups, and what a wave has of them.
-class Wave {
- public:
-  explicit Wave(const cpu::MlaDecodeProblem& problem) : problem_(problem) {}
-  void add(cpu::MlaQuery query) {
-    const int64_t floats =
-        cpu::mla_packed_floats(problem_, query) + query.num_parts() * cpu::mla_part_floats(problem_, query);
-    if (floats_ + floats > kWaveFloats) run();
-    queries_.push_back(query);
-    floats_ += floats;
-  }
-
-  void run() {
-    if (queries_.empty()) return;
-    const Scratch<float> memory(floats_);
-    float* next = memory.get();
-    std::vector<std::pair<const cpu::MlaQuery*, int64_t>> parts;
-    for (cpu::MlaQuery& q : queries_) {
-      q.packed = next;
-      q.parts = q.packed + cpu::mla_packed_floats(problem_, q);
-      next = q.parts + q.num_parts() * cpu::mla_part_floats(problem_, q);
-    }
-    for (const cpu::MlaQuery& q : queries_)
-      for (int64_t part = 0; part < q.num_parts(); ++part) parts.emplace_back(&q, part);
-    const auto count = static_cast<int64_t>(queries_.size());
-    const auto& kernels = cpu::kernels().mla_decode;
-    const double row = static_cast<double>(queries_[0].num_heads * problem_.D());
-    parallel(count, row, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernels.pack(problem_, queries_[i]);
-    });
-    parallel(static_cast<int64_t>(parts.size()), 0.02 * row * cpu::kMlaSplit,
-             [&](int64_t begin, int64_t end) {
-               float* scratch = scratch_of_thread(cpu::mla_scratch_floats(problem_));
-               for (int64_t i = begin; i < end; ++i)
-                 kernels.attend(problem_, *parts[i].first, parts[i].second, scratch);
-             });
-    parallel(count, row, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernels.merge(problem_, queries_[i]);
-    });
-    queries_.clear();
-    floats_ = 0;
-  }
-
- private:
-  // Kept for later calls: a quarter of a megabyte.
-  static float* scratch_of_thread(int64_t floats) {
-    static thread_local Scratch<float> scratch(0);
-    static thread_local int64_t size = 0;
-    if (size < floats) {
-      scratch = Scratch<float>(floats);
-      size = floats;
-    }
-    return scratch.get();
-  }
-
-  const cpu::MlaDecodeProblem& problem_;
-  std::vector<cpu::MlaQuery> queries_;
-  int64_t floats_ = 0;
-};
-
 void launch(const Tensor& q, const Tensor& cache, const std::optional<Tensor>& block_table,
             const Tensor& seqlens, double sm_scale, int64_t v_dim, bool causal, Tensor& out, Tensor& lse) {
-  const int64_t s_q = q.size(1), H = q.size(2);
-  const cpu::MlaDecodeProblem p = {
-      .q = q.const_data_ptr(),
-      .q_dtype = cpu_dtype(q.scalar_type()),
-      .stride_qb = q.stride(0),
-      .stride_qj = q.stride(1),
-      .stride_qh = q.stride(2),
-      .cache = mla_cache_of(cache, v_dim, q.size(3) - v_dim, const_cast<void*>(cache.const_data_ptr())),
-      .block_table = block_table ? int32s(*block_table) : nullptr,
-      .stride_tb = block_table ? block_table->stride(0) : 0,
-      .sm_scale = static_cast<float>(sm_scale),
-      .s_q = s_q,
-      .H = H,
-      .out = out.mutable_data_ptr(),
-      .lse = static_cast<float*>(lse.mutable_data_ptr()),
-  };
-  Wave wave(p);
-  for (int64_t b = 0; b < q.size(0); ++b)
-    for (int64_t j = 0; j < s_q; ++j)
-      for (int64_t h = 0; h < H; h += cpu::kMlaHeads) {
-        const int64_t seen = int32s(seqlens)[b] - (causal ? s_q - 1 - j : 0);
-        wave.add({.request = b,
-                  .query = j,
-                  .head = h,
-                  .num_heads = H - h < cpu::kMlaHeads ? H - h : cpu::kMlaHeads,
-                  .num_keys = seen < 0 ? 0 : seen,
-                  .packed = nullptr,
-                  .parts = nullptr});
-      }
+  const int64_t B = q.size(0), s_q = q.size(1);
+  const cpu::MlaProblem p = mla_problem(q, q.stride(2), cache, sm_scale, v_dim, out, lse);
+  std::vector<int32_t> page_of(block_table ? 0 : B);  // of a dense cache
+  std::iota(page_of.begin(), page_of.end(), 0);
+  const int32_t* pages = block_table ? int32s(*block_table) : page_of.data();
+  const int64_t stride_tb = block_table ? block_table->stride(0) : 1;
+  MlaWave wave(p);
+  for (int64_t b = 0; b < B; ++b)
+    for (int64_t j = 0; j < s_q; ++j) {
+      const int64_t seen = int32s(seqlens)[b] - (causal ? s_q - 1 - j : 0);
+      wave.add(b * s_q + j, b * q.stride(0) + j * q.stride(1), cpu::keys_of_pages(pages, stride_tb, b, seen));
+    }
   wave.run();
 }
 
