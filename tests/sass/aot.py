@@ -32,6 +32,7 @@ from moela.kernels import (
     merge_states,
     mla_cache_write,
     mla_decode,
+    mla_sparse,
     moe_permute,
     moe_topk,
     moe_unpermute,
@@ -191,6 +192,23 @@ def decode(q: torch.dtype, cache: torch.dtype, L=512, R=64, is_paged=True) -> La
     return mla_decode.launch, args, {"sm_scale": 0.1, "v_dim": L, "out": out}
 
 
+def sparse(q: torch.dtype, cache: torch.dtype, L=512, R=64, sink=True, length=True) -> Launch:
+    row = _mla_cache.row_size(L, R, cache)
+    args = (
+        torch.empty(4, 16, L + R, dtype=q),
+        torch.empty(16, 64, row).to(cache),
+        torch.zeros(4, 2048, dtype=torch.int32),
+    )
+    kwargs = {
+        "sm_scale": 0.1,
+        "v_dim": L,
+        "attn_sink": torch.empty(16) if sink else None,
+        "topk_length": torch.zeros(4, dtype=torch.int32) if length else None,
+        "out": (torch.empty(4, 16, L, dtype=q), torch.empty(4, 16)),
+    }
+    return mla_sparse.launch, args, kwargs
+
+
 def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     ids = torch.empty(100, topk, dtype=dtype)
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
@@ -258,6 +276,10 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "mla_decode-f16-dense": lambda: decode(F16, F16, is_paged=False),
     "mla_decode-bf16-bytes": lambda: decode(BF16, torch.uint8),
     "mla_decode-f32-256": lambda: decode(F32, F32, L=256, R=0),
+    "mla_sparse-bf16": lambda: sparse(BF16, BF16),
+    "mla_sparse-f16-plain": lambda: sparse(F16, F16, sink=False, length=False),
+    "mla_sparse-bf16-bytes": lambda: sparse(BF16, torch.uint8),
+    "mla_sparse-f32-256": lambda: sparse(F32, F32, L=256, R=0),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
     "moe_topk-f16-sqrtsoftplus": lambda: router(
         F16, 384, 6, bias=torch.empty(384), scoring="sqrtsoftplus", renormalize=True

@@ -10,6 +10,7 @@ from moela.ops.grouped_gemm_wgrad import grouped_gemm_wgrad, grouped_gemm_wgrad_
 from moela.ops.merge_states import merge_states, merge_states_out
 from moela.ops.mla_cache_write import mla_cache_write
 from moela.ops.mla_decode import mla_decode, mla_decode_out
+from moela.ops.mla_sparse import mla_sparse, mla_sparse_out
 from moela.ops.moe_permute import moe_permute, moe_permute_out
 from moela.ops.moe_topk import moe_topk, moe_topk_out
 from moela.ops.moe_unpermute import moe_unpermute, moe_unpermute_out
@@ -39,6 +40,8 @@ __all__ = [
     "mla_cache_write",
     "mla_decode",
     "mla_decode_out",
+    "mla_sparse",
+    "mla_sparse_out",
     "moe_permute",
     "moe_permute_out",
     "moe_topk",
