@@ -4,8 +4,8 @@
 #include "cpu/fused_experts.h"
 #include "cpu/gemm.h"
 #include "cpu/merge_states.h"
+#include "cpu/mla_attend.h"
 #include "cpu/mla_cache_write.h"
-#include "cpu/mla_decode.h"
 #include "cpu/moe_permute.h"
 #include "cpu/moe_topk.h"
 #include "cpu/moe_unpermute.h"
@@ -24,8 +24,8 @@ struct Kernels {
   GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;
   MergeStates merge_states;
+  MlaKernels mla_attend;
   MlaCacheWrite mla_cache_write;
-  MlaDecodeKernels mla_decode;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;

@@ -6,8 +6,8 @@
 #include "cpu/grouped_gemm_wgrad_kernel.h"
 #include "cpu/isa.h"
 #include "cpu/merge_states_kernel.h"
+#include "cpu/mla_attend_kernel.h"
 #include "cpu/mla_cache_write_kernel.h"
-#include "cpu/mla_decode_kernel.h"
 #include "cpu/moe_permute_kernel.h"
 #include "cpu/moe_topk_kernel.h"
 #include "cpu/moe_unpermute_kernel.h"
@@ -27,8 +27,8 @@ constexpr moela::cpu::Kernels kernels_of(const char* isa) {
       .grouped_gemm_wgrad = kGroupedGemmWgradKernels,
       .fused_experts = kFusedExpertsKernels,
       .merge_states = merge_states,
+      .mla_attend = kMlaKernels,
       .mla_cache_write = mla_cache_write,
-      .mla_decode = kMlaDecodeKernels,
       .moe_permute = moe_permute,
       .moe_topk = moe_topk,
       .moe_unpermute = moe_unpermute,

@@ -70,7 +70,7 @@ STACK = {
     ("gfx942", "mla_decode-bf16-bytes"): 40,
 }
 # What a kernel keeps for after its walk over K, or over keys, may wait on the stack.
-WALKS = (*PRODUCTS, "mla_decode")
+WALKS = (*PRODUCTS, "mla_decode", "mla_sparse")
 STACK_BESIDE_LOOPS = 24
 
 

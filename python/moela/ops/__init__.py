@@ -11,6 +11,7 @@ from moela.ops.merge_states import merge_states, merge_states_out
 from moela.ops.mla_cache_write import mla_cache_write
 from moela.ops.mla_decode import mla_decode, mla_decode_out
 from moela.ops.mla_schedule import mla_schedule, mla_schedule_out
+from moela.ops.mla_sparse import mla_sparse, mla_sparse_out
 from moela.ops.moe_permute import moe_permute, moe_permute_out
 from moela.ops.moe_topk import moe_topk, moe_topk_out
 from moela.ops.moe_unpermute import moe_unpermute, moe_unpermute_out
@@ -42,6 +43,8 @@ __all__ = [
     "mla_decode_out",
     "mla_schedule",
     "mla_schedule_out",
+    "mla_sparse",
+    "mla_sparse_out",
     "moe_permute",
     "moe_permute_out",
     "moe_topk",

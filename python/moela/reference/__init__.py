@@ -10,6 +10,7 @@ from moela.reference.merge_states import merge_states
 from moela.reference.mla_cache_write import mla_cache_write
 from moela.reference.mla_decode import mla_decode
 from moela.reference.mla_schedule import mla_schedule
+from moela.reference.mla_sparse import mla_sparse
 from moela.reference.moe_permute import moe_permute
 from moela.reference.moe_topk import moe_topk
 from moela.reference.moe_unpermute import moe_unpermute
@@ -30,6 +31,7 @@ __all__ = [
     "mla_cache_write",
     "mla_decode",
     "mla_schedule",
+    "mla_sparse",
     "moe_permute",
     "moe_topk",
     "moe_unpermute",
