@@ -29,9 +29,9 @@ class Attended:
 
 def attended(
     q: Tensor, keys: Tensor, is_seen: Tensor, sm_scale: float, v_dim: int, accum: float,
-    p_dtype: torch.dtype | None,
+    p_dtype: torch.dtype | None, k_dtype: torch.dtype | None = None,
 ) -> Attended:  # fmt: skip
-    """q [H, D] over the keys [N, D] that are seen [N]; p_dtype: what the weights are rounded to.
+    """q [H, D] over the keys [N, D] that are seen [N]; p_dtype, k_dtype: of rounded weights and keys.
 
     w: the exact weights, s: the scores, v: the values. In units of UNIT, beside accum:
     - a score is off by a = accum sum |q||k| |sm_scale|, and by 3 sum |q||k| |sm_scale| for a scale factor's
@@ -42,7 +42,9 @@ def attended(
       maximum over keys in random order grows as often as the logarithm of their number; 8 steps are allowed
       for, and 4 for the merge of parts and for the quotient: 48 in all. So w is off by
       w (d + sum w d), d of the key;
-    - the sums of weights and of weighted values: accum each, and 2 for a scale factor's product and the last.
+    - the sums of weights and of weighted values: accum each, and 2 for a scale factor's product and the last;
+    - rounded keys: exactly what each loses. A score is then off by a = sum |q| lost |sm_scale|, which is not
+      small: a weight by e^(a + a') - 1 at most, which is less than (e^2a - 1) / 2 + (e^2a' - 1) / 2.
     What is below LOST of the largest weight may be lost.
     """
     scores, total = attend(q, keys, is_seen, sm_scale)  # [H, N], [H]
@@ -52,11 +54,16 @@ def attended(
     most = scores.amax(-1) if len(keys) else total
     below = torch.where(w > 0, most[:, None] - scores, 0.0)
     d = w * ((accum + 3 * UNIT) * magnitude + UNIT * (48 + 4 * below))
-    of_v = w @ v.abs()  # [H, v_dim]
+    rounded = keys if k_dtype is None else keys.to(k_dtype).double()
+    lost_of_keys = torch.where(keys.isfinite(), (rounded - keys).abs(), 0.0)  # [N, D]
+    d += w * torch.expm1(2 * q.double().abs() @ lost_of_keys.T * abs(sm_scale)) / 2
+    lost_of_v = lost_of_keys[:, :v_dim]
+    of_v = w @ (v.abs() + lost_of_v)  # [H, v_dim]
     lost = len(keys) * LOST * (v.abs().amax(0) if len(keys) else v.new_zeros(v_dim))
-    error = d @ v.abs() + d.sum(-1, keepdim=True) * of_v + (2 * accum + 2 * UNIT) * of_v + lost
+    error = d @ (v.abs() + lost_of_v) + d.sum(-1, keepdim=True) * of_v + (2 * accum + 2 * UNIT) * of_v + lost
+    error += w @ lost_of_v
     if p_dtype is not None:  # the sum of the weights is that of the unrounded ones
-        error += rounding(w, p_dtype) @ v.abs()
+        error += rounding(w, p_dtype) @ (v.abs() + lost_of_v)
     error_lse = d.sum(-1) + accum + UNIT * (8 + total.abs())
     return Attended(w @ v, error, total, torch.where(total.isfinite(), error_lse, 0.0), most, lost)
 
@@ -87,13 +94,15 @@ def decode_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | No
     return _joined(rows, q, v_dim)
 
 
-def sparse_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | None) -> Bounds:
+def sparse_bound(
+    inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | None, k_dtype: torch.dtype | None = None
+) -> Bounds:
     """The same of ``mla_sparse``."""
     q, v_dim, sm_scale = inputs["q"], inputs["v_dim"], inputs["sm_scale"]
     arguments = (inputs[name] for name in ("q", "cache", "indices", "topk_length", "v_dim"))
     rows = []
     for row, keys, is_seen in chosen(*arguments):
-        a = attended(row, keys, is_seen, sm_scale, v_dim, accum, p_dtype)
+        a = attended(row, keys, is_seen, sm_scale, v_dim, accum, p_dtype, k_dtype)
         has_sink = inputs["attn_sink"] is not None
         out, error = with_sink(a, inputs["attn_sink"]) if has_sink else (a.out, a.error)
         rows.append((out, error, a.lse, a.error_lse))

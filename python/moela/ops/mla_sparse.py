@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moela.ops import _check
 from moela.ops._mla_bound import sparse_bound
+from moela.ops._mla_cuda import sparse_limits
 from moela.ops._spec import OpSpec, register
 from moela.ops.mla_cache_write import CACHE_DTYPES
 from moela.ops.mla_decode import p_dtype
@@ -57,9 +58,12 @@ def mla_sparse(
 
     Numerics: as `mla_decode`, whose bits it has on the CPU for the same keys in the same order: float32, out
         rounded once; on a GPU the weights are rounded to bfloat16 or float16 if q and cache are such. The
-        error is bounded per element (python/moela/ops/_mla_bound.py). NaN and infinity of a slot reach the
-        rows that name it, and no other. A row's result depends on that row only, not on the others or on the
-        number of threads, and not on where entries that name nothing stand, on the CPU.
+        CUDA kernel rounds weights to bfloat16 beside a cache of uint8, too, and its rows: they lose nothing
+        if their scale factors are powers of two. The error is bounded per element
+        (python/moela/ops/_mla_bound.py). NaN and infinity of a slot reach the rows that name it, and no
+        other. A row's result depends on that row only, not on the others or on the number of threads, and not
+        on where entries that name nothing stand, on the CPU; the CUDA kernel cuts the entries of few rows
+        into pieces, which shows in the last bits.
 
     Source: DeepSeek-V3.2, arXiv 2512.02556, section 2.1 (sparse attention); gpt-oss model card, arXiv
         2508.10925 (attn_sink: a learned term in the denominator of the softmax).
@@ -191,8 +195,14 @@ def make_inputs(
     }
 
 
+def k_dtype(q: Tensor, cache: Tensor) -> torch.dtype | None:
+    """What the CUDA kernel rounds rows of bytes to."""
+    return torch.bfloat16 if q.dtype == torch.bfloat16 and cache.dtype == torch.uint8 else None
+
+
 def _bound(inputs: dict[str, Any], accum: float) -> list[tuple[Tensor, Tensor]]:
-    return sparse_bound(inputs, accum, p_dtype(inputs["q"], inputs["cache"]))
+    q, cache = inputs["q"], inputs["cache"]
+    return sparse_bound(inputs, accum, p_dtype(q, cache), k_dtype(q, cache))
 
 
 def _bytes(T, H, topk, S, L=512, R=64, cache_dtype=torch.bfloat16, x_bytes=2, **_) -> int:
@@ -261,6 +271,7 @@ register(
         ),
         flops=lambda T, H, topk, L=512, R=64, **_: 2 * T * H * topk * (2 * L + R),
         bytes=_bytes,
+        cuda_limits=sparse_limits,
         batch_args=("q", "indices", "topk_length"),
     )
 )
