@@ -59,7 +59,7 @@ STEPS = (
     Step(
         "memcheck-mla",
         f"compute-sanitizer --tool memcheck --error-exitcode 1 {PYTEST} tests/ops/test_mla_decode_on_gpu.py "
-        "tests/ops/test_mla_schedule.py -k 'cuda-cuda and not graph'",
+        "tests/ops/test_mla_schedule.py tests/ops/test_mla_sparse_on_gpu.py -k 'cuda-cuda and not graph'",
         60,
     ),
     Step(
@@ -96,6 +96,12 @@ STEPS = (
         "moela bench mla_schedule --model deepseek-v3 --tokens 1,128,1024 --backends cuda,triton "
         "--json {out}/mla_schedule.json",
         30,
+    ),
+    Step(
+        "bench-mla_sparse",
+        "moela bench mla_sparse --model deepseek-v3 --tokens 8192,131072 --backends cuda,triton "
+        "--json {out}/mla_sparse.json",
+        60,
     ),
 )
 

@@ -7,8 +7,8 @@
 #include "cpu/indexer_logits.h"
 #include "cpu/indexer_topk.h"
 #include "cpu/merge_states.h"
+#include "cpu/mla_attend.h"
 #include "cpu/mla_cache_write.h"
-#include "cpu/mla_decode.h"
 #include "cpu/mla_norm_rope_cache_write.h"
 #include "cpu/mla_prefill.h"
 #include "cpu/mla_prefill_backward.h"
@@ -33,8 +33,8 @@ struct Kernels {
   IndexerLogitsKernels indexer_logits;
   IndexerTopk indexer_topk;
   MergeStates merge_states;
+  MlaKernels mla_attend;
   MlaCacheWrite mla_cache_write;
-  MlaDecodeKernels mla_decode;
   MlaNormRopeCacheWrite mla_norm_rope_cache_write;
   MlaPrefill mla_prefill;
   MlaPrefillBackward mla_prefill_backward;

@@ -9,8 +9,8 @@
 #include "cpu/indexer_topk_kernel.h"
 #include "cpu/isa.h"
 #include "cpu/merge_states_kernel.h"
+#include "cpu/mla_attend_kernel.h"
 #include "cpu/mla_cache_write_kernel.h"
-#include "cpu/mla_decode_kernel.h"
 #include "cpu/mla_norm_rope_cache_write_kernel.h"
 #include "cpu/mla_prefill_backward_kernel.h"
 #include "cpu/mla_prefill_kernel.h"
@@ -36,8 +36,8 @@ constexpr moela::cpu::Kernels kernels_of(const char* isa) {
       .indexer_logits = kIndexerLogitsKernels,
       .indexer_topk = indexer_topk,
       .merge_states = merge_states,
+      .mla_attend = kMlaKernels,
       .mla_cache_write = mla_cache_write,
-      .mla_decode = kMlaDecodeKernels,
       .mla_norm_rope_cache_write = mla_norm_rope_cache_write,
       .mla_prefill = mla_prefill,
       .mla_prefill_backward = mla_prefill_backward,

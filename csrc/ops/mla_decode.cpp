@@ -1,18 +1,20 @@
 // Torch side of the CPU mla_decode: check, cut into parts, launch.
+#include "cpu/mla_decode.h"
+
 #include <cmath>
+#include <numeric>
 #include <optional>
 #include <tuple>
 
 #include "common/cu_seqlens.h"
 #include "common/mla_batch.h"
 #include "common/mla_cache.h"
-#include "cpu/isa.h"
+#include "common/mla_wave.h"
 
 namespace moela {
 namespace {
 
 constexpr const char* kOp = "mla_decode";
-constexpr int64_t kWaveFloats = int64_t{16} << 20;  // sums of parts that are kept at a time: 64 MB
 
 // The arguments, but for what is written.
 struct Arguments {
@@ -74,102 +76,26 @@ void check(const Arguments& a) {
   check_schedule(kOp, *a.schedule, a.seqlens, a.q.size(1) * a.H(), a.batch_invariant);
 }
 
-// One after the other: the heads of a query in groups, and what a wave has of them.
-class Wave {
- public:
-  explicit Wave(const cpu::MlaDecodeProblem& problem) : problem_(problem) {}
-  void add(cpu::MlaQuery query) {
-    const int64_t floats =
-        cpu::mla_packed_floats(problem_, query) + query.num_parts() * cpu::mla_part_floats(problem_, query);
-    if (floats_ + floats > kWaveFloats) run();
-    queries_.push_back(query);
-    floats_ += floats;
-  }
-
-  void run() {
-    if (queries_.empty()) return;
-    const Scratch<float> memory(floats_);
-    float* next = memory.get();
-    std::vector<std::pair<const cpu::MlaQuery*, int64_t>> parts;
-    for (cpu::MlaQuery& q : queries_) {
-      q.packed = next;
-      q.parts = q.packed + cpu::mla_packed_floats(problem_, q);
-      next = q.parts + q.num_parts() * cpu::mla_part_floats(problem_, q);
-    }
-    for (const cpu::MlaQuery& q : queries_)
-      for (int64_t part = 0; part < q.num_parts(); ++part) parts.emplace_back(&q, part);
-    const auto count = static_cast<int64_t>(queries_.size());
-    const auto& kernels = cpu::kernels().mla_decode;
-    const double row = static_cast<double>(queries_[0].num_heads * problem_.D());
-    parallel(count, row, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernels.pack(problem_, queries_[i]);
-    });
-    parallel(static_cast<int64_t>(parts.size()), 0.02 * row * cpu::kMlaSplit,
-             [&](int64_t begin, int64_t end) {
-               float* scratch = scratch_of_thread(cpu::mla_scratch_floats(problem_));
-               for (int64_t i = begin; i < end; ++i)
-                 kernels.attend(problem_, *parts[i].first, parts[i].second, scratch);
-             });
-    parallel(count, row, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernels.merge(problem_, queries_[i]);
-    });
-    queries_.clear();
-    floats_ = 0;
-  }
-
- private:
-  // Kept for later calls: a quarter of a megabyte.
-  static float* scratch_of_thread(int64_t floats) {
-    static thread_local Scratch<float> scratch(0);
-    static thread_local int64_t size = 0;
-    if (size < floats) {
-      scratch = Scratch<float>(floats);
-      size = floats;
-    }
-    return scratch.get();
-  }
-
-  const cpu::MlaDecodeProblem& problem_;
-  std::vector<cpu::MlaQuery> queries_;
-  int64_t floats_ = 0;
-};
-
 // A schedule is not needed: keys are split at fixed places, and threads take parts as they get done.
 void launch(const Arguments& a, Tensor& out, Tensor& lse) {
   const Tensor& q = a.q;
   const bool is_ragged = a.cu_seqlens_q.has_value();
-  const int64_t H = a.H(), token_dim = q.dim() - 3;
+  const int64_t B = a.B(), token_dim = q.dim() - 3, s_q = is_ragged ? 0 : q.size(1);
+  const int64_t stride_qb = is_ragged ? 0 : q.stride(0);  // the tokens of a ragged batch are counted through
+  const cpu::MlaProblem p = mla_problem(q, q.stride(token_dim + 1), a.cache, a.sm_scale, a.v_dim, out, lse);
   const int32_t* bounds = is_ragged ? int32s(*a.cu_seqlens_q) : nullptr;
-  const cpu::MlaDecodeProblem p = {
-      .q = q.const_data_ptr(),
-      .q_dtype = cpu_dtype(q.scalar_type()),
-      // The tokens of a ragged batch are counted through all requests.
-      .stride_qb = is_ragged ? 0 : q.stride(0),
-      .stride_qj = q.stride(token_dim),
-      .stride_qh = q.stride(token_dim + 1),
-      .cache = mla_cache_of(a.cache, a.v_dim, a.D() - a.v_dim, const_cast<void*>(a.cache.const_data_ptr())),
-      .block_table = a.block_table ? int32s(*a.block_table) : nullptr,
-      .stride_tb = a.block_table ? a.block_table->stride(0) : 0,
-      .sm_scale = static_cast<float>(a.sm_scale),
-      .s_q = is_ragged ? 0 : q.size(1),
-      .H = H,
-      .out = out.mutable_data_ptr(),
-      .lse = static_cast<float*>(lse.mutable_data_ptr()),
-  };
-  Wave wave(p);
-  for (int64_t b = 0; b < a.B(); ++b) {
-    const int64_t first = is_ragged ? bounds[b] : 0, end = is_ragged ? bounds[b + 1] : p.s_q;
-    for (int64_t j = first; j < end; ++j)
-      for (int64_t h = 0; h < H; h += cpu::kMlaHeads) {
-        const int64_t seen = int32s(a.seqlens)[b] - (a.causal ? end - 1 - j : 0);
-        wave.add({.request = b,
-                  .query = j,
-                  .head = h,
-                  .num_heads = H - h < cpu::kMlaHeads ? H - h : cpu::kMlaHeads,
-                  .num_keys = seen < 0 ? 0 : seen,
-                  .packed = nullptr,
-                  .parts = nullptr});
-      }
+  std::vector<int32_t> page_of(a.block_table ? 0 : B);  // of a dense cache
+  std::iota(page_of.begin(), page_of.end(), 0);
+  const int32_t* pages = a.block_table ? int32s(*a.block_table) : page_of.data();
+  const int64_t stride_tb = a.block_table ? a.block_table->stride(0) : 1;
+  MlaWave wave(p);
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t first = is_ragged ? bounds[b] : 0, end = is_ragged ? bounds[b + 1] : s_q;
+    for (int64_t j = first; j < end; ++j) {
+      const int64_t seen = int32s(a.seqlens)[b] - (a.causal ? end - 1 - j : 0);
+      wave.add(b * s_q + j, b * stride_qb + j * q.stride(token_dim),
+               cpu::keys_of_pages(pages, stride_tb, b, seen));
+    }
   }
   wave.run();
 }

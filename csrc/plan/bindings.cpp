@@ -11,6 +11,7 @@
 #include "plan/grouped_fp8_gemm_sm90.h"
 #include "plan/grouped_gemm.h"
 #include "plan/mla_decode_sm90.h"
+#include "plan/mla_sparse_sm90.h"
 
 namespace py = pybind11;
 using moela::plan::Fp8GemmSm90Plan;
@@ -20,6 +21,7 @@ using moela::plan::GemmSm90Tile;
 using moela::plan::GroupedFp8GemmSm90Plan;
 using moela::plan::GroupedGemmPlan;
 using moela::plan::MlaDecodeSm90Plan;
+using moela::plan::MlaSparseSm90Plan;
 
 namespace {
 
@@ -142,4 +144,18 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
                                                    num_parts, batch_invariant);
       },
       py::arg("B"), py::arg("capacity"), py::arg("num_parts"), py::arg("batch_invariant"));
+  py::class_<MlaSparseSm90Plan>(m, "MlaSparseSm90Plan")
+      .def_readonly("tiles", &MlaSparseSm90Plan::tiles)
+      .def_readonly("pieces", &MlaSparseSm90Plan::pieces)
+      .def_readonly("piece_blocks", &MlaSparseSm90Plan::piece_blocks)
+      .def_readonly("grid", &MlaSparseSm90Plan::grid)
+      .def_readonly("microseconds", &MlaSparseSm90Plan::microseconds)
+      .def("__repr__", printed<MlaSparseSm90Plan>);
+  m.def(
+      "plan_mla_sparse_sm90",
+      [](int64_t T, int64_t H, int64_t topk, int64_t v_dim, int num_sms) {
+        return moela::plan::plan_mla_sparse_sm90({.T = T, .H = H, .topk = topk, .v_dim = v_dim}, num_sms);
+      },
+      py::arg("T"), py::arg("H"), py::arg("topk"), py::kw_only(), py::arg("v_dim") = 512,
+      py::arg("num_sms") = 132);
 }

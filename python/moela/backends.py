@@ -32,6 +32,7 @@ UNVERIFIED_CUDA = frozenset(
         "grouped_fp8_gemm_masked",
         "mla_decode",
         "mla_schedule",
+        "mla_sparse",
         "per_token_group_quant_fp8",
         "silu_and_mul_quant_fp8",
     }

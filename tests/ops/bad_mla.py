@@ -31,6 +31,18 @@ GOOD: dict[str, Args] = {
         "num_parts": 4,
     },
     "mla_schedule": {"B": 3, "S": 100, "num_parts": 4},
+    "mla_sparse": {
+        "T": 2,
+        "H": 3,
+        "topk": 4,
+        "S": 10,
+        "L": 128,
+        "R": 8,
+        "page_size": 5,
+        "has_sink": True,
+        "has_length": True,
+        "hostile": False,
+    },
     "merge_states": {"T": 3, "H": 4, "D": 40},
 }
 
@@ -261,6 +273,83 @@ BAD: dict[str, list[Bad]] = {
         Bad(
             "lse is transposed", put(lse=lambda t: t.mT), "lse: expected shape [2, 1, 3], got [2, 3, 1]", True
         ),
+    ],
+    "mla_sparse": [
+        Bad("q is 1-D", put(q=lambda t: t[0, 0]), "q: expected a tensor of at least 2 dimensions, got 1-D"),
+        Bad("q is e4m3", put(q=as_dtype(E4M3)), f"q: expected {FLOATS}, got float8_e4m3fn"),
+        Bad("columns of q are strided", put(q=col_major), "q: " + LAST_DIM.format(3)),
+        Bad("v_dim is 0", put(v_dim=0), "v_dim: expected a number within [1, 136], got 0"),
+        Bad("sm_scale is NaN", put(sm_scale=float("nan")), "sm_scale: expected a finite number, got nan"),
+        Bad("cache is flat", put(cache=lambda t: t.flatten(0, 1)), "cache: expected a 3-D tensor, got 2-D"),
+        Bad(
+            "cache is int8",
+            put(cache=as_dtype(torch.int8)),
+            "cache: expected bfloat16, float16, float32 or uint8, got int8",
+        ),
+        Bad("cache is wide", put(cache=one_wider), "cache: expected rows of 136 elements, got 137"),
+        Bad("cache has rows of 656 bytes", of_bytes(656), "cache: expected rows of 148 bytes, got 656"),
+        Bad(
+            "v_dim is half a group",
+            of_bytes(148, v_dim=64),
+            "v_dim: expected a multiple of 128 because cache is uint8, got 64",
+        ),
+        Bad("columns of cache are strided", put(cache=col_major), "cache: " + LAST_DIM.format(5)),
+        Bad(
+            "indices are 0-D",
+            put(indices=lambda t: t[0, 0]),
+            "indices: expected a tensor of at least 1 dimension, got 0-D",
+        ),
+        Bad("indices are int64", put(indices=as_dtype(torch.int64)), "indices: expected int32, got int64"),
+        Bad(
+            "indices are of one row",
+            put(indices=lambda t: t[0]),
+            "indices: expected shape [2, 4], got [4]",
+        ),
+        Bad("indices of a row are strided", put(indices=col_major), "indices: " + LAST_DIM.format(2)),
+        Bad(
+            "a slot is beyond the cache",
+            put(indices=lambda t: t.new_tensor([[9, 0, 1, 2], [-1, -7, 10, 11]]), topk_length=None),
+            "indices: expected slots below 10, got 10 at row 1, entry 2",
+        ),
+        Bad(
+            "attn_sink is bfloat16",
+            put(attn_sink=as_dtype(torch.bfloat16)),
+            "attn_sink: expected float32, got bfloat16",
+        ),
+        Bad(
+            "attn_sink is of a row each",
+            put(attn_sink=lambda t: t[None]),
+            "attn_sink: expected shape [3], got [1, 3]",
+        ),
+        Bad(
+            "topk_length is int64",
+            put(topk_length=as_dtype(torch.int64)),
+            "topk_length: expected int32, got int64",
+        ),
+        Bad(
+            "topk_length is short",
+            put(topk_length=lambda t: t[:1]),
+            "topk_length: expected shape [2], got [1]",
+        ),
+        Bad(
+            "a length is negative",
+            put(topk_length=lambda t: t.new_tensor([4, -1])),
+            "topk_length: expected lengths within [0, 4], got -1 at row 1",
+        ),
+        Bad(
+            "a length is beyond topk",
+            put(topk_length=lambda t: t.new_tensor([5, 0])),
+            "topk_length: expected lengths within [0, 4], got 5 at row 0",
+        ),
+        Bad("out is float32", put(out=as_dtype(torch.float32)), "out: expected bfloat16, got float32", True),
+        Bad(
+            "out is narrow",
+            put(out=lambda t: t[..., :64]),
+            "out: expected shape [2, 3, 128], got [2, 3, 64]",
+            True,
+        ),
+        Bad("out is strided", put(out=row_strided), "out: " + DENSE, True),
+        Bad("lse is transposed", put(lse=lambda t: t.T), "lse: expected shape [2, 3], got [3, 2]", True),
     ],
     "merge_states": [
         Bad(

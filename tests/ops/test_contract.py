@@ -44,6 +44,7 @@ LARGE: dict[str, dict[str, Any]] = {
     "mla_schedule": {"B": 900, "S": 4096},
     "mla_prefill": {"T": 500, "H": 3, "x_dtype": torch.float32},
     "mla_prefill_backward": {"T": 500, "H": 3, "x_dtype": torch.float32},
+    "mla_sparse": {"T": 4, "H": 40, "topk": 1300, "S": 1500, "x_dtype": torch.float32, "has_sink": True},
     "moe_topk": {"T": 700, "E": 256, "topk": 8, "scoring": "sigmoid", "has_bias": True, "renormalize": True},
     "moe_permute": {"T": 300, "H": 1100, "topk": 6, "num_experts": 40},
     "moe_unpermute": {"T": 300, "H": 1100, "topk": 6},
@@ -85,6 +86,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "mla_schedule": {"B": 19, "S": 3000, "num_parts": 13},
     "mla_prefill": {"T": 19, "H": 2, "D": 24, "Dv": 16, "x_dtype": torch.float32},
     "mla_prefill_backward": {"T": 19, "H": 2, "D": 24, "Dv": 16, "x_dtype": torch.float32},
+    "mla_sparse": {
+        "T": 3,
+        "H": 3,
+        "topk": 40,
+        "S": 50,
+        "L": 32,
+        "R": 8,
+        "page_size": 8,
+        "x_dtype": torch.float32,
+        "has_sink": True,
+        "has_length": True,
+    },
     "moe_topk": {"T": 19, "E": 45, "topk": 4, "scoring": "sigmoid", "has_bias": True, "renormalize": True},
     "moe_permute": {"T": 19, "H": 200, "topk": 3, "num_experts": 7},
     "moe_unpermute": {"T": 19, "H": 200, "topk": 3},
@@ -192,7 +205,7 @@ def batch_inputs(run: Any) -> list[dict[str, Any]]:
     if run.spec.name.startswith("indexer_"):  # of one activation dtype
         return [run.inputs(**SMALL[run.spec.name] | {rows_dim(run.spec): M, "seed": s}) for s in (1, 2)]
     dims = SMALL[run.spec.name] | {rows_dim(run.spec): M, "seed": 1}
-    return [run.inputs(**dims, x_dtype=d) for d in (torch.bfloat16, torch.float32)]
+    return [run.inputs(**dims | {"x_dtype": d}) for d in (torch.bfloat16, torch.float32)]
 
 
 def test_equals_the_definition_within_its_bound_and_writes_every_element(run, case):

@@ -40,6 +40,7 @@ from moela.kernels import (
     mla_prefill,
     mla_prefill_backward,
     mla_schedule,
+    mla_sparse,
     moe_permute,
     moe_topk,
     moe_unpermute,
@@ -263,6 +264,23 @@ def largest(**kwargs: Any) -> Launch:
     return indexer_topk.launch, (torch.empty(4, 2, 131072), 2048), kwargs | {"out": out}
 
 
+def sparse(q: torch.dtype, cache: torch.dtype, L=512, R=64, sink=True, length=True) -> Launch:
+    row = _mla_cache.row_size(L, R, cache)
+    args = (
+        torch.empty(4, 16, L + R, dtype=q),
+        torch.empty(16, 64, row).to(cache),
+        torch.zeros(4, 2048, dtype=torch.int32),
+    )
+    kwargs = {
+        "sm_scale": 0.1,
+        "v_dim": L,
+        "attn_sink": torch.empty(16) if sink else None,
+        "topk_length": torch.zeros(4, dtype=torch.int32) if length else None,
+        "out": (torch.empty(4, 16, L, dtype=q), torch.empty(4, 16)),
+    }
+    return mla_sparse.launch, args, kwargs
+
+
 def sorted_ids(dtype: torch.dtype, topk: int) -> Launch:
     ids = torch.empty(100, topk, dtype=dtype)
     return fused_experts.sort_ids, (ids, torch.empty(100, topk), 256), {}
@@ -363,6 +381,10 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     "mla_prefill_backward-f16-256-all": lambda: prefill(F16, 256, 256, causal=False, is_backward=True),
     "mla_prefill_backward-f32": lambda: prefill(F32, is_backward=True),
     "mla_prefill_backward-f32-256": lambda: prefill(F32, 256, 256, is_backward=True),
+    "mla_sparse-bf16": lambda: sparse(BF16, BF16),
+    "mla_sparse-f16-plain": lambda: sparse(F16, F16, sink=False, length=False),
+    "mla_sparse-bf16-bytes": lambda: sparse(BF16, torch.uint8),
+    "mla_sparse-f32-256": lambda: sparse(F32, F32, L=256, R=0),
     "moe_topk-bf16": lambda: router(BF16, 128, 8, renormalize=True),
     "moe_topk-f16-sqrtsoftplus": lambda: router(
         F16, 384, 6, bias=torch.empty(384), scoring="sqrtsoftplus", renormalize=True

@@ -25,6 +25,8 @@ KERNELS = {
     "mla_decode": 6,
     "mla_merge": 4,
     "mla_schedule": 1,
+    "mla_sparse": 8,
+    "mla_sparse_merge": 4,
 }
 
 
@@ -199,6 +201,61 @@ def test_mla_decode_stays_within_the_registers_that_it_gives_each_role(sass):
         assert "UTMALDG" in loads, (D, v_dim, dtype)
         for code, most in ((listing, 216), (loads, 72)):
             assert max(int(r) for r in re.findall(r"\bR(\d+)\b", code)) < most, (D, v_dim, dtype)
+
+
+def mla_sparses(sass: dict[str, str]) -> Iterator[tuple[int, int, str, bool, str]]:
+    """(D, v_dim, type, whether rows are bytes, listing) of the kernels of mla_sparse."""
+    pattern = r"mla_sparse_kernel.*MlaSparseConfigILi(\d+)ELi(\d+)E\w*MlaFloatE([01])ELb([01])E"
+    for name, listing in sass.items():
+        if found := re.search(pattern, name):
+            dtype, is_bytes = ("BF16", "F16")[int(found[3])], found[4] == "1"
+            yield int(found[1]), int(found[2]), dtype, is_bytes, listing
+
+
+def test_mla_sparse_multiplies_as_mla_decode_does(sass):
+    for D, v_dim, dtype, *kind, listing in mla_sparses(sass):
+        products = {o: n for o, n in opcodes_of(listing).items() if "GMMA" in o}
+        suffix = ".BF16" if dtype == "BF16" else ""
+        assert products == {
+            f"HGMMA.64x64x16.F32{suffix}": D // 16,
+            f"HGMMA.64x{v_dim // 2}x16.F32{suffix}": 2 * 4,
+        }, (D, v_dim, dtype, kind)
+        waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", listing)
+        assert waits == ["0"] * 3, (D, v_dim, dtype, kind)
+
+
+def test_mla_sparse_gathers_rows_16_bytes_at_a_time(sass):
+    """Of two steps of four rows, a panel of 64 columns is a store or two; queries come by TMA."""
+    for D, v_dim, dtype, *kind, listing in mla_sparses(sass):
+        assert count(listing, "STS.128") == 2 * D // 64, (D, v_dim, dtype, kind)
+        assert count(listing, "LDG.E.128") > 0, (D, v_dim, dtype, kind)
+        assert count(listing, "UTMALDG.3D") > 0, (D, v_dim, dtype, kind)
+        assert count(listing, "STSM.16.M88.4") == 4, (D, v_dim, dtype, kind)
+
+
+def test_mla_sparse_converts_codes_by_moving_bits(sass):
+    """No conversion instruction for e4m3: two products and half a rounding to bfloat16 of each of 4 x 32."""
+    by_kind = {}
+    for D, v_dim, dtype, is_bytes, listing in mla_sparses(sass):
+        assert machine_code.fp8_opcodes(opcodes_of(listing)) == set(), (D, v_dim, dtype)
+        by_kind[D, v_dim, dtype, is_bytes] = count(listing, "FMUL"), count(listing, "F2FP.BF16")
+    for D in (576, 512):
+        fmuls, roundings = zip(by_kind[D, 512, "BF16", True], by_kind[D, 512, "BF16", False], strict=True)
+        assert fmuls[0] - fmuls[1] == 2 * 4 * 32, D
+        assert roundings[0] - roundings[1] == 4 * 32 // 2, D
+
+
+def test_mla_sparse_stays_within_the_registers_that_it_gives_each_role(sass):
+    """Right values, then scores and left values, then rows; each lies between its SETMAXREG and an EXIT or
+    the next one."""
+    for D, v_dim, dtype, *kind, listing in mla_sparses(sass):
+        roles = re.findall(
+            r"USETMAXREG\.\w+\.CTAPOOL (?:UP0, )?0x(\w+) (.*?)(?=USETMAXREG|\bEXIT\b)", listing, re.S
+        )
+        assert [int(most, 16) for most, _ in roles] == [168, 192, 144], (D, v_dim, dtype, kind)
+        for most, code in roles:
+            used = max(int(r) for r in re.findall(r"\bR(\d+)\b", code))
+            assert used < int(most, 16), (D, v_dim, dtype, kind, most)
 
 
 # --- the readers find what they are for ------------------------------------------------------------------

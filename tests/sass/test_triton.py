@@ -70,7 +70,7 @@ STACK = {
     ("sm_120", "per_block_dequant_fp8-f32-e8m0"): 24,
 }
 # What a kernel keeps for after its walk over K, or over keys, may wait on the stack.
-WALKS = (*PRODUCTS, "mla_decode", "mla_prefill", "mla_prefill_backward")
+WALKS = (*PRODUCTS, "mla_decode", "mla_prefill", "mla_prefill_backward", "mla_sparse")
 STACK_BESIDE_LOOPS = 24
 
 

@@ -15,24 +15,32 @@ MOELA_DEVICE int64_t stored_row(const MlaDecodeArgs& a, const MlaPiece& piece, i
   return static_cast<int64_t>(piece.is_whole ? piece.request : piece.index) * (a.s_q * a.H) + row;
 }
 
-// A thread's sums of a row, times the factor: two neighbours at a time, from column `first` on.
+// A thread's sums of a row, times the factor, from column `first` on, two neighbours at a time: rounded to
+// `out` if they are the row's result, else as they are to `piece_out`.
+template <class C>
+MOELA_DEVICE void store_sums_of_row(bool is_whole, void* out, float* piece_out, int64_t row,
+                                    const Acc<C::kHalf>& sums, int r, int first, float factor) {
+  const int64_t at = row * C::kV + first + 2 * (lane() % 4);
+  if (is_whole) {
+    uint16_t* to = static_cast<uint16_t*>(out) + at;
+    MOELA_UNROLL
+    for (int i = 2 * r; i < C::kHalf / 2; i += 4)
+      stg(reinterpret_cast<uint32_t*>(to + i / 4 * 8),
+          rounded_pair<C::kFloat>(sums.get(i) * factor, sums.get(i + 1) * factor));
+  } else {
+    float* to = piece_out + at;
+    MOELA_UNROLL
+    for (int i = 2 * r; i < C::kHalf / 2; i += 4)
+      stg(reinterpret_cast<uint64_t*>(to + i / 4 * 8),
+          static_cast<uint64_t>(bits_of(sums.get(i + 1) * factor)) << 32 | bits_of(sums.get(i) * factor));
+  }
+}
+
 template <class C>
 MOELA_DEVICE void store_sums(const MlaDecodeArgs& a, const MlaPiece& piece, const Acc<C::kHalf>& sums, int r,
                              int row, int first, float factor) {
   if (row >= a.s_q * a.H) return;
-  const int64_t index = stored_row(a, piece, row) * C::kV + first + 2 * (lane() % 4);
-  MOELA_UNROLL
-  for (int i = 2 * r; i < C::kHalf / 2; i += 4) {
-    const float low = sums.get(i) * factor, high = sums.get(i + 1) * factor;
-    const int64_t at = index + i / 4 * 8;
-    if (piece.is_whole) {
-      stg(reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(a.out) + at),
-          rounded_pair<C::kFloat>(low, high));
-    } else {
-      stg(reinterpret_cast<uint64_t*>(a.piece_out + at),
-          static_cast<uint64_t>(bits_of(high)) << 32 | bits_of(low));
-    }
-  }
+  store_sums_of_row<C>(piece.is_whole, a.out, a.piece_out, stored_row(a, piece, row), sums, r, first, factor);
 }
 
 MOELA_DEVICE void store_lse(const MlaDecodeArgs& a, const MlaPiece& piece, int row, float lse) {

@@ -18,6 +18,7 @@ from moela.ops.mla_norm_rope_cache_write import mla_norm_rope_cache_write
 from moela.ops.mla_prefill import mla_prefill, mla_prefill_out
 from moela.ops.mla_prefill_backward import mla_prefill_backward, mla_prefill_backward_out
 from moela.ops.mla_schedule import mla_schedule, mla_schedule_out
+from moela.ops.mla_sparse import mla_sparse, mla_sparse_out
 from moela.ops.moe_permute import moe_permute, moe_permute_out
 from moela.ops.moe_topk import moe_topk, moe_topk_out
 from moela.ops.moe_unpermute import moe_unpermute, moe_unpermute_out
@@ -61,6 +62,8 @@ __all__ = [
     "mla_prefill_out",
     "mla_schedule",
     "mla_schedule_out",
+    "mla_sparse",
+    "mla_sparse_out",
     "moe_permute",
     "moe_permute_out",
     "moe_topk",

@@ -3,6 +3,7 @@
 csrc/common/check.h says the same words; tests/ops/test_contract.py holds the two together.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -167,6 +168,28 @@ def expect_lengths(op: str, seqlens: Tensor) -> None:
         return
     for request, tokens in enumerate(seqlens.tolist()):
         expect(tokens >= 0, op, "seqlens", "lengths of at least 0", f"{tokens} at request {request}")
+
+
+def expect_indices(op: str, indices: Tensor, lengths: Tensor | None, num_slots: int) -> None:
+    """`indices`: [..., topk] below num_slots in their first `topk_length` entries; negative ones are none."""
+    if not _can_read(indices):
+        return
+    rows, topk = math.prod(indices.shape[:-1]), indices.size(-1)
+    counted = indices.reshape(rows, topk)
+    if lengths is not None:
+        lengths = lengths.reshape(rows)
+        wrong = ((lengths < 0) | (lengths > topk)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            got = f"{int(lengths[row])} at row {row}"
+            expect(False, op, "topk_length", f"lengths within [0, {topk}]", got)
+        beyond = torch.arange(topk, device=indices.device) >= lengths[:, None]
+        counted = counted.masked_fill(beyond, -1)
+    wrong = (counted >= num_slots).nonzero()
+    if len(wrong):
+        row, entry = wrong[0].tolist()
+        got = f"{int(counted[row, entry])} at row {row}, entry {entry}"
+        expect(False, op, "indices", f"slots below {num_slots}", got)
 
 
 def _expect_int32(op: str, arg: str, t: Tensor, size: int, owner: str, beside: Tensor) -> None:

@@ -17,6 +17,7 @@ from moela.reference.mla_norm_rope_cache_write import mla_norm_rope_cache_write
 from moela.reference.mla_prefill import mla_prefill
 from moela.reference.mla_prefill_backward import mla_prefill_backward
 from moela.reference.mla_schedule import mla_schedule
+from moela.reference.mla_sparse import mla_sparse
 from moela.reference.moe_permute import moe_permute
 from moela.reference.moe_topk import moe_topk
 from moela.reference.moe_unpermute import moe_unpermute
@@ -44,6 +45,7 @@ __all__ = [
     "mla_prefill",
     "mla_prefill_backward",
     "mla_schedule",
+    "mla_sparse",
     "moe_permute",
     "moe_topk",
     "moe_unpermute",

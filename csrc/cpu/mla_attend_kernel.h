@@ -1,7 +1,9 @@
-// mla_decode on the CPU: some heads of a query over some keys. Bound: the float32 multiply-add rate.
+// Attention over a latent cache on the CPU: some heads of a query over some keys. Bound: the float32
+// multiply-add rate.
 //
-// A tile of keys is converted to float32 once for all heads, into panels that stay in L2. Scores, softmax and
-// weighted values of the tile follow; sums are scaled again where the maximum has grown.
+// A tile of keys is converted to float32 once for all heads, into panels that stay in L2, while the tile
+// before it is multiplied. Scores, softmax and weighted values of the tile follow; sums are scaled again
+// where the maximum has grown.
 //
 // Numerics of one head: scores are chains of fused multiply-adds over 192 columns, ascending, whose sums are
 // added in order and multiplied by sm_scale. Weights are e^(score - maximum so far); their sum and the chains
@@ -10,12 +12,13 @@
 #pragma once
 
 #include "cpu/exp_log.h"
-#include "cpu/mla_decode.h"
+#include "cpu/mla_attend.h"
+#include "cpu/mla_rows.h"
 #include "cpu/mla_tile.h"
 
 namespace {
 
-using moela::cpu::MlaDecodeProblem;
+using moela::cpu::MlaProblem;
 using moela::cpu::MlaQuery;
 
 // Less than every score, and finite: its difference to itself is 0.
@@ -29,7 +32,7 @@ MOELA_INLINE void for_vectors_of_heads(int64_t num_heads, const Visit& visit) {
   for (; head < num_heads; head += kLanes) visit(head, kLanes);
 }
 
-void mla_pack(const MlaDecodeProblem& p, const MlaQuery& q) {
+void mla_pack(const MlaProblem& p, const MlaQuery& q) {
   [[maybe_unused]] const ExactSubnormals guard;
   const int64_t D = p.D(), padded = p.padded_D();
   std::memset(q.packed, 0, moela::cpu::mla_packed_floats(p, q) * sizeof(float));
@@ -37,8 +40,7 @@ void mla_pack(const MlaDecodeProblem& p, const MlaQuery& q) {
     float* to = q.packed + first * padded;
     const int64_t count = q.num_heads - first < width ? q.num_heads - first : width;
     for (int64_t h = 0; h < count; ++h) {
-      const int64_t row =
-          q.request * p.stride_qb + q.query * p.stride_qj + (q.head + first + h) * p.stride_qh;
+      const int64_t row = q.q_offset + (first + h) * p.stride_qh;
       constexpr int64_t kPiece = 256;
       alignas(64) float piece[kPiece];
       for (int64_t k = 0; k < D; k += kPiece) {
@@ -48,54 +50,6 @@ void mla_pack(const MlaDecodeProblem& p, const MlaQuery& q) {
       }
     }
   });
-}
-
-// A row of one dtype into its place in the panels.
-template <class Element, class ToFloat>
-MOELA_INLINE void fill_row(const uint8_t* row, int64_t D, float* to, const ToFloat& to_float) {
-  const auto* x = reinterpret_cast<const Element*>(row);
-  for (; D >= kMlaPanel; D -= kMlaPanel, x += kMlaPanel, to += kMlaPanelFloats)
-    for (int i = 0; i < kMlaPanel; ++i) to[i] = to_float(x[i]);
-  for (int64_t i = 0; i < D; ++i) to[i] = to_float(x[i]);
-}
-
-inline void fill_bytes(const uint8_t* row, const moela::cpu::MlaCache& cache, float* panels) {
-  constexpr int64_t kGroup = moela::cpu::kMlaGroup;
-  static_assert(kGroup % kMlaPanel == 0, "the columns of a panel share a scale factor");
-  const auto at = [&](int64_t k) { return panels + k / kMlaPanel * kMlaPanelFloats + k % kMlaPanel; };
-  const uint8_t* sf_at = row + cache.latent;
-  for (int64_t k = 0; k < cache.latent; k += kMlaPanel) {
-    float sf;
-    std::memcpy(&sf, sf_at + k / kGroup * sizeof(float), sizeof sf);
-    float* to = at(k);
-    for (int i = 0; i < kMlaPanel; ++i) to[i] = from_e4m3(row[k + i]) * sf;
-  }
-  const uint8_t* pe = sf_at + cache.latent / kGroup * sizeof(float);
-  for (int64_t k = 0; k < cache.rope; ++k) {
-    uint16_t x;
-    std::memcpy(&x, pe + 2 * k, sizeof x);
-    *at(cache.latent + k) = from_bfloat16(x);
-  }
-}
-
-// Rows of keys [begin, begin + count) of a request; columns beyond D stay as they are.
-inline void fill_panels(const MlaDecodeProblem& p, int64_t request, int64_t begin, int64_t count,
-                        float* panels) {
-  const moela::cpu::MlaCache& c = p.cache;
-  for (int64_t t = 0; t < count; ++t) {
-    const int64_t key = begin + t;
-    const int64_t page =
-        p.block_table == nullptr ? request : p.block_table[request * p.stride_tb + key / c.page_size];
-    const uint8_t* row =
-        static_cast<const uint8_t*>(c.data) + page * c.page_bytes + key % c.page_size * c.slot_bytes;
-    float* to = panels + t * kMlaPanel;
-    switch (c.dtype) {
-      case Dtype::kBFloat16: fill_row<uint16_t>(row, p.D(), to, from_bfloat16); break;
-      case Dtype::kFloat16: fill_row<uint16_t>(row, p.D(), to, from_float16); break;
-      case Dtype::kFloat32: fill_row<float>(row, p.D(), to, [](float x) { return x; }); break;
-      default: fill_bytes(row, c, to);
-    }
-  }
 }
 
 // The state of the heads of a part: maxima, sums of weights, and by what a tile rescales what was summed.
@@ -131,67 +85,83 @@ inline void softmax_tile(const MlaSoftmax& s, float sm_scale, int64_t tokens, fl
   for (int64_t h = 0; h < heads; ++h) s.sum[h] = s.sum[h] * s.rescale[h] + sum[h];
 }
 
-void mla_attend(const MlaDecodeProblem& p, const MlaQuery& q, int64_t part, float* scratch) {
+void mla_attend(const MlaProblem& p, const MlaQuery& q, int64_t part, float* scratch) {
   [[maybe_unused]] const ExactSubnormals guard;
   const int64_t heads = q.padded_heads(), padded = p.padded_D(), num_panels = padded / kMlaPanel,
                 panel_floats = num_panels * kMlaPanelFloats;
   float* sums = q.parts + part * moela::cpu::mla_part_floats(p, q);
   const int64_t ld = p.padded_latent();
   float* panels = scratch;
-  float* scores = panels + panel_floats;
+  float* panels_of_next = panels + panel_floats;
+  float* scores = panels_of_next + panel_floats;
   const MlaSoftmax softmax = {.max = sums + heads * ld,
                               .sum = sums + heads * (ld + 1),
                               .rescale = scores + kMlaTokens * moela::cpu::kMlaHeads,
                               .heads = heads};
   std::memset(sums, 0, heads * (ld + 2) * sizeof(float));
-  if (padded != p.D()) std::memset(panels, 0, panel_floats * sizeof(float));
+  if (padded != p.D()) std::memset(panels, 0, 2 * panel_floats * sizeof(float));
   for (int64_t h = 0; h < heads; ++h) softmax.max[h] = kNoScore;
 
   const int64_t tiles = (q.num_heads + kMlaRows - 1) / kMlaRows;
   const int64_t base = q.num_heads / tiles, larger = q.num_heads % tiles;  // rows of a tile of heads
   const ValueTile tile_of[] = {value_tile_for(base), value_tile_for(base + 1)};
   const int64_t first = part * moela::cpu::kMlaSplit;
-  const int64_t end = first + moela::cpu::kMlaSplit < q.num_keys ? first + moela::cpu::kMlaSplit : q.num_keys;
-  for (int64_t key = first; key < end; key += kMlaTokens) {
-    const int64_t tokens = end - key < kMlaTokens ? end - key : kMlaTokens;
-    fill_panels(p, q.request, key, tokens, panels);
+  const int64_t end =
+      first + moela::cpu::kMlaSplit < q.keys.count ? first + moela::cpu::kMlaSplit : q.keys.count;
+  MlaRows rows(p.cache, q.keys, first, end);
+  const int64_t rows_at_once = kMlaTokens / (tiles * (ld / kMlaCols)) + 1;
+  while (const int64_t tokens = rows.take(panels)) {
+    MlaPrefetcher prefetcher = rows.prefetcher();
+    prefetcher.spread(tokens * heads * padded / (kMlaRows * kMlaCols * kMlaColumnsOfStep) + 1);
     for_vectors_of_heads(q.num_heads, [&](int64_t head, int64_t width) {
       const float* packed = q.packed + head * padded;
+      float* to = scores + head;
       if (width == kMlaCols)
-        scores_of_heads<kMlaRows, kMlaVecs>(panels, num_panels, packed, tokens, scores + head, heads);
+        scores_of_heads<kMlaRows, kMlaVecs>(panels, num_panels, packed, tokens, to, heads, prefetcher);
       else
-        scores_of_heads<kMlaRowsOfOne, 1>(panels, num_panels, packed, tokens, scores + head, heads);
+        scores_of_heads<kMlaRowsOfOne, 1>(panels, num_panels, packed, tokens, to, heads, prefetcher);
     });
     softmax_tile(softmax, p.sm_scale, tokens, scores);
+    prefetcher.spread(tokens * tiles * (ld / kMlaCols));
     for (int64_t column = 0; column < ld; column += kMlaCols) {
       const float* values = panels + column / kMlaPanel * kMlaPanelFloats + column % kMlaPanel;
       int64_t head = 0;
       for (int64_t t = 0; t < tiles; ++t) {
         const bool is_larger = t < larger;
         tile_of[is_larger](scores + head, heads, values, tokens, softmax.rescale + head,
-                           sums + head * ld + column, ld);
+                           sums + head * ld + column, ld, prefetcher);
         head += base + is_larger;
+        rows.convert(rows_at_once, panels_of_next);
       }
     }
+    float* done = panels;
+    panels = panels_of_next;
+    panels_of_next = done;
   }
 }
 
-// Adds the parts in order and divides.
-void mla_merge(const MlaDecodeProblem& p, const MlaQuery& q) {
+// Adds the parts in order and divides, by the weight of the sink too.
+void mla_merge(const MlaProblem& p, const MlaQuery& q) {
   [[maybe_unused]] const ExactSubnormals guard;
   const int64_t heads = q.padded_heads(), ld = p.padded_latent(), L = p.cache.latent;
   const int64_t part_floats = moela::cpu::mla_part_floats(p, q), num_parts = q.num_parts();
   for (int64_t h = 0; h < q.num_heads; ++h) {
-    const int64_t row = (q.request * p.s_q + q.query) * p.H + q.head + h;
+    const int64_t row = q.index * p.H + q.head + h;
     const auto max_of = [&](int64_t part) { return q.parts[part * part_floats + heads * ld + h]; };
     float max = kNoScore, total = 0.f;
     for (int64_t part = 0; part < num_parts; ++part) max = max_of(part) > max ? max_of(part) : max;
     for (int64_t part = 0; part < num_parts; ++part)
       total += q.parts[part * part_floats + heads * (ld + 1) + h] * exp_nonpositive(max_of(part) - max);
     p.lse[row] = num_parts == 0 ? -__builtin_inff() : max + log_of(total);
+    if (p.attn_sink != nullptr) {
+      const float sink = p.attn_sink[q.head + h], larger = sink > max ? sink : max;
+      // Infinite, it is as heavy as what is larger than every score.
+      total = total * exp_nonpositive(max - larger) + (sink == larger ? 1.f : exp_nonpositive(sink - larger));
+      max = larger;
+    }
     constexpr int64_t kPiece = 512;
     alignas(64) float sum[kPiece];
-    for (int64_t k = 0; k < L; k += kMlaPanel) {
+    for (int64_t k = 0; k < L; k += kPiece) {
       const int64_t n = L - k < kPiece ? L - k : kPiece;
       for (int64_t i = 0; i < n; ++i) sum[i] = 0.f;
       for (int64_t part = 0; part < num_parts; ++part) {
@@ -206,6 +176,6 @@ void mla_merge(const MlaDecodeProblem& p, const MlaQuery& q) {
   }
 }
 
-constexpr moela::cpu::MlaDecodeKernels kMlaDecodeKernels = {mla_pack, mla_attend, mla_merge};
+constexpr moela::cpu::MlaKernels kMlaKernels = {mla_pack, mla_attend, mla_merge};
 
 }  // namespace
