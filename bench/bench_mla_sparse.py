@@ -1,4 +1,4 @@
-"""Attention of one token over the 2048 slots that it names, of a cache of --tokens; all, where that has fewer."""
+"""Attention of one token over the 2048 slots that it names, or all, of a cache of --tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
