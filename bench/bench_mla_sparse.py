@@ -1,4 +1,4 @@
-"""Attention of one token over the 2048 slots that it names, of a cache of --tokens."""
+"""Attention of one token over the 2048 slots that it names, or all, of a cache of --tokens."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ TOPK = 2048  # index_topk of DeepSeek-V3.2 and GLM-5
 
 
 def dims(layer: MlaShape, tokens: int, dtype: str) -> dict[str, Any]:
-    shape = {"T": 1, "H": layer.num_heads, "topk": TOPK, "S": tokens}
+    shape = {"T": 1, "H": layer.num_heads, "topk": min(TOPK, tokens), "S": tokens}
     latents = {"L": layer.kv_lora_rank, "R": layer.qk_rope_head_dim, "cache_dtype": CACHES[dtype]}
     return shape | latents | {"hostile": False}
 

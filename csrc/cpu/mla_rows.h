@@ -41,27 +41,33 @@ inline int64_t mla_row_bytes(const moela::cpu::MlaCache& c) {
 }
 
 // The rows of the keys of a query, a tile at a time. While a tile is multiplied, those of the next one are
-// first fetched and then converted, a few at a time: their stores, which miss L1, end behind multiply-adds.
+// converted, a few at a time, and those of the one after that are fetched: the stores of conversion, which
+// miss L1, and the way from memory end behind multiply-adds.
 class MlaRows {
  public:
   MlaRows(const moela::cpu::MlaCache& cache, const moela::cpu::MlaKeys& keys, int64_t begin, int64_t end)
       : cache_(cache), keys_(keys), next_(begin), end_(end) {
-    locate();
+    locate(begin, tiles_[0]);
+    locate(begin + kMlaTokens, tiles_[1]);
   }
 
   // Converts what of the next tile is not converted yet, and goes on. Returns its tokens, 0 after the last.
   int64_t take(float* panels) {
-    convert(count_, panels);
-    const int64_t tokens = count_;
-    locate();
+    const int64_t tokens = count();
+    convert(tokens, panels);
+    converted_ = 0;
+    next_ += tokens;
+    locate(next_ + kMlaTokens, tiles_[front_]);
+    front_ ^= 1;
     return tokens;
   }
 
-  // The next `count` rows of the next tile into its panels; columns beyond D stay as they are.
-  void convert(int64_t count, float* panels) {
+  // `more` rows of the next tile into its panels; columns beyond D stay as they are.
+  void convert(int64_t more, float* panels) {
     const int64_t D = cache_.latent + cache_.rope;
-    for (; count > 0 && converted_ < count_; --count, ++converted_) {
-      const uint8_t* row = rows_[converted_];
+    const int64_t most = count(), end = converted_ + more < most ? converted_ + more : most;
+    for (; converted_ < end; ++converted_) {
+      const uint8_t* row = tiles_[front_].rows[converted_];
       float* to = panels + converted_ * kMlaPanel;
       switch (cache_.dtype) {
         case Dtype::kBFloat16: fill_row<uint16_t>(row, D, to, from_bfloat16); break;
@@ -72,19 +78,27 @@ class MlaRows {
     }
   }
 
-  // Of the next tile, also where it is of the next part.
-  MlaPrefetcher prefetcher() const { return MlaPrefetcher(rows_, located_, mla_row_bytes(cache_)); }
+  // Of the tile after the next one, also where it is of the next part.
+  MlaPrefetcher prefetcher() const {
+    const Tile& tile = tiles_[front_ ^ 1];
+    return MlaPrefetcher(tile.rows, tile.count, mla_row_bytes(cache_));
+  }
 
  private:
-  // Where the rows of the next tile are: this is all that differs between mla_decode and mla_sparse.
-  void locate() {
-    count_ = end_ - next_ < kMlaTokens ? end_ - next_ : kMlaTokens;
-    located_ = keys_.count - next_ < kMlaTokens ? keys_.count - next_ : kMlaTokens;
-    converted_ = 0;
+  struct Tile {
+    const uint8_t* rows[kMlaTokens];
+    int64_t count;
+  };
+
+  // Tokens of the next tile that are of this part.
+  int64_t count() const { return end_ - next_ < kMlaTokens ? end_ - next_ : kMlaTokens; }
+
+  // Where the rows of a tile are: this is all that differs between mla_decode and mla_sparse.
+  void locate(int64_t first, Tile& tile) const {
+    tile.count = 0;
     const auto* data = static_cast<const uint8_t*>(cache_.data);
     const auto page_size = static_cast<uint32_t>(cache_.page_size);
-    for (int64_t t = 0; t < located_; ++t) {
-      const int64_t key = next_ + t;
+    for (int64_t key = first; key < keys_.count && tile.count < kMlaTokens; ++key) {
       int64_t page, slot;
       if (keys_.pages != nullptr) {
         page = keys_.pages[key / cache_.page_size];
@@ -94,18 +108,16 @@ class MlaRows {
         page = number / page_size;
         slot = number % page_size;
       }
-      rows_[t] = data + page * cache_.page_bytes + slot * cache_.slot_bytes;
+      tile.rows[tile.count++] = data + page * cache_.page_bytes + slot * cache_.slot_bytes;
     }
-    next_ += count_;
   }
 
   const moela::cpu::MlaCache& cache_;
   const moela::cpu::MlaKeys& keys_;
-  int64_t next_, end_;
-  int64_t located_;    // rows of the next tile
-  int64_t count_;      // of them in this part
-  int64_t converted_;  // of these
-  const uint8_t* rows_[kMlaTokens];
+  int64_t next_, end_;  // keys
+  int64_t converted_ = 0;
+  int front_ = 0;  // which tile is next
+  Tile tiles_[2];
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The two products of mla_decode for one tile of keys, in register tiles. Part of mla_decode_kernel.h.
+// The two products of attention for one tile of keys, in register tiles. Part of mla_attend_kernel.h.
 //
 // Both take the tile as panels [column / 16][token][16]. For the scores keys are broadcast and heads lie in
 // the lanes; for the values weights are broadcast and columns lie in the lanes: nothing is transposed.
