@@ -44,7 +44,7 @@ def plan(H: int, dot_dtype: torch.dtype, is_grouped: bool, target: _fp8.Target) 
         return Plan(16, 16, num_warps=16 if is_nvidia else 4, num_stages=1 if is_nvidia else 2)
     if is_grouped:
         return Plan(16, 16, num_warps=8, num_stages=1)
-    rows, keys = (16, 32) if H <= 16 else (32, 16)
+    rows, keys = (16, 32 if is_nvidia else 16) if H <= 16 else (32, 16)
     return Plan(rows, keys, num_warps=8, num_stages=2 if is_nvidia else 1)
 
 
