@@ -123,7 +123,13 @@ WarpWords warp_exchange(Collective kind, const uint32_t* words, int count, Where
   if (w.arrived > 0 && w.kind != kind)
     fail("divergence", "lanes of warp " + std::to_string(me.thread / 32) + " are in different collectives",
          where);
+  if (w.arrived > 0 && w.warp_reads != me.warp_reads)
+    fail("divergence",
+         "lanes of warp " + std::to_string(me.thread / 32) +
+             " come here with different numbers of calls of warp(), which is a shuffle of all of them",
+         where);
   w.kind = kind;
+  w.warp_reads = me.warp_reads;
   const uint32_t generation = w.generation;
   WarpWords& exchanged = w.words[generation & 1];
   if (count > 0)
@@ -179,6 +185,13 @@ void set_registers(int count, bool is_increase, Where where) {
 void grid_dependency_wait() {
   Fiber& me = current();
   me.self.known.seen.set(world->previous_kernels.at(me.block->rank), 1);
+}
+
+// On a GPU a shuffle: it is counted, and compared where the lanes meet next.
+int read_warp() {
+  Fiber& me = current();
+  ++me.warp_reads;
+  return me.thread / 32;
 }
 
 Ids ids() {

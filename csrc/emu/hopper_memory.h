@@ -11,7 +11,7 @@ using emu::Where;
 inline SmemAddr smem_base() { return emu::kSmemWindow; }
 inline int tid() { return emu::ids().thread; }
 inline int lane() { return emu::ids().thread % 32; }
-inline int warp() { return emu::ids().thread / 32; }
+inline int warp() { return emu::read_warp(); }
 inline int block() { return emu::ids().block; }
 inline int num_blocks() { return emu::ids().num_blocks; }
 inline int cluster_rank() { return emu::ids().cluster_rank; }

@@ -17,6 +17,7 @@ struct Ids {
   int thread, block, num_blocks, cluster_rank, cluster_size;
 };
 Ids ids();
+int read_warp();  // the number of the thread's warp
 
 // Shared memory. Addresses start at kSmemWindow, so that 0 is never valid; mapa() puts the rank of a block of
 // the cluster into the upper bits.

@@ -48,6 +48,7 @@ struct Fiber {
   const Waiting* waiting = nullptr;
   Where where;
   Self self;
+  uint32_t warp_reads = 0;  // how often it has called warp()
 
   uint32_t wgmma_fences = 1, wgmma_group = 0;
   uint32_t wgmma_retired = 0;  // groups that this thread has waited for
@@ -110,6 +111,7 @@ struct NamedBarrier {
 struct Warp {
   uint32_t generation = 0;
   int arrived = 0;
+  uint32_t warp_reads = 0;  // of the lanes that have arrived
   Collective kind{};
   WarpWords words[2];  // by the parity of the generation: a slow lane still reads the last one
   Gather gather;

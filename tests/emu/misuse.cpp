@@ -190,6 +190,12 @@ const std::map<std::string, Misuse> kMisuses = {
         cluster_arrive();
       }}},
     {"lanes in different collectives", {kWarp, [] { lane() < 16 ? (void)redux_max(1) : sync_warp(); }}},
+    {"warp number of some lanes",
+     {kWarp,
+      [] {
+        if (lane() == 0 && warp() == 0) sts(smem_base(), 0u);
+        sync_warp();
+      }}},
     {"a lane missing from a collective",
      {kWarp,
       [] {

@@ -25,6 +25,7 @@ MISUSES = {
     "cluster wait without arrival": "barrier: barrier.cluster.wait without an arrive",
     "two cluster arrivals": "barrier: a second barrier.cluster.arrive without a wait between",
     "lanes in different collectives": "divergence: lanes of warp 0 are in different collectives",
+    "warp number of some lanes": "divergence: lanes of warp 0 come here with different numbers of calls of",
     "a lane missing from a collective": f"{DEADLOCK}31 threads",
     "a thread missing from a block barrier": f"{DEADLOCK}96 threads",
     "named barrier of 48 threads": "barrier: the count of a named barrier is a multiple of 32",
