@@ -104,13 +104,14 @@ class Stage:
         memory.give_back()
         net, _ = demo_loading.load(story.folder, torch.float32)
         advance()
-        got = demo_race.run(net, self.prompt, new_tokens=0)
-        found = demo_check.compare(got, self.passes[REFERENCE])
+        got, reference = demo_race.run(net, self.prompt, self.new_tokens), self.passes[REFERENCE]
+        found = demo_check.compare(got, reference)
         shape = story.model.shape
         story.float32_bound = demo_check.float32_bound(
             shape.num_layers, max(shape.hidden, shape.dense_intermediate)
         )
-        if fault := demo_check.faults_in_float32(found, story.float32_bound):
+        fault = demo_check.faults_in_float32(found, story.float32_bound)
+        if fault := fault or demo_check.faults_in_tokens(got.tokens, reference.tokens):
             raise WrongResultError(f"{fault}; delete {story.folder} to have it written anew")
         story.float32 = found
         advance()

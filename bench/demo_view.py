@@ -139,7 +139,8 @@ def _checks(story: Story) -> list[str]:
     found = story.float32
     return [
         f"[bold]checked[/]  float32 activations: logits of {found.num_tokens} tokens within {found.worst:.1e}"
-        f" of the dequantized float32 model's; allowed {story.float32_bound:.1e}"
+        f" of the dequantized float32 model's; allowed {story.float32_bound:.1e}",
+        "         and the same new tokens as its",
     ]
 
 

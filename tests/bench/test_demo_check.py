@@ -95,6 +95,12 @@ def test_what_is_only_looked_up_is_not_read():
     assert demo_profile.bytes_per_token(nn.Embedding(9, 4), topk=1) == 0
 
 
+def test_another_new_token_is_a_fault():
+    assert demo_check.faults_in_tokens([3, 1, 4], [3, 1, 4]) is None
+    fault = demo_check.faults_in_tokens([3, 2, 4], [3, 1, 4])
+    assert fault == "new token 1 is 2 with float32 activations, the dequantized model generates 1"
+
+
 def test_an_absorbed_projection_is_read_in_the_dtype_of_the_tokens():
     attention = nn.Module()
     attention.kv_b_proj = nn.Linear(8, 40)

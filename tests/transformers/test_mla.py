@@ -122,12 +122,12 @@ class TestWholeModels:
 class TestMasks:
     """Masks of four dimensions that a caller made: who sees what."""
 
-    def run(self, model: nn.Module, mask: torch.Tensor) -> torch.Tensor:
-        inputs = models.prompt(rows=2)
+    def run(self, model: nn.Module, mask: torch.Tensor, s_q: int | None = None) -> torch.Tensor:
+        inputs, s_q = models.prompt(rows=2), s_q or mask.size(2)
         with torch.no_grad():
             out = model(**inputs, use_cache=True)
             cache = latent.with_cache(latent.cache_of(out))
-            ids, positions = torch.full((2, mask.size(2)), 5), torch.arange(mask.size(2)).expand(2, -1) + 7
+            ids, positions = torch.full((2, s_q), 5), torch.arange(s_q).expand(2, -1) + 7
             return model(input_ids=ids, attention_mask=mask, position_ids=positions, **cache).logits
 
     @pytest.mark.parametrize("s_q", [1, 2])
@@ -152,6 +152,13 @@ class TestMasks:
         mask = torch.rand(2, 4, 1, 8, generator=torch.Generator().manual_seed(0)) < 0.7
         mask[..., -1] = True
         assert torch.equal(self.run(patched, mask), self.run(stock, mask))
+        assert not absorbed
+
+    @pytest.mark.parametrize("shape", [(2, 1, 1, 9), (1, 1, 2, 9)])
+    def test_one_for_several_queries_or_requests_is_left_to_the_layer(self, shape, absorbed):
+        stock, patched = latent.pair("deepseek_v3", attention="sdpa")
+        mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.7
+        assert torch.equal(self.run(patched, mask, 2), self.run(stock, mask, 2))
         assert not absorbed
 
     def test_one_that_is_changed_in_place_is_looked_at_again(self):

@@ -50,7 +50,7 @@ def is_absorbed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         return s_q == 1
     P, V, L = layer.qk_nope_head_dim, layer.v_head_dim, layer.kv_lora_rank
     is_worth_it = s_q == 1 or is_cheaper(s_q, mask.size(-1), P, V, L)
-    return is_worth_it and mask.size(0) == B and tokens_of(mask) is not None
+    return is_worth_it and mask.shape[:-1] == (B, 1, s_q) and tokens_of(mask) is not None
 
 
 def _is_inference(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> bool:
