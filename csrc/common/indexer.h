@@ -1,7 +1,6 @@
 // The indexer's arguments: checks in the words of python/moela/ops/_indexer_check.py, and their plain form.
 #pragma once
 
-#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -41,6 +40,7 @@ inline void check_block_table(const char* op, const Tensor& block_table, const c
 // int32 values of rows in order: [...] of any strides, or none.
 class RowValues {
  public:
+  RowValues() = default;
   RowValues(const char* op, const char* arg, const std::optional<Tensor>& t,
             const std::vector<int64_t>& shape, const char* owner) {
     if (!t) return;

@@ -34,11 +34,13 @@ struct IndexerTile {
   const uint8_t* sf[kIndexerKeys];     // a float32 at any address
 };
 
-// A column for each head, or half as many where two of them make a word; and the weights.
-inline int64_t indexer_packed_floats(const IndexerShape& s) { return s.padded_heads() * (s.D + 2); }
+// A column for each head, or half as many words of two and some more; and the weights.
+inline int64_t indexer_packed_floats(const IndexerShape& s) { return s.padded_heads() * (s.D + 17); }
 
-// What score() uses while it runs: decoded keys, 16 sums of each, scale factors, logits.
-inline int64_t indexer_scratch_floats(const IndexerShape& s) { return kIndexerKeys * (s.D + 128 + 16 + 2); }
+// What score() uses while it runs: decoded keys, 16 sums of each, scale factors, logits, products.
+inline int64_t indexer_scratch_floats(const IndexerShape& s) {
+  return kIndexerKeys * (s.D + 128 + 16 + 2) + 32 * s.padded_heads();
+}
 
 struct IndexerLogitsKernels {
   void (*pack)(const IndexerShape&, const IndexerQuery&);

@@ -13,7 +13,7 @@
 #include "cpu/indexer_logits.h"
 #include "cpu/simd.h"
 #if defined(MOELA_SIMD_BF16)
-#include "cpu/gemm_bf16_pack.h"
+#include "cpu/e4m3_bf16.h"
 #endif
 
 namespace {
@@ -77,7 +77,8 @@ inline void decode_key(const uint8_t* codes, int64_t D, float* words) {
 }
 #endif
 
-inline int64_t words_of(const IndexerShape& s) { return (s.D + kWordColumns - 1) / kWordColumns; }
+// Words of two columns come in whole tiles (indexer_logits_amx.h), with zeros beyond D.
+inline int64_t words_of(const IndexerShape& s) { return kWordColumns == 1 ? s.D : (s.D + 31) / 32 * 16; }
 // From key to key: an odd number of cache lines, so that the rows of a register tile spread over all sets of
 // L1; room for whole vectors of decoded codes.
 inline int64_t key_words(const IndexerShape& s) { return (words_of(s) + 31) / 32 * 32 + 16; }
@@ -155,25 +156,55 @@ __attribute__((noinline)) void score_heads(const float* keys, int64_t ld, int64_
   }
 }
 
-void indexer_score(const IndexerShape& s, const IndexerTile& tile, const IndexerQuery* queries,
-                   int64_t num_queries, float* scratch) {
-  [[maybe_unused]] const ExactSubnormals guard;
-  const int64_t words = words_of(s), ld = key_words(s), heads = s.padded_heads();
-  float *keys = scratch, *sums = keys + kIndexerKeys * ld, *sf = sums + kIndexerKeys * kIndexerHeads,
-        *logits = sf + kIndexerKeys;
-  for (int64_t i = 0; i < tile.count; ++i) {
-    decode_key(tile.codes[i], s.D, keys + i * ld);
-    std::memcpy(sf + i, tile.sf[i], sizeof(float));
+// What score() does in its scratch: see indexer_scratch_floats.
+struct IndexerScratch {
+  IndexerScratch(const IndexerShape& s, const IndexerTile& tile, float* scratch)
+      : ld(key_words(s)),
+        keys(scratch),
+        sums(keys + kIndexerKeys * ld),
+        sf(sums + kIndexerKeys * kIndexerHeads),
+        logits(sf + kIndexerKeys),
+        products(logits + kIndexerKeys) {
+    for (int64_t i = 0; i < tile.count; ++i) {
+      decode_key(tile.codes[i], s.D, keys + i * ld);
+      std::memcpy(sf + i, tile.sf[i], sizeof(float));
+    }
+    if (s.H == 0) std::memset(sums, 0, kIndexerKeys * kIndexerHeads * sizeof(float));
   }
+  // Keys [begin, end) of the tile, from their sums.
+  void write_logits(const IndexerTile& tile, int64_t begin, int64_t end, const IndexerQuery& q) const {
+    for (int64_t i = begin / 4 * 4; i < end; i += 4) add_chains(sums + i * kIndexerHeads, logits + i);
+    for (int64_t i = begin; i < end; ++i) q.logits[tile.first + i] = logits[i] * sf[i];
+  }
+  int64_t ld;
+  float* keys;      // [key][ld]
+  float* sums;      // [key][16]
+  float* sf;        // [key]
+  float* logits;    // [key]
+  float* products;  // [32 keys][head]
+};
+
+// Calls visit(query, begin, end) for the queries that see keys [begin, end) of the tile.
+template <class Visit>
+MOELA_INLINE void for_queries(const IndexerTile& tile, const IndexerQuery* queries, int64_t num_queries,
+                              const Visit& visit) {
   for (const IndexerQuery* q = queries; q < queries + num_queries; ++q) {
     const int64_t begin = q->begin > tile.first ? q->begin - tile.first : 0;
     const int64_t end = q->end < tile.first + tile.count ? q->end - tile.first : tile.count;
-    if (begin >= end) continue;
-    if (heads == 0) std::memset(sums, 0, kIndexerKeys * kIndexerHeads * sizeof(float));
+    if (begin < end) visit(*q, begin, end);
+  }
+}
+
+void indexer_score(const IndexerShape& s, const IndexerTile& tile, const IndexerQuery* queries,
+                   int64_t num_queries, float* memory) {
+  [[maybe_unused]] const ExactSubnormals guard;
+  const int64_t words = words_of(s), heads = s.padded_heads();
+  const IndexerScratch scratch(s, tile, memory);
+  for_queries(tile, queries, num_queries, [&](const IndexerQuery& q, int64_t begin, int64_t end) {
     const auto all_keys = [&](auto rows, auto vecs, int64_t head) {
       for (int64_t i = begin / rows * rows; i < end; i += rows)
-        score_heads<rows, vecs>(keys + i * ld, ld, words, q->packed + head * words,
-                                q->packed + heads * words + head, head > 0, sums + i * kIndexerHeads);
+        score_heads<rows, vecs>(scratch.keys + i * scratch.ld, scratch.ld, words, q.packed + head * words,
+                                q.packed + heads * words + head, head > 0, scratch.sums + i * kIndexerHeads);
     };
     for_groups_of_heads(s, [&](int64_t head, int64_t width) {
       if (width == kIndexerCols)
@@ -181,9 +212,8 @@ void indexer_score(const IndexerShape& s, const IndexerTile& tile, const Indexer
       else
         all_keys(Constant<kIndexerRowsOfOne>{}, Constant<kChainVecs>{}, head);
     });
-    for (int64_t i = begin / 4 * 4; i < end; i += 4) add_chains(sums + i * kIndexerHeads, logits + i);
-    for (int64_t i = begin; i < end; ++i) q->logits[tile.first + i] = logits[i] * sf[i];
-  }
+    scratch.write_logits(tile, begin, end, q);
+  });
 }
 
 constexpr moela::cpu::IndexerLogitsKernels kIndexerLogitsKernels = {indexer_pack, indexer_score};

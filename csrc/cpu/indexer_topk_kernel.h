@@ -12,8 +12,8 @@
 
 namespace {
 
-constexpr int64_t kGroupsPerChoice = 4;  // of logits: as many pass the bound as choices, and a seventh more
-constexpr int64_t kLargestGroup = 16;    // logits
+constexpr int64_t kGroupsPerChoice = 2;  // of logits: of random ones a third more pass than are chosen
+constexpr int64_t kLargestGroup = 32;
 constexpr float kLowest = -0x1.fffffep127f;  // above -Inf only
 
 // Larger floats have larger keys. -0 has that of 0; NaN is above all.
@@ -31,8 +31,9 @@ struct KthLargest {
 // Of n ranks, which are used up; 1 <= k <= n. By their digits: those that share the digit of the k-th stay.
 inline KthLargest kth_largest(uint32_t* ranks, int64_t n, int64_t k) {
   KthLargest found = {.rank = 0, .num_above = 0};
-  for (int shift : {21, 10, 0}) {
-    constexpr uint32_t kDigits = 1 << 11;
+  constexpr uint32_t kDigits = 1 << 11;
+  constexpr int kShifts[] = {21, 10, 0};
+  for (const int shift : kShifts) {
     uint32_t counts[kDigits] = {};
     const auto digit_of = [shift](uint32_t rank) { return rank >> shift & (shift == 0 ? 0x3FF : 0x7FF); };
     for (int64_t i = 0; i < n; ++i) ++counts[digit_of(ranks[i])];
@@ -63,6 +64,7 @@ inline float lower_bound(const float* x, int64_t n, int64_t topk, uint32_t* rank
     store(maxima, most);
     for (int l = 0; l < kLanes; ++l) ranks[count + l] = rank_of(maxima[l]);
   }
+  if (count < topk) return kLowest;  // where topk is about kLanes: groups are whole vectors
   const float bound = float_of_rank(kth_largest(ranks, count, topk).rank);
   return bound < kLowest ? kLowest : bound;
 }

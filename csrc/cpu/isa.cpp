@@ -1,6 +1,11 @@
 // Chooses the instruction set. Compiled for the baseline of the platform.
 #include "cpu/isa.h"
 
+#if defined(MOELA_ISA_amx_bf16)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <array>
 #include <cstdlib>
 #include <stdexcept>
@@ -42,6 +47,27 @@ bool has_avx512_bf16() {
 constexpr const Kernels* kAvx512Bf16IfBuilt = nullptr;
 bool has_avx512_bf16() { return false; }
 #endif
+#if defined(MOELA_ISA_amx_bf16)
+// Those of avx512_bf16, but for the products that are worth whole tiles.
+const Kernels* amx_bf16() {
+  static const Kernels kernels = [] {
+    Kernels k = kAvx512Bf16;
+    k.isa = "amx_bf16";
+    k.indexer_logits = kAmxIndexerLogits;
+    return k;
+  }();
+  return &kernels;
+}
+// A process asks the system for the registers before it uses them.
+bool has_amx_bf16() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return has_avx512_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+const Kernels* amx_bf16() { return nullptr; }
+bool has_amx_bf16() { return false; }
+#endif
 #if defined(MOELA_ISA_neon)
 constexpr const Kernels* kNeonIfBuilt = &kNeon;
 #else
@@ -49,8 +75,9 @@ constexpr const Kernels* kNeonIfBuilt = nullptr;
 #endif
 
 // The preferred first.
-const std::array<Isa, 5>& isas() {
-  static const std::array<Isa, 5> table = {{
+const std::array<Isa, 6>& isas() {
+  static const std::array<Isa, 6> table = {{
+      {"amx_bf16", amx_bf16(), has_amx_bf16(), true},
       {"avx512_bf16", kAvx512Bf16IfBuilt, has_avx512_bf16(), true},
       {"avx512", kAvx512IfBuilt, has_avx512(), true},
       {"avx2", kAvx2IfBuilt, has_avx2(), true},

@@ -1,4 +1,5 @@
 // Torch side of the CPU indexer_topk: check, launch.
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -23,63 +24,52 @@ std::vector<int64_t> rows_shape(const Tensor& logits) {
   return shape;
 }
 
-// What is left of the options once they are checked: rows in order.
-class Rows {
- public:
-  Rows(const Tensor& logits, int64_t topk, const Options& o)
-      : shape_(rows_shape((check_logits(logits, topk), logits))),
-        ks(kOp, "ks", o.ks, shape_, "logits"),
-        ke(kOp, "ke", o.ke, shape_, "logits"),
-        requests(kOp, "request_ids", (check_pages(logits, ks, ke, o), o.request_ids), shape_, "logits") {
-    const int64_t S = logits.size(logits.dim() - 1);
-    if (!o.block_table) return;
-    const int64_t B = o.block_table->size(0);
-    if (!o.request_ids) check_same(kOp, "block_table", "B", B, logits.size(0), "logits");
-    for (int64_t row = 0; row < requests.count(); ++row)
-      if (requests.data()[row] < -1 || requests.data()[row] >= B)
-        fail(kOp, "request_ids", "requests within [-1, " + std::to_string(B - 1) + "]",
-             at_row(requests.data()[row], row));
-    check_capacity(*o.block_table, *o.page_size, S);
-  }
-
- private:
-  static void check_logits(const Tensor& logits, int64_t topk) {
-    check_min_dim(kOp, "logits", logits, 2);
-    check_dtype(kOp, "logits", logits.scalar_type(), {ScalarType::Float});
-    check_last_dim_contiguous(kOp, "logits", logits);
-    if (topk <= 0) fail(kOp, "topk", "a positive number", topk);
-  }
-  static void check_pages(const Tensor& logits, const RowValues& ks, const RowValues& ke, const Options& o) {
-    check_ranges(kOp, ks, ke, logits.size(logits.dim() - 1));
-    if (!o.block_table) {
-      const char* without = "None because block_table is None";
-      if (o.page_size) fail(kOp, "page_size", without, *o.page_size);
-      if (o.request_ids) fail(kOp, "request_ids", without, "a tensor");
-      return;
-    }
-    check_block_table(kOp, *o.block_table, "logits");
-    const std::string wanted = "a positive number because there is a block_table";
-    if (!o.page_size) fail(kOp, "page_size", wanted, "None");
-    if (*o.page_size <= 0) fail(kOp, "page_size", wanted, *o.page_size);
-  }
-  void check_capacity(const Tensor& block_table, int64_t page_size, int64_t S) const {
-    const int64_t capacity = block_table.size(1) * page_size, rows = std::max(ks.count(), ke.count());
-    int64_t longest = ks.data() == nullptr && ke.data() == nullptr ? S : 0;
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t first = ks.data() != nullptr ? ks.data()[row] : 0;
-      const int64_t last = ke.data() != nullptr ? ke.data()[row] : S;
-      longest = std::max(longest, last - first);
-    }
-    if (longest > capacity)
-      fail(kOp, "block_table", "pages for " + std::to_string(longest) + " tokens a request",
-           "pages for " + std::to_string(capacity));
-  }
-
-  std::vector<int64_t> shape_;
-
- public:
+// Values of rows in order, checked.
+struct Rows {
   RowValues ks, ke, requests;
 };
+
+void check_capacity(const Rows& rows, const Tensor& block_table, int64_t page_size, int64_t S) {
+  const int32_t *ks = rows.ks.data(), *ke = rows.ke.data();
+  int64_t longest = ks == nullptr && ke == nullptr ? S : 0;
+  for (int64_t row = 0; row < std::max(rows.ks.count(), rows.ke.count()); ++row)
+    longest = std::max<int64_t>(longest, (ke != nullptr ? ke[row] : S) - (ks != nullptr ? ks[row] : 0));
+  const int64_t capacity = block_table.size(1) * page_size;
+  if (longest > capacity)
+    fail(kOp, "block_table", "pages for " + std::to_string(longest) + " tokens a request",
+         "pages for " + std::to_string(capacity));
+}
+
+Rows check(const Tensor& logits, int64_t topk, const Options& o) {
+  check_min_dim(kOp, "logits", logits, 2);
+  check_dtype(kOp, "logits", logits.scalar_type(), {ScalarType::Float});
+  check_last_dim_contiguous(kOp, "logits", logits);
+  if (topk <= 0) fail(kOp, "topk", "a positive number", topk);
+  const std::vector<int64_t> shape = rows_shape(logits);
+  const int64_t S = logits.size(logits.dim() - 1);
+  Rows rows = {
+      .ks = {kOp, "ks", o.ks, shape, "logits"}, .ke = {kOp, "ke", o.ke, shape, "logits"}, .requests = {}};
+  check_ranges(kOp, rows.ks, rows.ke, S);
+  if (!o.block_table) {
+    const char* without = "None because block_table is None";
+    if (o.page_size) fail(kOp, "page_size", without, *o.page_size);
+    if (o.request_ids) fail(kOp, "request_ids", without, "a tensor");
+    return rows;
+  }
+  check_block_table(kOp, *o.block_table, "logits");
+  const std::string wanted = "a positive number because there is a block_table";
+  if (!o.page_size) fail(kOp, "page_size", wanted, "None");
+  if (*o.page_size <= 0) fail(kOp, "page_size", wanted, *o.page_size);
+  const int64_t B = o.block_table->size(0);
+  if (!o.request_ids) check_same(kOp, "block_table", "B", B, logits.size(0), "logits");
+  rows.requests = {kOp, "request_ids", o.request_ids, shape, "logits"};
+  for (int64_t row = 0; row < rows.requests.count(); ++row)
+    if (rows.requests.data()[row] < -1 || rows.requests.data()[row] >= B)
+      fail(kOp, "request_ids", "requests within [-1, " + std::to_string(B - 1) + "]",
+           at_row(rows.requests.data()[row], row));
+  check_capacity(rows, *o.block_table, *o.page_size, S);
+  return rows;
+}
 
 void launch(const Tensor& logits, int64_t topk, const Rows& rows, const Options& o, Tensor& indices) {
   const FlatRows flat(logits, 1);
@@ -115,7 +105,7 @@ Tensor indexer_topk(const Tensor& logits, int64_t topk, std::optional<Tensor> ks
                     std::optional<Tensor> block_table, std::optional<int64_t> page_size,
                     std::optional<Tensor> request_ids) {
   const Options options = {ks, ke, block_table, page_size, request_ids};
-  const Rows rows(logits, topk, options);
+  const Rows rows = check(logits, topk, options);
   Tensor indices = empty_cpu(out_shape(logits, topk), ScalarType::Int);
   launch(logits, topk, rows, options, indices);
   return indices;
@@ -125,7 +115,7 @@ void indexer_topk_out(const Tensor& logits, int64_t topk, std::optional<Tensor> 
                       std::optional<Tensor> block_table, std::optional<int64_t> page_size,
                       std::optional<Tensor> request_ids, Tensor indices) {
   const Options options = {ks, ke, block_table, page_size, request_ids};
-  const Rows rows(logits, topk, options);
+  const Rows rows = check(logits, topk, options);
   check_out("indexer_topk_out", "indices", indices, ScalarType::Int, out_shape(logits, topk));
   launch(logits, topk, rows, options, indices);
 }

@@ -424,6 +424,50 @@ void cache_writes(const Kernels& kernels, Dtype dtype, Dtype cache_dtype, bool i
   print(kernels, "mla_norm_rope_cache_write-" + name, normalized);
 }
 
+void indexer(const Kernels& kernels, int64_t H, int64_t D) {
+  constexpr int64_t kKeys = moela::cpu::kIndexerKeys - 3, kTopk = 7;
+  std::vector<uint8_t> q = elements(Dtype::kE4m3, H * D, 17), k = elements(Dtype::kE4m3, kKeys * D, 18);
+  for (std::vector<uint8_t>* codes : {&q, &k})
+    for (uint8_t& code : *codes) code ^= (code & 0x7F) == 0x7F;  // no NaN: its bits are the machine's
+  const std::vector<float> weights = floats(H, 19), sf = floats(kKeys, 20);
+  const moela::cpu::IndexerShape shape = {.H = H, .D = D, .stride_qh = D};
+  std::vector<float> logits(kKeys), packed(moela::cpu::indexer_packed_floats(shape));
+  std::vector<float> scratch(moela::cpu::indexer_scratch_floats(shape));
+  const moela::cpu::IndexerQuery query = {.q = q.data(),
+                                          .weights = weights.data(),
+                                          .begin = 2,
+                                          .end = kKeys,
+                                          .logits = logits.data(),
+                                          .packed = packed.data()};
+  moela::cpu::IndexerTile tile;
+  tile.first = 0, tile.count = kKeys;
+  for (int64_t i = 0; i < kKeys; ++i) {
+    tile.codes[i] = k.data() + i * D;
+    tile.sf[i] = reinterpret_cast<const uint8_t*>(sf.data() + i);
+  }
+  kernels.indexer_logits.pack(shape, query);
+  kernels.indexer_logits.score(shape, tile, &query, 1, scratch.data());
+  std::vector<int32_t> indices(kTopk);
+  std::vector<uint32_t> room(moela::cpu::indexer_topk_scratch(kKeys));
+  logits[40] = __builtin_nanf("");
+  kernels.indexer_topk({.logits = logits.data(),
+                        .ld = kKeys,
+                        .S = kKeys,
+                        .topk = kTopk,
+                        .ks = nullptr,
+                        .ke = nullptr,
+                        .block_table = nullptr,
+                        .stride_tb = 0,
+                        .page_size = 1,
+                        .request_ids = nullptr,
+                        .rows_of_request = 1,
+                        .indices = indices.data()},
+                       0, 1, room.data());
+  logits[40] = 0.f;
+  print(kernels, "indexer_logits-" + std::to_string(H), logits);
+  print(kernels, "indexer_topk-" + std::to_string(H), indices);
+}
+
 void all(const Kernels& kernels) {
   const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
   for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
@@ -452,6 +496,8 @@ void all(const Kernels& kernels) {
     for (const Dtype cache_dtype : {dtype, Dtype::kE4m3})
       for (const bool is_split : {false, true}) cache_writes(kernels, dtype, cache_dtype, is_split);
   }
+  indexer(kernels, 37, 70);
+  indexer(kernels, 64, 128);
   using enum moela::cpu::Scoring;
   for (const Dtype dtype : wide)
     for (const auto scoring : {kSoftmax, kSigmoid, kSqrtSoftplus})

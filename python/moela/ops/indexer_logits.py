@@ -35,7 +35,7 @@ def indexer_logits(q: Tensor, k: Tensor, sf_k: Tensor, weights: Tensor, ks: Tens
         (python/moela/ops/_indexer_bound.py). NaN of a key, of a query or of a weight reaches the logits that
         it is part of, and no other; what the keys that a query does not see hold does not matter. A logit's
         bits depend on its query and its key only. The same bits for every instruction set of the CPU but
-        avx512_bf16.
+        avx512_bf16 and amx_bf16, which have their own.
 
     Source: DeepSeek-V3.2-Exp, DeepSeek_V3_2.pdf, section 2.1, equation 1.
     """

@@ -1,0 +1,8 @@
+// What avx512_bf16 does in tiles where the CPU has AMX (docs/adr/0011); isa.cpp takes the rest from there.
+#define MOELA_SIMD_AVX512
+#define MOELA_SIMD_BF16
+#include "cpu/indexer_logits_amx.h"
+#include "cpu/isa.h"
+
+constinit const moela::cpu::IndexerLogitsKernels moela::cpu::kAmxIndexerLogits = {indexer_pack,
+                                                                                  indexer_score_tiles};
