@@ -1,5 +1,6 @@
 // Prints a hash of what every CPU kernel computes, per instruction set: "<set> <case> <hash>". For machines
 // that torch does not run on, such as an emulated one; tests/cpu/test_neon.py builds it and compares.
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
@@ -375,6 +376,49 @@ void states(const Kernels& kernels, Dtype dtype) {
   print(kernels, "merge_states-lse-" + std::to_string(static_cast<int>(dtype)), lse);
 }
 
+void prefill(const Kernels& kernels, Dtype dtype, bool causal) {
+  constexpr int64_t kQueries = 130, kKeys = 120, kH = 1, kD = 37, kDv = 21;
+  const std::vector<uint8_t> q = elements(dtype, kQueries * kD, 17), k = elements(dtype, kKeys * kD, 18),
+                             v = elements(dtype, kKeys * kDv, 19), dout = elements(dtype, kQueries * kDv, 20);
+  std::vector<uint8_t> out(dout.size()), dq(q.size()), dk(k.size()), dv(v.size());
+  std::vector<float> lse(kQueries);
+  const moela::cpu::PrefillProblem problem = {.q = {q.data(), kD, kD},
+                                              .k = {k.data(), kD, kD},
+                                              .v = {v.data(), kDv, kDv},
+                                              .dtype = dtype,
+                                              .H = kH,
+                                              .D = kD,
+                                              .Dv = kDv,
+                                              .sm_scale = 0.3f,
+                                              .causal = causal};
+  const moela::cpu::PrefillSequence sequence = {
+      .query = 0, .num_queries = kQueries, .key = 0, .num_keys = kKeys};
+  std::vector<float> scratch(moela::cpu::mla_prefill_backward_scratch_floats(problem, kKeys),
+                             __builtin_nanf(""));
+  for (int64_t first = 0; first < kQueries; first += moela::cpu::kPrefillTile)
+    kernels.mla_prefill({.problem = problem, .out = out.data(), .lse = lse.data()},
+                        {.sequence = sequence,
+                         .head = 0,
+                         .first = first,
+                         .count = std::min(kQueries - first, moela::cpu::kPrefillTile)},
+                        scratch.data());
+  kernels.mla_prefill_backward({.problem = problem,
+                                .dout = {dout.data(), kDv, kDv},
+                                .fwd_out = {out.data(), kDv, kDv},
+                                .lse = {lse.data(), 1, 0},
+                                .dlse = {},
+                                .dq = dq.data(),
+                                .dk = dk.data(),
+                                .dv = dv.data()},
+                               sequence, 0, scratch.data());
+  const std::string name = std::to_string(static_cast<int>(dtype)) + (causal ? "-causal" : "");
+  print(kernels, "mla_prefill-out-" + name, out);
+  print(kernels, "mla_prefill-lse-" + name, lse);
+  print(kernels, "mla_prefill_backward-dq-" + name, dq);
+  print(kernels, "mla_prefill_backward-dk-" + name, dk);
+  print(kernels, "mla_prefill_backward-dv-" + name, dv);
+}
+
 void all(const Kernels& kernels) {
   const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
   for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
@@ -400,6 +444,7 @@ void all(const Kernels& kernels) {
     activations(kernels, dtype, {.limit = 7.f, .alpha = 1.702f, .shift = 1.f});
     permutations(kernels, dtype);
     states(kernels, dtype);
+    for (const bool causal : {false, true}) prefill(kernels, dtype, causal);
   }
   using enum moela::cpu::Scoring;
   for (const Dtype dtype : wide)
