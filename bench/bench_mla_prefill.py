@@ -82,6 +82,7 @@ BENCH = Bench(
         Baseline("torch-sdpa-padded", "the same, v padded to the width of q", sdpa_padded, 2e-2),
     ),
     layers=attention,
+    warm_tokens=128,
 )
 
 

@@ -49,6 +49,7 @@ BENCH = Bench(
         Baseline("torch-sdpa-padded", "the same, v padded to the width of q", autograd(True), 3e-2),
     ),
     layers=attention,
+    warm_tokens=128,
 )
 
 

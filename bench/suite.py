@@ -55,6 +55,7 @@ class Bench:
     baselines: tuple[Baseline, ...]
     layers: Callable[[ModelShape], Mapping[str, Shape]] = ModelShape.linear_layers
     has_routing: bool = False  # then `dims` gets a Routed instead of a shape
+    warm_tokens: int | None = None  # at most, where the time of a warm-up grows with their square
     dtype_option: str = "activations"  # or "weights": the option of the command line that chooses dtypes
 
     def cases(
@@ -87,6 +88,8 @@ class Bench:
         """The same of one block: takes the same code, and next to no time."""
         shape = self.layers(MODELS[case.model])[case.layer]
         one_block = replace(shape, **{extent.name: 128 for extent in fields(shape)})
+        if self.warm_tokens is not None:
+            case = replace(case, tokens=min(case.tokens, self.warm_tokens))
         return self._inputs(case, self._routed(case, one_block), device)
 
     def _case(self, case: Case) -> Case:

@@ -74,7 +74,7 @@ def _mla_prefill_kernel(
     Grid: (num_slots of Tq, H), the last tile first: it sees the most. Invariants: keys that the first query
     sees need no mask; keys that no query of the tile sees are not loaded.
     """
-    slot, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    slot, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1).to(tl.int64)
     sequence = _prefill.sequence_of(slot, offsets_q_ptr, B, BLOCK_M)
     q_begin, q_count = _prefill.bounds_of(sequence, offsets_q_ptr, B, Tq)
     tile = (slot - q_begin // BLOCK_M - sequence) * BLOCK_M  # its first query
@@ -88,8 +88,8 @@ def _mla_prefill_kernel(
             limit = k_count - (q_count - 1 - query)
             last = tl.minimum(k_count - (q_count - 1 - (tile + BLOCK_M - 1)), k_count)
         q_ptr += q_begin.to(tl.int64) * stride_qt + head * stride_qh
-        k_ptr += k_begin.to(tl.int64) * stride_kt + head.to(tl.int64) * stride_kh
-        v_ptr += k_begin.to(tl.int64) * stride_vt + head.to(tl.int64) * stride_vh
+        k_ptr += k_begin.to(tl.int64) * stride_kt + head * stride_kh
+        v_ptr += k_begin.to(tl.int64) * stride_vt + head * stride_vh
         q_1 = _prefill.load_rows(q_ptr, query, is_query, stride_qt, D, BLOCK_1, DOT, INTERPRETED)
         q_2 = q_1
         if D > BLOCK_1:

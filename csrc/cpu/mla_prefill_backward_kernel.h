@@ -118,12 +118,13 @@ void mla_prefill_backward(const MlaPrefillBackwardParams& params, const PrefillS
   const int64_t all_keys = (sequence.num_keys + kPrefillRows - 1) / kPrefillRows * kPrefillRows;
   float* dk = take(all_keys * D);
   float* dv = take(all_keys * Dv);
-  std::memset(g.q, 0, (dv + all_keys * Dv - g.q) * sizeof(float));  // padding stays 0
+  std::memset(dk, 0, all_keys * (D + Dv) * sizeof(float));
 
   // The first queries of a causal sequence with fewer keys see none: their rows are not multiplied by 0, as
   // their gradients may be NaN.
   const int64_t missing = sequence.num_queries - sequence.num_keys;
   const int64_t blind = p.causal && missing > 0 ? missing : sequence.num_keys == 0 ? sequence.num_queries : 0;
+  std::memset(g.dq, 0, kPrefillRows * D * sizeof(float));
   for (int64_t begin = 0; begin < blind; begin += kPrefillRows)
     store_rows(g.dq, D, blind - begin < kPrefillRows ? blind - begin : kPrefillRows, p.D, p,
                sequence.query + begin, head, params.dq);

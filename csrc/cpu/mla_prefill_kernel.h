@@ -122,10 +122,12 @@ void mla_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& 
                                   .sum = scores + kPrefillRows * (kPrefillRows + 1),
                                   .rescale = scores + kPrefillRows * (kPrefillRows + 2)};
   load_transposed(p.q, p.dtype, tile.sequence.query + tile.first, tile.head, tile.count, p.D, D, packed);
-  // Padding stays 0; weights of queries that there are not are whatever they are.
-  std::memset(panels, 0, ((kPrefillRows + 1) * D + 2 * kPrefillRows * ld) * sizeof(float));
-  std::memset(scores, 0, kPrefillRows * (kPrefillRows + 3) * sizeof(float));
-  for (int64_t i = 0; i < kPrefillRows; ++i) softmax.max[i] = kLeast;
+  // Sums of columns and queries that there are not become whatever they become.
+  std::memset(sums, 0, kPrefillRows * ld * sizeof(float));
+  for (int64_t i = 0; i < kPrefillRows; ++i) {
+    softmax.max[i] = kLeast;
+    softmax.sum[i] = 0.f;
+  }
 
   const int64_t num_keys = tile.num_keys(p.causal);
   for (int64_t key = 0; key < num_keys; key += kPrefillRows) {

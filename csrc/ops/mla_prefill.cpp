@@ -1,7 +1,6 @@
 // Torch side of the CPU mla_prefill: check, cut into tiles of queries, launch.
 #include "common/mla_prefill.h"
 
-#include <algorithm>
 #include <tuple>
 
 #include "cpu/isa.h"
@@ -16,21 +15,17 @@ void launch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_
   const cpu::MlaPrefillParams p = {.problem = prefill_problem(q, k, v, sm_scale, causal),
                                    .out = out.mutable_data_ptr(),
                                    .lse = static_cast<float*>(lse.mutable_data_ptr())};
+  // Those of a head one after the other, as they read the same keys and values; the longest first, so that no
+  // thread is left with one at the end.
   std::vector<cpu::PrefillTile> tiles;
   double keys = 0;
   for (const cpu::PrefillSequence& sequence : prefill_sequences(cu_seqlens_q, cu_seqlens_k))
     for (int64_t head = 0; head < p.problem.H; ++head)
-      for (int64_t first = 0; first < sequence.num_queries; first += cpu::kPrefillTile) {
-        tiles.push_back({.sequence = sequence,
-                         .head = head,
-                         .first = first,
-                         .count = std::min(sequence.num_queries - first, cpu::kPrefillTile)});
+      for (int64_t end = sequence.num_queries; end > 0; end = tiles.back().first) {
+        const int64_t first = (end - 1) / cpu::kPrefillTile * cpu::kPrefillTile;
+        tiles.push_back({.sequence = sequence, .head = head, .first = first, .count = end - first});
         keys += static_cast<double>(tiles.back().num_keys(causal));
       }
-  // The longest first, so that no thread is left with one at the end; those of a head stay together.
-  std::stable_sort(tiles.begin(), tiles.end(), [&](const cpu::PrefillTile& a, const cpu::PrefillTile& b) {
-    return a.num_keys(causal) > b.num_keys(causal);
-  });
   const auto count = static_cast<int64_t>(tiles.size());
   const double columns = static_cast<double>(p.problem.D + p.problem.Dv);
   parallel(count, 1e3 + 0.02 * cpu::kPrefillTile * columns * keys / static_cast<double>(count),

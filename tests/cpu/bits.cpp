@@ -1,89 +1,17 @@
 // Prints a hash of what every CPU kernel computes, per instruction set: "<set> <case> <hash>". For machines
 // that torch does not run on, such as an emulated one; tests/cpu/test_neon.py builds it and compares.
-#include <cinttypes>
-#include <cstdio>
-#include <cstring>
+#include "bits.h"
+
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "bits_attention.h"
 #include "cpu/fp8_gemm.h"
 #include "cpu/fused_experts_driver.h"
 #include "cpu/grouped_gemm_wgrad.h"
-#include "cpu/isa.h"
 
 namespace {
-
-using moela::cpu::Dtype;
-using moela::cpu::Kernels;
-
-// xorshift64*: the same numbers on every machine.
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed * 2654435761u + 88172645463325252u) {}
-  uint64_t next() {
-    state_ ^= state_ >> 12, state_ ^= state_ << 25, state_ ^= state_ >> 27;
-    return state_ * 2685821657736338717u;
-  }
-
- private:
-  uint64_t state_;
-};
-
-uint64_t hash_of(const void* data, size_t size) {  // FNV-1a
-  uint64_t hash = 1469598103934665603u;
-  for (size_t i = 0; i < size; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211u;
-  return hash;
-}
-
-template <class T>
-void print(const Kernels& kernels, const std::string& name, const std::vector<T>& values) {
-  std::printf("%s %s %016" PRIx64 "\n", kernels.isa, name.c_str(),
-              hash_of(values.data(), values.size() * sizeof(T)));
-}
-
-int element_size(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : dtype == Dtype::kE4m3 ? 1 : 2; }
-
-// `count` elements: any code of e4m3; of the others any sign, any fraction and exponents around that of 1.
-std::vector<uint8_t> elements(Dtype dtype, int64_t count, uint64_t seed) {
-  Random random(seed);
-  std::vector<uint8_t> bytes(count * element_size(dtype));
-  for (int64_t i = 0; i < count; ++i) {
-    const uint64_t r = random.next();
-    const auto exponent = static_cast<uint32_t>(r >> 40) % 12;
-    if (dtype == Dtype::kFloat32) {
-      const uint32_t u = (static_cast<uint32_t>(r) & 0x807FFFFF) | (120 + exponent) << 23;
-      std::memcpy(&bytes[4 * i], &u, 4);
-    } else if (dtype == Dtype::kE4m3) {
-      bytes[i] = static_cast<uint8_t>(r);
-    } else {
-      const bool is_half = dtype == Dtype::kFloat16;
-      const uint32_t fraction = static_cast<uint32_t>(r) & (is_half ? 0x83FF : 0x807F);
-      const auto u =
-          static_cast<uint16_t>(fraction | (is_half ? 8 + exponent : 120 + exponent) << (is_half ? 10 : 7));
-      std::memcpy(&bytes[2 * i], &u, 2);
-    }
-  }
-  return bytes;
-}
-
-std::vector<float> floats(int64_t count, uint64_t seed) {
-  const std::vector<uint8_t> bytes = elements(Dtype::kFloat32, count, seed);
-  std::vector<float> values(count);
-  std::memcpy(values.data(), bytes.data(), bytes.size());
-  return values;
-}
-
-const auto run_here = [](int64_t count, double, const auto& f) {
-  if (count > 0) f(0, count);
-};
-
-const auto allocate = [](int64_t count) { return std::make_unique<float[]>(count); };
-
-void canonical_nan(std::vector<float>& values) {  // which NaN it is may differ between machines
-  for (float& x : values)
-    if (x != x) x = __builtin_nanf("");
-}
 
 void fp8_gemm(const Kernels& kernels, Dtype a_dtype, int64_t M, int64_t N, int64_t K, bool large_sf) {
   const int64_t blocks_n = (N + 127) / 128, blocks_k = (K + 127) / 128;
@@ -352,122 +280,6 @@ void permutations(const Kernels& kernels, Dtype dtype) {
   print(kernels, "moe_permute-" + std::to_string(static_cast<int>(dtype)), x_sorted);
 }
 
-void states(const Kernels& kernels, Dtype dtype) {
-  constexpr int64_t kM = 40, kD = 333;
-  const std::vector<uint8_t> a = elements(dtype, kM * kD, 13), b = elements(dtype, kM * kD, 14);
-  std::vector<float> lse_a = floats(kM, 15), lse_b = floats(kM, 16), lse(kM);
-  lse_a[3] = lse_b[3] = lse_b[5] = -__builtin_inff();
-  std::vector<uint8_t> out(a.size());
-  kernels.merge_states({.out_a = a.data(),
-                        .out_b = b.data(),
-                        .dtype = dtype,
-                        .ld_a = kD,
-                        .ld_b = kD,
-                        .lse_a = lse_a.data(),
-                        .lse_b = lse_b.data(),
-                        .stride_a = 1,
-                        .stride_b = 1,
-                        .out = out.data(),
-                        .lse = lse.data(),
-                        .D = kD},
-                       0, kM);
-  print(kernels, "merge_states-out-" + std::to_string(static_cast<int>(dtype)), out);
-  print(kernels, "merge_states-lse-" + std::to_string(static_cast<int>(dtype)), lse);
-}
-
-void cache_writes(const Kernels& kernels, Dtype dtype, Dtype cache_dtype, bool is_split) {
-  constexpr int64_t kT = 9, kL = 384, kR = 70;
-  const int64_t row_bytes =
-      cache_dtype == Dtype::kE4m3 ? kL + kL / 128 * 4 + 2 * kR : (kL + kR) * element_size(cache_dtype);
-  const std::vector<uint8_t> kv = elements(dtype, kT * (kL + kR), 17), weight = elements(dtype, kL, 18);
-  const std::vector<float> cos = floats(kT * kR / 2, 19), sin = floats(kT * kR / 2, 20);
-  std::vector<int64_t> slots(kT);
-  for (int64_t t = 0; t < kT; ++t) slots[t] = kT - 1 - t;
-  std::vector<uint8_t> written(kT * row_bytes), normalized(kT * row_bytes);
-  moela::cpu::MlaCache cache = {.data = written.data(),
-                                .dtype = cache_dtype,
-                                .latent = kL,
-                                .rope = kR,
-                                .num_pages = kT,
-                                .page_size = 1,
-                                .page_bytes = row_bytes,
-                                .slot_bytes = row_bytes};
-  kernels.mla_cache_write({.kv_c = kv.data(),
-                           .k_pe = kv.data() + kL * element_size(dtype),
-                           .dtype = dtype,
-                           .ld_c = kL + kR,
-                           .ld_r = kL + kR,
-                           .cache = cache,
-                           .slots = {.data = slots.data(), .are_64 = true},
-                           .ue8m0 = is_split && cache_dtype == Dtype::kE4m3},
-                          0, kT);
-  cache.data = normalized.data();
-  kernels.mla_norm_rope_cache_write({.kv = kv.data(),
-                                     .dtype = dtype,
-                                     .ld = kL + kR,
-                                     .weight = weight.data(),
-                                     .weight_dtype = dtype,
-                                     .cos = cos.data(),
-                                     .sin = sin.data(),
-                                     .angle_dtype = Dtype::kFloat32,
-                                     .ld_cos = kR / 2,
-                                     .ld_sin = kR / 2,
-                                     .cache = cache,
-                                     .slots = {.data = slots.data(), .are_64 = true},
-                                     .eps = 1e-6f,
-                                     .interleaved = !is_split,
-                                     .ue8m0 = false},
-                                    0, kT);
-  const std::string name = std::to_string(static_cast<int>(dtype)) + "-" +
-                           std::to_string(static_cast<int>(cache_dtype)) + (is_split ? "-split" : "");
-  print(kernels, "mla_cache_write-" + name, written);
-  print(kernels, "mla_norm_rope_cache_write-" + name, normalized);
-}
-
-void indexer(const Kernels& kernels, int64_t H, int64_t D) {
-  constexpr int64_t kKeys = moela::cpu::kIndexerKeys - 3, kTopk = 7;
-  std::vector<uint8_t> q = elements(Dtype::kE4m3, H * D, 17), k = elements(Dtype::kE4m3, kKeys * D, 18);
-  for (std::vector<uint8_t>* codes : {&q, &k})
-    for (uint8_t& code : *codes) code ^= (code & 0x7F) == 0x7F;  // no NaN: its bits are the machine's
-  const std::vector<float> weights = floats(H, 19), sf = floats(kKeys, 20);
-  const moela::cpu::IndexerShape shape = {.H = H, .D = D, .stride_qh = D};
-  std::vector<float> logits(kKeys), packed(moela::cpu::indexer_packed_floats(shape));
-  std::vector<float> scratch(moela::cpu::indexer_scratch_floats(shape));
-  const moela::cpu::IndexerQuery query = {.q = q.data(),
-                                          .weights = weights.data(),
-                                          .begin = 2,
-                                          .end = kKeys,
-                                          .logits = logits.data(),
-                                          .packed = packed.data()};
-  moela::cpu::IndexerTile tile;
-  tile.first = 0, tile.count = kKeys;
-  for (int64_t i = 0; i < kKeys; ++i) {
-    tile.codes[i] = k.data() + i * D;
-    tile.sf[i] = reinterpret_cast<const uint8_t*>(sf.data() + i);
-  }
-  kernels.indexer_logits.pack(shape, query);
-  kernels.indexer_logits.score(shape, tile, &query, 1, scratch.data());
-  std::vector<int32_t> indices(kTopk);
-  std::vector<uint32_t> room(moela::cpu::indexer_topk_scratch(kKeys));
-  logits[40] = __builtin_nanf("");
-  kernels.indexer_topk({.logits = logits.data(),
-                        .ld = kKeys,
-                        .S = kKeys,
-                        .topk = kTopk,
-                        .ks = nullptr,
-                        .ke = nullptr,
-                        .block_table = nullptr,
-                        .stride_tb = 0,
-                        .page_size = 1,
-                        .request_ids = nullptr,
-                        .rows_of_request = 1,
-                        .indices = indices.data()},
-                       0, 1, room.data());
-  logits[40] = 0.f;
-  print(kernels, "indexer_logits-" + std::to_string(H), logits);
-  print(kernels, "indexer_topk-" + std::to_string(H), indices);
-}
-
 void all(const Kernels& kernels) {
   const Dtype wide[] = {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat16};
   for (const Dtype dtype : {wide[0], wide[1], wide[2], Dtype::kE4m3})
@@ -495,6 +307,7 @@ void all(const Kernels& kernels) {
     states(kernels, dtype);
     for (const Dtype cache_dtype : {dtype, Dtype::kE4m3})
       for (const bool is_split : {false, true}) cache_writes(kernels, dtype, cache_dtype, is_split);
+    for (const bool causal : {false, true}) prefill(kernels, dtype, causal);
   }
   indexer(kernels, 37, 70);
   indexer(kernels, 64, 128);

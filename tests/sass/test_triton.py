@@ -65,9 +65,12 @@ LOGITS = ("indexer_logits", "indexer_logits_paged")
 # K0 never runs a step.
 BYTEWISE = ("-odd", "-K0")
 BYTEWISE_STACK = 256
-# ptxas takes 80 registers so that three blocks fit a multiprocessor, and pays with six on the stack.
+# ptxas takes 80 registers so that three blocks fit a multiprocessor, and pays with six on the stack; or 128
+# for two, with ten.
 STACK = {
     ("sm_120", "per_block_dequant_fp8-f32-e8m0"): 24,
+    ("sm_90", "mla_prefill_backward-bf16-dq"): 40,
+    ("sm_100", "mla_prefill_backward-bf16-dq"): 40,
 }
 # What a kernel keeps for after its walk over K, or over keys, may wait on the stack.
 WALKS = (*PRODUCTS, "mla_decode", "mla_prefill", "mla_prefill_backward", "mla_sparse")
