@@ -2,7 +2,6 @@
 // that torch does not run on, such as an emulated one; tests/cpu/test_neon.py builds it and compares.
 #include "bits.h"
 
-#include <memory>
 #include <string>
 #include <vector>
 
