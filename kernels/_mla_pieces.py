@@ -48,7 +48,7 @@ def _tiles_kernel(
 
 
 @triton.jit
-def is_schedule_of(schedule_ptr, stride, B, num_parts, rows, INVARIANT: tl.constexpr):
+def is_schedule_of(schedule_ptr, B, num_parts, rows, INVARIANT: tl.constexpr):
     """Whether the header says what the call says."""
     same = (tl.load(schedule_ptr) == B) & (tl.load(schedule_ptr + 1) == num_parts)
     return same & (tl.load(schedule_ptr + 2) == rows) & (tl.load(schedule_ptr + 3) == (1 if INVARIANT else 0))
@@ -79,7 +79,7 @@ def _merge_kernel(
         out_row = tl.load(tiles_ptr + request * 4 + 3).to(tl.int64) * H + first_row + row
     else:
         is_fresh = tl.load(entry + 1) == tl.load(seqlens_ptr + request)
-        is_fresh &= is_schedule_of(schedule_ptr, stride_schedule, B, num_parts, rows, INVARIANT)
+        is_fresh &= is_schedule_of(schedule_ptr, B, num_parts, rows, INVARIANT)
         is_row = row < rows
         out_row = request.to(tl.int64) * rows + row
     if (end - first == 1) & is_fresh:

@@ -18,8 +18,9 @@ from moela.reference.mla_schedule import BLOCK, PIECE_BLOCKS
 from torch import Tensor
 
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-PIECE_KEYS = PIECE_BLOCKS * BLOCK
-MERGE_ROWS = 4  # of one program
+PIECE_KEYS = PIECE_BLOCKS * BLOCK  # with batch_invariant
+WHOLE = 1 << 30  # keys of a piece that only the end of a part ends
+MERGE_ROWS = 2  # of one program
 INTERPRETED_PARTS = 3
 
 
@@ -29,27 +30,34 @@ class Plan:
     BLOCK_N: int  # keys of one step
     num_warps: int
     num_stages: int
-    programs: int  # of one multiprocessor
 
 
-def plan(H: int, dot_dtype: torch.dtype, target: _fp8.Target) -> Plan:
-    """Rows depend on H only, so that a request's bits depend neither on its batch nor on its neighbours.
+def plan(H: int, dot_dtype: torch.dtype, is_grouped: bool, target: _fp8.Target) -> Plan:
+    """Rows depend on H only: a request's bits depend neither on its batch nor on how many tokens it has.
 
-    The sums of 16 rows of 512 columns are 32 registers of 256 threads; a tile of keys has 32 KB. Products of
-    float32 keep both operands in registers, which takes twice the threads. Of one stage and two the one is
-    chosen that spills nothing (tests/sass).
+    The sums of 32 rows of 512 columns are 64 registers of 256 threads. Products of float32 keep both operands
+    in registers, which takes twice the threads on NVIDIA, and codes in groups leave room for half as much. Of
+    the tiles, warps and stages those are chosen that spill nothing (tests/sass).
     """
+    is_nvidia = target.lanes == 32
     if dot_dtype == torch.float32:
-        stages = 1 if target.lanes == 32 else 2
-        return Plan(BLOCK_M=16, BLOCK_N=16, num_warps=512 // target.lanes, num_stages=stages, programs=1)
-    return Plan(BLOCK_M=16, BLOCK_N=32, num_warps=8, num_stages=1, programs=2)
+        return Plan(16, 16, num_warps=16 if is_nvidia else 4, num_stages=1 if is_nvidia else 2)
+    if is_grouped:
+        return Plan(16, 16, num_warps=8, num_stages=1)
+    rows, keys = (16, 32) if H <= 16 else (32, 16)
+    return Plan(rows, keys, num_warps=8, num_stages=2 if is_nvidia else 1)
 
 
 def num_parts_for(rows: int, p: Plan, target: _fp8.Target) -> int:
-    """Parts of the schedule that launch() makes: the programs that a GPU runs at once, by tiles of rows."""
+    """Parts of the schedule that launch() makes: with all tiles of rows as many programs as run at once."""
     if target.interpreted:
         return INTERPRETED_PARTS
-    return max(target.multiprocessors * p.programs // triton.cdiv(rows, p.BLOCK_M), 1)
+    return max(target.multiprocessors // triton.cdiv(rows, p.BLOCK_M), 1)
+
+
+def _alignment(cache: Tensor) -> int:
+    """What the addresses of rows are multiples of: 4, or 1."""
+    return 1 if any(n % 4 for n in (cache.data_ptr(), *cache.stride()[:2])) else 4
 
 
 @triton.jit
@@ -72,20 +80,23 @@ def _row_ptrs(
 
 @triton.jit
 def _load_values(
-    row_ptrs, live, latent, L: tl.constexpr, IS_BYTES: tl.constexpr, GROUPS: tl.constexpr, DOT: tl.constexpr
-):
-    """(values of DOT, what multiplies them): [GROUPS, keys, 128] and [GROUPS, 1, keys], or [keys, BLOCK_L]."""
+    row_ptrs, live, latent,
+    L: tl.constexpr, BYTES: tl.constexpr, GROUPS: tl.constexpr, DOT: tl.constexpr,
+):  # fmt: skip
+    """Values of DOT, and what multiplies them: [GROUPS, keys, 128] and [GROUPS, 1, keys]; or [keys, BLOCK_L]
+    and 1."""
     if GROUPS:
-        return _load_codes(row_ptrs, live, L, GROUPS)
+        values, sf = _load_codes(row_ptrs, live, L, GROUPS, BYTES)
     else:
-        return _load_latent(row_ptrs, live, latent, L, IS_BYTES, DOT), 1.0
+        values, sf = _load_latent(row_ptrs, live, latent, L, BYTES, DOT), 1.0
+    return values, sf
 
 
 @triton.jit
 def _attend_piece(
     q_ptrs, is_row, limit, least, cache_ptr, pages_ptr, request, first, end,
     page_size, sm_scale, stride_page, stride_slot,
-    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, IS_BYTES: tl.constexpr, HAS_TAIL: tl.constexpr,
+    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, BYTES: tl.constexpr, HAS_TAIL: tl.constexpr,
     GROUPS: tl.constexpr, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -118,14 +129,14 @@ def _attend_piece(
         row_ptrs = _row_ptrs(
             cache_ptr, pages_ptr, request, key, live, page_size, stride_page, stride_slot, IS_PAGED
         )
-        values, sf = _load_values(row_ptrs, live, latent, L, IS_BYTES, GROUPS, DOT)
+        values, sf = _load_values(row_ptrs, live, latent, L, BYTES, GROUPS, DOT)
         if GROUPS:
             of_groups = tl.zeros((GROUPS, BLOCK_M, BLOCK_N), tl.float32)
             scores = tl.sum(dot(q_c, values.permute(0, 2, 1), of_groups, INTERPRETED) * sf, 0)
         else:
             scores = dot(q_c, values.T, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), INTERPRETED)
         if R > 0:
-            k_pe = _load_rope(row_ptrs, live, rope, L, R, IS_BYTES, DOT)
+            k_pe = _load_rope(row_ptrs, live, rope, L, R, BYTES, DOT)
             scores = dot(q_pe, k_pe.T, scores, INTERPRETED)
         seen = live[None, :]
         if HAS_TAIL:
@@ -154,7 +165,7 @@ def _attend_piece(
             row_ptrs = _row_ptrs(
                 cache_ptr, pages_ptr, request, key, live, page_size, stride_page, stride_slot, IS_PAGED
             )
-            value, sf_of_it = _load_values(row_ptrs, live, latent, L, IS_BYTES, GROUPS, DOT)
+            value, sf_of_it = _load_values(row_ptrs, live, latent, L, BYTES, GROUPS, DOT)
             kept = is_finite(value, INTERPRETED)
             if GROUPS:
                 kept = kept & is_finite(sf_of_it, INTERPRETED)
@@ -168,10 +179,10 @@ def _attend_piece(
 
 @triton.jit
 def _mla_decode_kernel(
-    q_ptr, cache_ptr, table_ptr, seqlens_ptr, schedule_ptr, tiles_ptr, out_ptr, lse_ptr, sums_ptr, sums_lse_ptr,
-    B, num_parts, rows, s_q, H, page_size, sm_scale,
+    q_ptr, cache_ptr, table_ptr, seqlens_ptr, schedule_ptr, tiles_ptr,
+    out_ptr, lse_ptr, sums_ptr, sums_lse_ptr, B, num_parts, rows, s_q, H, page_size, sm_scale,
     stride_qb, stride_qj, stride_qh, stride_page, stride_slot, stride_tb, stride_schedule,
-    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, IS_BYTES: tl.constexpr, CAUSAL: tl.constexpr,
+    L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, BYTES: tl.constexpr, CAUSAL: tl.constexpr,
     IS_RAGGED: tl.constexpr, INVARIANT: tl.constexpr, PIECE_KEYS: tl.constexpr, HAS_TAIL: tl.constexpr,
     GROUPS: tl.constexpr, DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_R: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -187,10 +198,10 @@ def _mla_decode_kernel(
     from_request, from_block = tl.load(boundary), tl.load(boundary + 1)
     piece = tl.load(boundary + 2)
     to_request, to_block = tl.load(boundary + stride_schedule), tl.load(boundary + stride_schedule + 1)
-    if not IS_RAGGED:
-        if not is_schedule_of(schedule_ptr, stride_schedule, B, num_parts, rows, INVARIANT):
-            return
-    for item in range(from_request, to_request + (to_block > 0).to(tl.int32)):
+    after = to_request + (to_block > 0).to(tl.int32)
+    if not IS_RAGGED:  # the caller's, perhaps of another call: nothing in it can be trusted then
+        after = tl.where(is_schedule_of(schedule_ptr, B, num_parts, rows, INVARIANT), after, from_request)
+    for item in range(from_request, after):
         entry = schedule_ptr + (num_parts + 2 + item) * stride_schedule
         is_whole = tl.load(entry + stride_schedule) - tl.load(entry) == 1
         length = tl.load(entry + 1)
@@ -218,16 +229,13 @@ def _mla_decode_kernel(
         end = tl.where(item == to_request, to_block * 64, length)
         end = tl.where(num_rows > 0, end, begin)
         pages_ptr = table_ptr + (wide + request) * stride_tb
-        for first in range(begin, tl.maximum(end, begin + 1), PIECE_KEYS if INVARIANT else 0x40000000):
-            until = (
-                tl.minimum(tl.minimum(end, largest), first + PIECE_KEYS)
-                if INVARIANT
-                else tl.minimum(end, largest)
-            )
+        for first in range(begin, tl.maximum(end, begin + 1), PIECE_KEYS):
+            until = tl.minimum(tl.minimum(end, largest), first + PIECE_KEYS)
             out, lse = _attend_piece(
                 q_ptrs, is_row, limit, least, cache_ptr, pages_ptr, request, first, until,
                 page_size, sm_scale, stride_page, stride_slot,
-                L, R, IS_PAGED, IS_BYTES, HAS_TAIL, GROUPS, DOT, BLOCK_M, BLOCK_N, BLOCK_L, BLOCK_R, INTERPRETED,
+                L, R, IS_PAGED, BYTES, HAS_TAIL, GROUPS, DOT, BLOCK_M, BLOCK_N, BLOCK_L, BLOCK_R,
+                INTERPRETED,
             )  # fmt: skip
             if GROUPS:
                 col = (tl.arange(0, GROUPS) * 128)[:, None, None] + tl.arange(0, 128)[None, None, :]
@@ -264,11 +272,12 @@ def launch(
     if lse.numel() == 0:
         return
     B, H, R = seqlens.size(0), q.size(-2), q.size(-1) - v_dim
-    is_ragged, is_bytes = cu_seqlens_q is not None, cache.dtype == torch.uint8
-    is_grouped = is_bytes and q.dtype == torch.bfloat16
+    is_paged, is_ragged = block_table is not None, cu_seqlens_q is not None
+    row_bytes = _alignment(cache) if cache.dtype == torch.uint8 else 0
+    is_grouped = row_bytes > 0 and q.dtype == torch.bfloat16
     dtype = q.dtype if is_grouped else dot_dtype(q.dtype, cache.dtype)
     target = _fp8.target_of(q.device)
-    p = plan(H, dtype, target)
+    p = plan(H, dtype, is_grouped, target)
     if is_ragged:
         s_q, rows, items = 0, p.BLOCK_M, B + q.size(0) * H // p.BLOCK_M
         tiles, lengths = seqlens.new_empty(items, 4), seqlens.new_empty(items)
@@ -278,27 +287,28 @@ def launch(
         )  # fmt: skip
         strides_q = (0, *q.stride()[:2])
     else:
-        s_q, items, tiles, lengths = q.size(1), B, seqlens, seqlens
-        rows, strides_q = s_q * H, q.stride()[:3]
+        s_q, rows, items = q.size(1), q.size(1) * H, B
+        tiles, lengths, strides_q = seqlens, seqlens, q.stride()[:3]
     if schedule is None:
         num_parts = num_parts_for(rows, p, target)
         schedule = seqlens.new_empty(num_parts + items + 3, 4)
         options = {"rows": rows, "num_parts": num_parts, "batch_invariant": batch_invariant}
         mla_schedule.launch(lengths, **options, out=(schedule,))
     num_parts = schedule.size(0) - items - 3
-    capacity = cache.size(1) * (1 if block_table is None else block_table.size(1))
+    capacity = cache.size(1) * (block_table.size(1) if is_paged else 1)
     pieces = items * max(triton.cdiv(capacity, PIECE_KEYS), 1) if batch_invariant else items + num_parts
     sums, sums_lse = lse.new_empty(pieces, rows, v_dim), lse.new_empty(pieces, rows)
-    table = seqlens if block_table is None else block_table
+    table = block_table if is_paged else seqlens
     BLOCK_L = max(triton.next_power_of_2(v_dim), 16)
     _mla_decode_kernel[(triton.cdiv(rows, p.BLOCK_M), num_parts)](
         q, cache, table, seqlens, schedule, tiles, result, lse, sums, sums_lse,
         items, num_parts, rows, s_q, H, max(cache.size(1), 1), sm_scale,
         *strides_q, *cache.stride()[:2], table.stride(0), schedule.stride(0),
-        L=v_dim, R=R, IS_PAGED=block_table is not None, IS_BYTES=is_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
-        INVARIANT=batch_invariant, PIECE_KEYS=PIECE_KEYS, HAS_TAIL=causal and (is_ragged or s_q > 1),
-        GROUPS=BLOCK_L // 128 if is_grouped else 0, DOT=_TRITON[dtype], BLOCK_M=p.BLOCK_M, BLOCK_N=p.BLOCK_N,
-        BLOCK_L=BLOCK_L, BLOCK_R=max(triton.next_power_of_2(R), 16), INTERPRETED=target.interpreted,
+        L=v_dim, R=R, IS_PAGED=is_paged, BYTES=row_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
+        INVARIANT=batch_invariant, PIECE_KEYS=PIECE_KEYS if batch_invariant else WHOLE,
+        HAS_TAIL=causal and (is_ragged or s_q > 1), GROUPS=BLOCK_L // 128 if is_grouped else 0,
+        DOT=_TRITON[dtype], BLOCK_M=p.BLOCK_M, BLOCK_N=p.BLOCK_N, BLOCK_L=BLOCK_L,
+        BLOCK_R=max(triton.next_power_of_2(R), 16), INTERPRETED=target.interpreted,
         num_warps=p.num_warps, num_stages=p.num_stages,
     )  # fmt: skip
     _merge_kernel[(items, triton.cdiv(rows, MERGE_ROWS))](

@@ -84,7 +84,7 @@ REFUSED = {
         ["bench", "all", "--tokens", "1,x"],
         "--tokens: expected a number from 1 to",
     ),
-    "no tokens": (["bench", "all", "--tokens", "0"], "--tokens: expected a number from 1 to 8192, got '0'"),
+    "no tokens": (["bench", "all", "--tokens", "0"], "--tokens: expected a number from 1 to 131072, got '0'"),
     "tokens without end": (["bench", "all", "--tokens", "9" * 5000], "--tokens: expected a number from 1 to"),
     "threads": (["bench", "all", "--threads", "-1"], "--threads: expected a number from 1 to"),
     "rounds": (["bench", "all", "--rounds", "1.5"], "--rounds: expected a number from 1 to 10000, got '1.5'"),

@@ -1,6 +1,7 @@
 """What the ops of latent attention refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,16 @@ from bad_call import (
 )
 
 GOOD: dict[str, Args] = {
-    "mla_decode": {"B": 2, "H": 3, "S": 10, "L": 128, "R": 8, "page_size": 5, "hostile": False},
+    "mla_decode": {
+        "B": 2,
+        "H": 3,
+        "S": 10,
+        "L": 128,
+        "R": 8,
+        "page_size": 5,
+        "hostile": False,
+        "num_parts": 4,
+    },
     "mla_schedule": {"B": 3, "S": 100, "num_parts": 4},
     "mla_sparse": {
         "T": 2,
@@ -47,6 +57,28 @@ def slots(*values: int) -> Callable[[Args], Args]:
 def of_bytes(row_bytes: int, **others: Any) -> Callable[[Args], Args]:
     """The cache as one of bytes."""
     return put(cache=lambda t: torch.empty(*t.shape[:2], row_bytes, dtype=BYTES, device=t.device), **others)
+
+
+SCHEDULED = "(B, num_parts, rows, batch_invariant)"
+
+
+def without_queries(args: Args) -> Args:
+    """A ragged batch of one token a request."""
+    bounds = torch.tensor([0, 1, 2], dtype=torch.int32, device=args["q"].device)
+    return args | {"q": args["q"].flatten(0, 1), "cu_seqlens_q": bounds}
+
+
+def ragged(*bad: Bad) -> list[Bad]:
+    """The same of a ragged batch, without a schedule."""
+    return [replace(b, spoil=lambda args, b=b: b.spoil(as_ragged(args))) for b in bad]
+
+
+def as_ragged(args: Args) -> Args:
+    return (
+        without_queries(args)
+        | {"schedule": None}
+        | {name: args[name].flatten(0, 1) for name in ("out", "lse") if name in args}
+    )
 
 
 BAD: dict[str, list[Bad]] = {
@@ -142,6 +174,98 @@ BAD: dict[str, list[Bad]] = {
             "a page is none",
             put(block_table=lambda t: t.new_tensor([[0, 5], [1, 2]])),
             "block_table: expected pages within [0, 4], got 5 at request 0, block 1",
+        ),
+        Bad("schedule is 1-D", put(schedule=lambda t: t[0]), "schedule: expected a 2-D tensor, got 1-D"),
+        Bad("schedule is int64", put(schedule=as_dtype(torch.int64)), "schedule: expected int32, got int64"),
+        Bad(
+            "schedule is narrow",
+            put(schedule=lambda t: t[:, :3]),
+            "schedule: expected shape [2 + num_parts + 3, 4], got [9, 3]",
+        ),
+        Bad(
+            "schedule has no parts",
+            put(schedule=lambda t: t[:5]),
+            "schedule: expected shape [2 + num_parts + 3, 4], got [5, 4]",
+        ),
+        Bad("schedule is transposed", put(schedule=col_major), "schedule: " + LAST_DIM.format(9)),
+        Bad(
+            "schedule is for one request more",
+            put(schedule=lambda t: torch.cat([t, t[-1:]])),
+            f"schedule: expected one made for {SCHEDULED} = [2, 5, 3, 0], got [2, 4, 3, 0]",
+        ),
+        Bad(
+            "schedule is for other rows",
+            put(q=lambda t: t[:, :, :2]),
+            f"schedule: expected one made for {SCHEDULED} = [2, 4, 2, 0], got [2, 4, 3, 0]",
+        ),
+        Bad(
+            "schedule is not batch invariant",
+            put(batch_invariant=True),
+            f"schedule: expected one made for {SCHEDULED} = [2, 4, 3, 1], got [2, 4, 3, 0]",
+        ),
+        Bad(
+            "schedule is stale",
+            put(seqlens=lambda t: t - t.new_tensor([0, 1])),
+            "schedule: expected one made for these seqlens, got one of 10 tokens, not 9, at request 1",
+        ),
+        Bad(
+            "schedule of a ragged batch",
+            without_queries,
+            "schedule: expected None because cu_seqlens_q is a tensor, got a tensor",
+        ),
+        *ragged(
+            Bad("q is 4-D", put(q=lambda t: t[None]), "q: expected a 3-D tensor, got 4-D"),
+            Bad(
+                "cu_seqlens_q is 2-D",
+                put(cu_seqlens_q=lambda t: t[None]),
+                "cu_seqlens_q: expected a 1-D tensor, got 2-D",
+            ),
+            Bad(
+                "cu_seqlens_q is empty",
+                put(cu_seqlens_q=lambda t: t[:0]),
+                "cu_seqlens_q: expected at least 1 element, got 0",
+            ),
+            Bad(
+                "cu_seqlens_q is int64",
+                put(cu_seqlens_q=as_dtype(torch.int64)),
+                "cu_seqlens_q: expected int32, got int64",
+            ),
+            Bad(
+                "cu_seqlens_q is strided",
+                put(cu_seqlens_q=lambda t: t.repeat_interleave(2)[::2]),
+                "cu_seqlens_q: " + LAST_DIM.format(2),
+            ),
+            Bad(
+                "cu_seqlens_q begins late",
+                put(cu_seqlens_q=lambda t: t.new_tensor([1, 1, 2])),
+                "cu_seqlens_q: expected a non-decreasing sequence from 0 to 2, got 1 at the start",
+            ),
+            Bad(
+                "cu_seqlens_q decreases",
+                put(cu_seqlens_q=lambda t: t.new_tensor([0, 3, 2])),
+                "cu_seqlens_q: expected a non-decreasing sequence from 0 to 2, got 3 before 2 at request 1",
+            ),
+            Bad(
+                "cu_seqlens_q ends early",
+                put(cu_seqlens_q=lambda t: t.new_tensor([0, 1, 1])),
+                "cu_seqlens_q: expected a non-decreasing sequence from 0 to 2, got 1 at the end",
+            ),
+            Bad(
+                "cu_seqlens_q is of more requests",
+                put(cu_seqlens_q=lambda t: t.new_tensor([0, 1, 2, 2])),
+                "block_table: expected B=3 (that of cu_seqlens_q), got B=2",
+            ),
+            Bad(
+                "dense for other ragged requests",
+                put(block_table=None),
+                "cache: expected B=2 (that of cu_seqlens_q), got B=5",
+            ),
+            Bad(
+                "out of a ragged batch has queries",
+                put(out=lambda t: t[:, None]),
+                "out: expected shape [2, 3, 128], got [2, 1, 3, 128]",
+                True,
+            ),
         ),
         Bad("out is float32", put(out=as_dtype(torch.float32)), "out: expected bfloat16, got float32", True),
         Bad(

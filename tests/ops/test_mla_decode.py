@@ -6,11 +6,15 @@ import moela
 import pytest
 import torch
 from moela import testing
+from moela.ops import SPECS
 from moela.ops._mla_bound import decode_bound
 from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
 SMALL = {"L": 32, "R": 8, "x_dtype": torch.float32}
+BF16 = {"L": 32, "R": 8}
+BYTES = {"L": 128, "R": 8, "cache_dtype": torch.uint8}
+PAIR = "triton-cuda" if torch.cuda.is_available() else "triton-cpu"
 
 
 def dense(run: Any, q: Tensor, rows: Tensor, seqlens: list[int], **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -76,16 +80,34 @@ def test_a_query_without_keys_is_zero_and_minus_infinity(run):
     assert out[1, 2].any()
 
 
-def test_a_key_that_a_query_does_not_see_may_be_nan(run):
+@pytest.mark.parametrize("dims", [SMALL, BF16, BYTES], ids=["f32", "bf16", "bytes"])
+def test_a_key_that_a_query_does_not_see_may_be_nan(run, dims):
     """It is a later query's own: infinite weights of it would be NaN, and 0 * NaN too."""
-    x = run.inputs(B=1, H=2, S=9, s_q=2, page_size=None, **SMALL, hostile=False)
+    x = run.inputs(B=1, H=2, S=9, s_q=3, page_size=None, **dims, hostile=False)
     expected = run(x)
-    x["cache"][0, 8] = NAN
+    for name, row in {"the last": 8, "the one before": 7}.items():
+        spoiled = x["cache"].clone()
+        spoiled.view(torch.uint8)[0, row] = 0xFF  # NaN of every type
+        out, lse = run(x | {"cache": spoiled})
+        sees_it = 2 if row == 8 else 1
+        assert testing.same_bits(out[:, :sees_it], expected[0][:, :sees_it]), name
+        assert testing.same_bits(lse[:, :sees_it], expected[1][:, :sees_it]), name
+        assert out[:, sees_it:].isnan().all(), name
+        assert lse[:, sees_it:].isnan().all(), name
+
+
+@pytest.mark.parametrize("dims", [SMALL, BF16], ids=["f32", "bf16"])
+def test_an_infinite_value_of_a_score_of_minus_infinity_spoils_its_column(run, dims):
+    """0 * Inf is NaN, for the query that sees it."""
+    x = run.inputs(B=1, H=2, S=9, s_q=2, page_size=None, **dims, hostile=False)
+    x["q"][..., 5] = -1
+    x["cache"][0, 8, 5] = INF
     out, lse = run(x)
-    assert testing.same_bits(out[:, :1], expected[0][:, :1])
-    assert testing.same_bits(lse[:, :1], expected[1][:, :1])
-    assert out[:, 1].isnan().all()
-    assert lse[:, 1].isnan().all()
+    assert out[:, 0].isfinite().all()
+    assert lse.isfinite().all()
+    spoiled = torch.zeros(2, 32, dtype=torch.bool, device=run.device)
+    spoiled[:, 5] = True
+    assert torch.equal(~out[0, 1].isfinite(), spoiled)
 
 
 def test_huge_scores_choose_one_key(run):
@@ -109,13 +131,109 @@ def test_q_and_cache_may_have_any_strides(run):
 
 
 def test_a_request_does_not_depend_on_its_batch(run):
-    """Bitwise, in any order and alone."""
-    x = run.inputs(B=4, H=3, S=100 if run.is_slow else 2500, page_size=16, **SMALL)
+    """Bitwise, in any order and alone, for several pieces of keys."""
+    x = run.inputs(B=4, H=3, S=2500, page_size=16, **SMALL, batch_invariant=True)
     full = run(x)
     for order in ([3, 1, 0, 2], [2], [1, 1]):
         part = run(x | {n: x[n][order] for n in ("q", "block_table", "seqlens")})
         for got, expected in zip(part, full, strict=True):
             assert testing.same_bits(got, expected[order])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dims", [SMALL, BF16, BYTES], ids=["f32", "bf16", "bytes"])
+def test_a_ragged_batch_is_its_requests_one_by_one(run, dims, causal):
+    """Bitwise, requests without new tokens and without keys among them."""
+    counts, lengths = [9, 0, 1, 7, 2], [100, 30, 64, 3, 0]
+    x = run.inputs(B=5, H=3, S=100, s_q=9, page_size=16, **dims, causal=causal, hostile=False)
+    x["batch_invariant"] = True
+    x["seqlens"] = torch.tensor(lengths, dtype=torch.int32, device=run.device)
+    tokens = torch.cat([x["q"][b, :n] for b, n in enumerate(counts)])
+    bounds = torch.tensor([0, *counts], device=run.device).cumsum(0).int()
+    out, lse = run(x | {"q": tokens, "cu_seqlens_q": bounds})
+    for b, n in enumerate(counts):
+        if n == 0:
+            continue
+        mine = {name: x[name][b : b + 1] for name in ("block_table", "seqlens")}
+        alone = run(x | mine | {"q": tokens[None, bounds[b] : bounds[b + 1]]})
+        assert testing.same_bits(alone[0][0], out[bounds[b] : bounds[b + 1]])
+        assert testing.same_bits(alone[1][0], lse[bounds[b] : bounds[b + 1]])
+
+
+def test_a_ragged_batch_may_have_no_tokens(run):
+    x = run.inputs(B=2, H=3, S=20, **SMALL)
+    bounds = torch.zeros(3, dtype=torch.int32, device=run.device)
+    out, lse = run(x | {"q": x["q"][:0, 0], "cu_seqlens_q": bounds})
+    assert (out.shape, lse.shape) == ((0, 3, 32), (0, 3))
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 7, 40])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_a_split_changes_no_more_than_the_bound_allows(run, num_parts, invariant):
+    """Three queries, of which the first ends before the last piece does."""
+    dims = {"B": 2, "H": 2, "S": 2100 if invariant else 700, "s_q": 3, **SMALL}
+    x = run.inputs(**dims, num_parts=num_parts, batch_invariant=invariant)
+    for got, (exact, error) in zip(run(x), run.spec.bound(x, run.accum(x)), strict=True):
+        testing.assert_within(got, exact, error)
+
+
+def test_a_schedule_that_is_given_has_the_bits_of_one_that_is_not(run):
+    """Where it is the one that the op makes; on the CPU for any."""
+    num_parts = 5
+    if run.backend == "triton":
+        from moela.kernels import _fp8, mla_decode
+
+        target = _fp8.target_of(torch.device(run.device))
+        num_parts = mla_decode.num_parts_for(4, mla_decode.plan(2, torch.float32, False, target), target)
+    x = run.inputs(B=3, H=2, S=700, s_q=2, **SMALL, num_parts=num_parts)
+    for got, expected in zip(run(x), run(x | {"schedule": None}), strict=True):
+        assert testing.same_bits(got, expected)
+
+
+def test_a_stale_schedule_makes_its_requests_nan(make_runner):
+    """Where nobody looks at lengths, as on a GPU; here the kernel is called without the op's checks."""
+    run = make_runner("mla_decode", PAIR)
+    from moela.kernels.mla_decode import launch
+
+    x = run.inputs(B=3, H=2, S=700, **SMALL, num_parts=4, hostile=False)
+    expected = run(x)
+    x["schedule"][4 + 2 + 1, 1] -= 1  # what it says of the second request
+    out, lse = run.spec.empty(**x)
+    launch(**x, out=(out, lse))
+    for got, want in zip((out, lse), expected, strict=True):
+        assert got[1].isnan().all()
+        assert testing.same_bits(got[::2], want[::2])
+    for column, value in enumerate([4, 5, 3, 1]):
+        other = x["schedule"].clone()
+        other[0, column] = value
+        launch(**x | {"schedule": other}, out=(out, lse))
+        assert out.isnan().all()
+        assert lse.isnan().all()
+
+
+def test_scheduled_once_for_many_layers_it_compiles_as_one_graph():
+    x = SPECS["mla_decode"].make_inputs(B=3, H=2, S=200, **SMALL)
+
+    def step(x: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        schedule = moela.mla_schedule(x["seqlens"], rows=2, num_parts=4)
+        return moela.mla_decode(**x | {"schedule": schedule})
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for got, expected in zip(compiled(x), step(x), strict=True):
+        assert testing.same_bits(got, expected)
+
+
+def test_offsets_into_a_cache_may_exceed_32_bits(run):
+    """The last pages of 4 GB that are not there, but for these."""
+    x = run.inputs(B=2, H=2, S=20, page_size=16, L=32, R=8, hostile=False)
+    small = x["cache"]
+    page = small[0].numel()
+    huge = torch.empty(2**31 // page + 1 + len(small), *small.shape[1:], dtype=small.dtype, device=run.device)
+    huge[-len(small) :] = small
+    moved = {"cache": huge, "block_table": x["block_table"] + (len(huge) - len(small))}
+    for got, expected in zip(run(x | moved), run(x), strict=True):
+        assert testing.same_bits(got, expected)
 
 
 def test_rows_of_bytes_are_what_they_decode_to(run):

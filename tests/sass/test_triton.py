@@ -64,10 +64,8 @@ PRODUCTS = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_
 BYTEWISE = ("-odd", "-K0")
 BYTEWISE_STACK = 256
 # ptxas takes 80 registers so that three blocks fit a multiprocessor, and pays with six on the stack.
-# So does the compiler of gfx942 with the 256 registers that 512 threads leave each.
 STACK = {
     ("sm_120", "per_block_dequant_fp8-f32-e8m0"): 24,
-    ("gfx942", "mla_decode-bf16-bytes"): 40,
 }
 # What a kernel keeps for after its walk over K, or over keys, may wait on the stack.
 WALKS = (*PRODUCTS, "mla_decode", "mla_sparse")

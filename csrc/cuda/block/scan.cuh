@@ -40,20 +40,22 @@ template <int kWarps>
 MOELA_DEVICE Sums block_sums(int64_t x, SmemAddr scratch) {
   static_assert(kWarps <= 32, "a lane has the sum of a warp");
   const int64_t up_to = warp_sum_up_to(x);
-  if (lane() == 31) sts(scratch + static_cast<uint32_t>(warp()) * 8, up_to);
+  const int this_warp = warp();  // a shuffle: not where lanes part
+  if (lane() == 31) sts(scratch + static_cast<uint32_t>(this_warp) * 8, up_to);
   sync_block();
   const int64_t warps =
       warp_sum_up_to(lane() < kWarps ? lds<int64_t>(scratch + static_cast<uint32_t>(lane()) * 8) : 0);
   sync_block();  // who reuses the scratch waits until all have read it
-  const int64_t lower = shfl64(warps, warp() > 0 ? warp() - 1 : 0);
-  return {(warp() > 0 ? lower : 0) + up_to - x, shfl64(warps, 31)};
+  const int64_t lower = shfl64(warps, this_warp > 0 ? this_warp - 1 : 0);
+  return {(this_warp > 0 ? lower : 0) + up_to - x, shfl64(warps, 31)};
 }
 
 template <int kWarps>
 MOELA_DEVICE int64_t block_min(int64_t x, SmemAddr scratch) {
   static_assert(kWarps <= 32, "a lane has the minimum of a warp");
   const int64_t of_warp = warp_min(x);
-  if (lane() == 0) sts(scratch + static_cast<uint32_t>(warp()) * 8, of_warp);
+  const int this_warp = warp();  // a shuffle: not where lanes part
+  if (lane() == 0) sts(scratch + static_cast<uint32_t>(this_warp) * 8, of_warp);
   sync_block();
   const int64_t least =
       warp_min(lds<int64_t>(scratch + static_cast<uint32_t>(lane() < kWarps ? lane() : 0) * 8));

@@ -73,7 +73,9 @@ struct MlaHalf {
     MOELA_UNROLL
     for (int i = 0; i < C::kHalf / 2; ++i) sums.set(i, 0.f);
   }
+  // A maximum that has not grown, as in most blocks but the first few, leaves a factor of 1.
   MOELA_DEVICE void rescale(const float (&factor)[2]) {
+    if (vote_ballot(factor[0] != 1.f || factor[1] != 1.f) == 0) return;
     MOELA_UNROLL
     for (int i = 0; i < C::kHalf / 2; ++i) sums.set(i, sums.get(i) * factor[i / 2 % 2]);
   }

@@ -9,9 +9,10 @@ namespace moela::cuda::sm90 {
 template <class C>
 MOELA_DEVICE void hand_over(const float (&factor)[2]) {
   MOELA_UNROLL
-  for (int r = 0; r < 2; ++r)
-    if (lane() % 4 == 0)
-      sts(smem_base() + C::kSmemFactor + static_cast<uint32_t>(MlaHalf<C, 0>::row(r)) * 4, factor[r]);
+  for (int r = 0; r < 2; ++r) {
+    const int row = MlaHalf<C, 0>::row(r);  // with a shuffle: not where lanes part
+    if (lane() % 4 == 0) sts(smem_base() + C::kSmemFactor + static_cast<uint32_t>(row) * 4, factor[r]);
+  }
   fence_proxy_async_shared();
   arrive_warp(p_full<C>());
 }

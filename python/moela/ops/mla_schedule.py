@@ -24,8 +24,8 @@ def mla_schedule(seqlens: Tensor, *, rows: int, num_parts: int, batch_invariant:
     Args:
         seqlens: [B] int32, contiguous: tokens of each request in the cache, not negative. B may be 0.
         rows: query rows of a request that share its keys: s_q * H, from 0 to 2^20.
-        num_parts: how many programs share the work, from 1 to 1024: the number of multiprocessors, divided by
-            how many work on the rows of one piece.
+        num_parts: how many parts there may be, from 1 to 1024: the number of multiprocessors, divided by how
+            many of them work on the rows of one piece (64 rows each in CUDA, 16 or 32 in Triton).
         batch_invariant: cut each request at every 2048th key and nowhere else, so that the result of a
             request does not depend on its batch.
 
