@@ -227,7 +227,7 @@ FAULTS = {
         "race: a shared store",
     ),
     "weights are published to the tensor core": (
-        "mla_decode_sm90",
+        "mla_hand_over",
         "  fence_proxy_async_shared();\n",
         "proxy: wgmma",
     ),

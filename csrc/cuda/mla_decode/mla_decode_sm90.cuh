@@ -9,7 +9,7 @@
 // the type of q; the sum of the weights is that of the unrounded ones.
 #pragma once
 
-#include "cuda/mla_decode/mla_attend.cuh"
+#include "cuda/mla_decode/mla_hand_over.cuh"
 #include "cuda/mla_decode/mla_load.cuh"
 
 namespace moela::cuda::sm90 {

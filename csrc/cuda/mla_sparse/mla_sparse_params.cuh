@@ -10,8 +10,8 @@ template <int kD_, int kV_, MlaFloat kFloat_, bool kHasBytes_>
 struct MlaSparseConfig : MlaConfig<kD_, kV_, kFloat_> {
   using Dense = MlaConfig<kD_, kV_, kFloat_>;
   static constexpr bool kHasBytes = kHasBytes_;
-  // Of the threads' registers: 128 x (192 + 168 + 144) = 64512 of 65536.
-  static constexpr int kLeftRegisters = 192, kRightRegisters = 168, kLoadRegisters = 144;
+  // Of the threads' registers: 128 x (192 + 160 + 152) = 64512 of 65536.
+  static constexpr int kLeftRegisters = 192, kRightRegisters = 160, kLoadRegisters = 152;
 
   // After mla_decode's shared memory smem_named [kStages] uint64: bit i: entry i of the block names a slot.
   static constexpr uint32_t kSmemNamed = Dense::kSmemBytes,

@@ -9,6 +9,7 @@
 // become bfloat16 with one rounding of their float32 values.
 #pragma once
 
+#include "cuda/mla_decode/mla_hand_over.cuh"
 #include "cuda/mla_decode/mla_merge_sm90.cuh"
 #include "cuda/mla_sparse/mla_gather.cuh"
 

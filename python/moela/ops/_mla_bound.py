@@ -87,12 +87,12 @@ def decode_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | No
     """[(exact out, allowed error), (exact lse, allowed error)] of ``mla_decode``."""
     q, v_dim, sm_scale = inputs["q"], inputs["v_dim"], inputs["sm_scale"]
     names = ("q", "cache", "block_table", "seqlens", "v_dim", "causal", "cu_seqlens_q")
-    # Weights times scale factors meet codes of at most 448.
-    of_codes = 2.0**-125 if inputs["cache"].dtype == torch.uint8 else 0.0
     rows = []
     for at, keys, is_seen in queries(*(inputs[name] for name in names)):
         a = attended(q[at], keys, is_seen, sm_scale, v_dim, accum, p_dtype)
-        rows.append((a.out, a.error + of_codes * len(keys), a.lse, a.error_lse))
+        # Weights times scale factors meet codes of at most 448.
+        of_codes = len(keys) * 2.0**-125 if inputs["cache"].dtype == torch.uint8 else 0.0
+        rows.append((a.out, a.error + of_codes, a.lse, a.error_lse))
     return _joined(rows, q, v_dim)
 
 
