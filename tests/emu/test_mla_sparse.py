@@ -49,8 +49,8 @@ def test_is_within_the_bound_of_the_op(tmp_path):
         testing.assert_within(got, exact, error)
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_sms", [1, 5, 100])
+@pytest.mark.parametrize("pieces", [1, 3, 4])
+@pytest.mark.parametrize("num_sms", [1, 100])
 def test_any_number_of_pieces_and_blocks(tmp_path, pieces, num_sms):
     x = make_inputs(**ALL, cache_dtype=BYTES, seed=pieces)
     check(Run(tmp_path, pieces=pieces, num_sms=num_sms, schedule=str(num_sms)), x)
@@ -63,7 +63,7 @@ def test_pages_of_any_size_give_the_bits_of_a_cache_without_pages(tmp_path, page
     assert_same_bits(run(x), run(x | {"cache": x["cache"].flatten(0, 1)[None]}))
 
 
-@pytest.mark.parametrize("H", [1, 2, 16, 63, 64, 65, 128])
+@pytest.mark.parametrize("H", [1, 16, 64, 65, 128])
 def test_any_number_of_heads(tmp_path, H):
     check(Run(tmp_path), make_inputs(T=2, H=H, topk=70, S=90, has_sink=True, cache_dtype=BYTES))
 
