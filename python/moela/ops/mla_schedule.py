@@ -117,7 +117,7 @@ register(
             {"B": 128, "hostile": False},
             {"B": 128, "num_parts": 66, "rows": 256},
             {"B": 33, "S": 9000, "num_parts": 20, "batch_invariant": True},
-            {"B": 2000, "S": 700, "num_parts": 304},
+            {"B": 200, "S": 700, "num_parts": 304},
             {"B": 3, "S": 2**31 - 1, "num_parts": 1024, "rows": 2**20},
         ),
         flops=lambda B, **_: 0,
