@@ -65,6 +65,7 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
       .batch_invariant = batch_invariant,
       .out = out.mutable_data_ptr(),
       .lse = static_cast<float*>(lse.mutable_data_ptr()),
+      .pieces = plan::mla_decode_sm90_pieces(problem, plan.num_parts, batch_invariant),
       .piece_out = nullptr,
       .piece_lse = nullptr,
   };
@@ -83,7 +84,7 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
                                             .schedule = static_cast<int32_t*>(schedule->mutable_data_ptr())},
                                            stream));
   }
-  const int64_t piece_rows = plan::mla_decode_sm90_pieces(problem, plan.num_parts, batch_invariant) * rows;
+  const int64_t piece_rows = args.pieces * rows;
   const Tensor pieces = empty_cuda(piece_rows * (v_dim + 1), ScalarType::Float, device);
   args.piece_out = static_cast<float*>(pieces.mutable_data_ptr());
   args.piece_lse = args.piece_out + piece_rows * v_dim;
