@@ -48,27 +48,30 @@ def _tiles_kernel(
 
 
 @triton.jit
-def is_schedule_of(schedule_ptr, B, num_parts, rows, INVARIANT: tl.constexpr):
-    """Whether the header says what the call says."""
+def is_schedule_of(schedule_ptr, B, num_parts, rows, num_sums, stride_schedule, INVARIANT: tl.constexpr):
+    """Whether the header says what the call says, and there are sums for all pieces: one made for requests
+    longer than these can be may have more."""
     same = (tl.load(schedule_ptr) == B) & (tl.load(schedule_ptr + 1) == num_parts)
-    return same & (tl.load(schedule_ptr + 2) == rows) & (tl.load(schedule_ptr + 3) == (1 if INVARIANT else 0))
+    same &= (tl.load(schedule_ptr + 2) == rows) & (tl.load(schedule_ptr + 3) == (1 if INVARIANT else 0))
+    return same & (tl.load(schedule_ptr + (num_parts + 2 + B) * stride_schedule) <= num_sums)
 
 
 @triton.jit
 def _merge_kernel(
     sums_ptr, sums_lse_ptr, schedule_ptr, seqlens_ptr, tiles_ptr, out_ptr, lse_ptr,
-    B, num_parts, rows, H, stride_schedule,
+    B, num_parts, rows, H, num_sums, stride_schedule,
     L: tl.constexpr, IS_RAGGED: tl.constexpr, INVARIANT: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_L: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One program merges the pieces of BLOCK_ROWS rows of a request, in order.
 
-    Grid: (B, cdiv(rows, BLOCK_ROWS)), B of tiles if IS_RAGGED. A request of one piece is complete already;
-    one whose length is not the schedule's is NaN. A piece without keys has an lse of -Inf and weighs nothing,
-    so that a row with keys in one piece only is as that piece left it.
+    Grid: (B * cdiv(rows, BLOCK_ROWS),), B of tiles if IS_RAGGED; either factor may exceed 65535. A request of
+    one piece is complete already; one whose length is not the schedule's is NaN. A piece without keys has an
+    lse of -Inf and weighs nothing, so that a row with keys in one piece only is as that piece left it.
     """
-    request = tl.program_id(0)
-    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    programs = tl.cdiv(rows, BLOCK_ROWS)  # of a request
+    request = tl.program_id(0) // programs
+    row = tl.program_id(0) % programs * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     col = tl.arange(0, BLOCK_L)[None, :]
     entry = schedule_ptr + (num_parts + 2 + request) * stride_schedule
     first, end = tl.load(entry), tl.load(entry + stride_schedule)
@@ -79,7 +82,7 @@ def _merge_kernel(
         out_row = tl.load(tiles_ptr + request * 4 + 3).to(tl.int64) * H + first_row + row
     else:
         is_fresh = tl.load(entry + 1) == tl.load(seqlens_ptr + request)
-        is_fresh &= is_schedule_of(schedule_ptr, B, num_parts, rows, INVARIANT)
+        is_fresh &= is_schedule_of(schedule_ptr, B, num_parts, rows, num_sums, stride_schedule, INVARIANT)
         is_row = row < rows
         out_row = request.to(tl.int64) * rows + row
     if (end - first == 1) & is_fresh:

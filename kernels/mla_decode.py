@@ -180,7 +180,7 @@ def _attend_piece(
 @triton.jit
 def _mla_decode_kernel(
     q_ptr, cache_ptr, table_ptr, seqlens_ptr, schedule_ptr, tiles_ptr,
-    out_ptr, lse_ptr, sums_ptr, sums_lse_ptr, B, num_parts, rows, s_q, H, page_size, sm_scale,
+    out_ptr, lse_ptr, sums_ptr, sums_lse_ptr, B, num_parts, rows, num_sums, s_q, H, page_size, sm_scale,
     stride_qb, stride_qj, stride_qh, stride_page, stride_slot, stride_tb, stride_schedule,
     L: tl.constexpr, R: tl.constexpr, IS_PAGED: tl.constexpr, BYTES: tl.constexpr, CAUSAL: tl.constexpr,
     IS_RAGGED: tl.constexpr, INVARIANT: tl.constexpr, PIECE_KEYS: tl.constexpr, HAS_TAIL: tl.constexpr,
@@ -200,7 +200,8 @@ def _mla_decode_kernel(
     to_request, to_block = tl.load(boundary + stride_schedule), tl.load(boundary + stride_schedule + 1)
     after = to_request + (to_block > 0).to(tl.int32)
     if not IS_RAGGED:  # the caller's, perhaps of another call: nothing in it can be trusted then
-        after = tl.where(is_schedule_of(schedule_ptr, B, num_parts, rows, INVARIANT), after, from_request)
+        is_ours = is_schedule_of(schedule_ptr, B, num_parts, rows, num_sums, stride_schedule, INVARIANT)
+        after = tl.where(is_ours, after, from_request)
     for item in range(from_request, after):
         entry = schedule_ptr + (num_parts + 2 + item) * stride_schedule
         is_whole = tl.load(entry + stride_schedule) - tl.load(entry) == 1
@@ -302,7 +303,7 @@ def launch(
     BLOCK_L = max(triton.next_power_of_2(v_dim), 16)
     _mla_decode_kernel[(triton.cdiv(rows, p.BLOCK_M), num_parts)](
         q, cache, table, seqlens, schedule, tiles, result, lse, sums, sums_lse,
-        items, num_parts, rows, s_q, H, max(cache.size(1), 1), sm_scale,
+        items, num_parts, rows, pieces, s_q, H, max(cache.size(1), 1), sm_scale,
         *strides_q, *cache.stride()[:2], table.stride(0), schedule.stride(0),
         L=v_dim, R=R, IS_PAGED=is_paged, BYTES=row_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
         INVARIANT=batch_invariant, PIECE_KEYS=PIECE_KEYS if batch_invariant else WHOLE,
@@ -311,8 +312,9 @@ def launch(
         BLOCK_R=max(triton.next_power_of_2(R), 16), INTERPRETED=target.interpreted,
         num_warps=p.num_warps, num_stages=p.num_stages,
     )  # fmt: skip
-    _merge_kernel[(items, triton.cdiv(rows, MERGE_ROWS))](
-        sums, sums_lse, schedule, seqlens, tiles, result, lse, items, num_parts, rows, H, schedule.stride(0),
+    _merge_kernel[(items * triton.cdiv(rows, MERGE_ROWS),)](
+        sums, sums_lse, schedule, seqlens, tiles, result, lse, items, num_parts, rows, H, pieces,
+        schedule.stride(0),
         L=v_dim, IS_RAGGED=is_ragged, INVARIANT=batch_invariant, BLOCK_ROWS=MERGE_ROWS, BLOCK_L=BLOCK_L,
         INTERPRETED=target.interpreted, num_warps=4,
     )  # fmt: skip

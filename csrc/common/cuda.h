@@ -1,5 +1,5 @@
-// The current CUDA stream and the check after a launch, without linking libtorch_cuda: a CPU-only torch can
-// then load libmoela_cuda too (docs/adr/0002).
+// What launches need of torch and of the device, without linking libtorch_cuda: a CPU-only torch can then
+// load libmoela_cuda too (docs/adr/0002).
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,6 +8,8 @@
 
 #include <stdexcept>
 #include <string>
+
+#include "common/tensor.h"
 
 namespace moela {
 
@@ -26,6 +28,21 @@ inline cudaStream_t current_stream(int32_t device) {
 
 inline void check_launch(const char* op, cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
+}
+
+inline int num_multiprocessors(const char* op, int32_t device) {
+  int count = 0;
+  check_launch(op, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// Memory for one call. Whatever reuses it comes after the kernels of this stream.
+inline Tensor empty_cuda(int64_t count, ScalarType dtype, int32_t device) {
+  const int64_t stride = 1;
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &stride, shim_dtype(dtype),
+                                                  aoti_torch_device_type_cuda(), device, &handle));
+  return Tensor(handle);
 }
 
 }  // namespace moela

@@ -21,7 +21,7 @@ inline cuda::GemmFloat gemm_float(ScalarType dtype) {
 
 inline plan::GemmSm90Machine machine_of(const char* op, int32_t device) {
   plan::GemmSm90Machine m;
-  check_launch(op, cudaDeviceGetAttribute(&m.num_sms, cudaDevAttrMultiProcessorCount, device));
+  m.num_sms = num_multiprocessors(op, device);
   return m;
 }
 

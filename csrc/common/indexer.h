@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "common/expert_rows.h"
+#include "common/mla_batch.h"
 #include "cpu/indexer_cache.h"
 
 namespace moela {
@@ -28,13 +28,6 @@ inline cpu::IndexerCache indexer_cache_of(const Tensor& cache, const void* data)
       .page_size = cache.size(1),
       .page_bytes = cache.stride(0),
   };
-}
-
-inline void check_block_table(const char* op, const Tensor& block_table, const char* owner) {
-  check_dim(op, "block_table", block_table, 2);
-  check_dtype(op, "block_table", block_table.scalar_type(), {ScalarType::Int});
-  check_last_dim_contiguous(op, "block_table", block_table);
-  check_cpu(op, "block_table", block_table, owner);
 }
 
 // int32 values of rows in order: [...] of any strides, or none.

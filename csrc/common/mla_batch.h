@@ -2,6 +2,7 @@
 // pages, and a schedule.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,12 +16,20 @@ inline std::string at_request(const std::string& what, int64_t b) {
   return what + " at request " + std::to_string(b);
 }
 
-// `seqlens`: of B requests beside q, in the pages that block_table names, or in those of a dense cache.
+inline void check_block_table(const char* op, const Tensor& block_table, const char* owner) {
+  check_dim(op, "block_table", block_table, 2);
+  check_dtype(op, "block_table", block_table.scalar_type(), {ScalarType::Int});
+  check_last_dim_contiguous(op, "block_table", block_table);
+  check_cpu(op, "block_table", block_table, owner);
+}
+
+// `seqlens`: of B requests beside q, at most `most`, in the pages that block_table names, or in those of a
+// dense cache.
 inline void check_seqlens(const char* op, const Tensor& seqlens, int64_t B, const Tensor& cache,
-                          const std::optional<Tensor>& block_table) {
+                          const std::optional<Tensor>& block_table, int64_t most = INT64_MAX) {
   check_int32s(op, "seqlens", seqlens, B, "q");
   const int64_t page_size = cache.size(1);
-  const int64_t capacity = page_size * (block_table ? block_table->size(1) : 1);
+  const int64_t capacity = std::min(most, page_size * (block_table ? block_table->size(1) : 1));
   for (int64_t b = 0; b < B; ++b) {
     const int64_t tokens = int32s(seqlens)[b];
     if (tokens < 0 || tokens > capacity)

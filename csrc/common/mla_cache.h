@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "common/tensor.h"
+#include "common/slots.h"
 #include "cpu/mla_cache.h"
 
 namespace moela {
@@ -27,24 +27,6 @@ inline void check_mla_rows(const char* op, const Tensor& cache, int64_t latent, 
   check_last_dim_contiguous(op, "cache", cache);
 }
 
-// `slot_mapping` beside `owner`, which has T rows.
-inline void check_mla_slots(const char* op, const Tensor& slots, int64_t T, int64_t num_slots,
-                            const char* owner) {
-  const char* arg = "slot_mapping";
-  check_dtype(op, arg, slots.scalar_type(), {ScalarType::Int, ScalarType::Long});
-  check_shape(op, arg, slots, {T});
-  check_last_dim_contiguous(op, arg, slots);
-  check_cpu(op, arg, slots, owner);
-  for (int64_t t = 0; t < T; ++t) {
-    const int64_t slot = slots.scalar_type() == ScalarType::Long
-                             ? static_cast<const int64_t*>(slots.const_data_ptr())[t]
-                             : static_cast<const int32_t*>(slots.const_data_ptr())[t];
-    if (slot < -1 || slot >= num_slots)
-      fail(op, arg, "slots within [-1, " + std::to_string(num_slots - 1) + "]",
-           std::to_string(slot) + " at token " + std::to_string(t));
-  }
-}
-
 // Where the T rows of `owner` go to; `latent`: the argument that L is of.
 inline void check_mla_destination(const char* op, const char* latent, int64_t L, int64_t R,
                                   const Tensor& cache, const Tensor& slots, int64_t T, bool ue8m0,
@@ -57,11 +39,7 @@ inline void check_mla_destination(const char* op, const char* latent, int64_t L,
   check_cpu(op, "cache", cache, owner);
   if (!is_of_bytes(cache) && ue8m0)
     fail(op, "ue8m0", std::string("False because cache is ") + dtype_name(cache.scalar_type()), "True");
-  check_mla_slots(op, slots, T, cache.size(0) * cache.size(1), owner);
-}
-
-inline cpu::MlaSlots mla_slots_of(const Tensor& slots) {
-  return {.data = slots.const_data_ptr(), .are_64 = slots.scalar_type() == ScalarType::Long};
+  check_slots(op, slots, T, cache.size(0) * cache.size(1), owner);
 }
 
 inline cpu::MlaCache mla_cache_of(const Tensor& cache, int64_t latent, int64_t rope, void* data) {

@@ -63,15 +63,4 @@ inline std::vector<cpu::PrefillSequence> prefill_sequences(const Tensor& cu_seql
   return sequences;
 }
 
-// Of each thread, and kept for its later calls while they need no more.
-inline float* prefill_scratch(int64_t floats) {
-  static thread_local Scratch<float> scratch(0);
-  static thread_local int64_t size = 0;
-  if (size < floats) {
-    scratch = Scratch<float>(floats);
-    size = floats;
-  }
-  return scratch.get();
-}
-
 }  // namespace moela

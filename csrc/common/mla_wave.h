@@ -85,17 +85,6 @@ class MlaWave {
     floats_ += floats;
   }
 
-  // Kept for later calls: a quarter of a megabyte.
-  static float* scratch_of_thread(int64_t floats) {
-    static thread_local Scratch<float> scratch(0);
-    static thread_local int64_t size = 0;
-    if (size < floats) {
-      scratch = Scratch<float>(floats);
-      size = floats;
-    }
-    return scratch.get();
-  }
-
   const cpu::MlaProblem& problem_;
   std::vector<cpu::MlaQuery> queries_;
   int64_t floats_ = 0;

@@ -160,6 +160,17 @@ class Scratch {
   std::unique_ptr<T, decltype(&std::free)> data_;
 };
 
+// Of this thread, and kept for its later calls while they need no more: for up to some megabytes.
+inline float* scratch_of_thread(int64_t floats) {
+  static thread_local Scratch<float> scratch(0);
+  static thread_local int64_t size = 0;
+  if (size < floats) {
+    scratch = Scratch<float>(floats);
+    size = floats;
+  }
+  return scratch.get();
+}
+
 inline Scratch<float> allocate_floats(int64_t count) { return Scratch<float>(count); }
 
 // Runs f(begin, end) over [0, count) on torch's own threads. `cost` is the time of one item in nanoseconds,

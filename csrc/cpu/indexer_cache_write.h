@@ -5,6 +5,7 @@
 
 #include "cpu/dtype.h"
 #include "cpu/indexer_cache.h"
+#include "cpu/slots.h"
 
 namespace moela::cpu {
 
@@ -13,8 +14,7 @@ struct IndexerCacheWriteParams {
   Dtype dtype;
   int64_t ld;
   IndexerCache cache;
-  const void* slots;  // [T] int32 or int64
-  bool slots_are_64;
+  Slots slots;  // [T]
   bool ue8m0;
 };
 

@@ -31,8 +31,7 @@ void indexer_cache_write(const moela::cpu::IndexerCacheWriteParams& p, int64_t b
   [[maybe_unused]] const ExactSubnormals guard;
   const moela::cpu::IndexerCache& c = p.cache;
   for (int64_t token = begin; token < end; ++token) {
-    const int64_t slot = p.slots_are_64 ? static_cast<const int64_t*>(p.slots)[token]
-                                        : static_cast<const int32_t*>(p.slots)[token];
+    const int64_t slot = p.slots.of(token);
     if (slot < 0) continue;
     const int64_t page = slot / c.page_size, offset = slot % c.page_size;
     write_key(p, token, c.codes(page, offset), c.sf(page, offset));

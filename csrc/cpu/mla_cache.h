@@ -21,10 +21,4 @@ struct MlaCache {
   int64_t slot_bytes;  // from slot to slot of a page
 };
 
-// The slot of each token that is written; -1: none.
-struct MlaSlots {
-  const void* data;  // int32 or int64
-  bool are_64;
-};
-
 }  // namespace moela::cpu

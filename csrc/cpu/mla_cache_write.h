@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/mla_cache.h"
+#include "cpu/slots.h"
 
 namespace moela::cpu {
 
@@ -14,7 +15,7 @@ struct MlaCacheWriteParams {
   int64_t ld_c;
   int64_t ld_r;
   MlaCache cache;
-  MlaSlots slots;  // [T]
+  Slots slots;  // [T]
   bool ue8m0;
 };
 

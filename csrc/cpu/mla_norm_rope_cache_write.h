@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/mla_cache.h"
+#include "cpu/slots.h"
 
 namespace moela::cpu {
 
@@ -20,7 +21,7 @@ struct MlaNormRopeCacheWriteParams {
   int64_t ld_cos;
   int64_t ld_sin;
   MlaCache cache;
-  MlaSlots slots;  // [T]
+  Slots slots;  // [T]
   float eps;
   bool interleaved;
   bool ue8m0;

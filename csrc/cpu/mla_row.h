@@ -5,12 +5,13 @@
 #include "cpu/mla_cache.h"
 #include "cpu/scale_factor.h"
 #include "cpu/simd.h"
+#include "cpu/slots.h"
 
 namespace {
 
 using moela::cpu::kMlaGroup;
 using moela::cpu::MlaCache;
-using moela::cpu::MlaSlots;
+using moela::cpu::Slots;
 
 // piece(k, n) for columns [k, k + n) of `size` columns.
 template <class Piece>
@@ -19,9 +20,8 @@ inline void for_pieces(int64_t size, int64_t step, const Piece& piece) {
 }
 
 // Where the row of a token goes; null where it has no slot.
-inline uint8_t* row_of(const MlaCache& c, const MlaSlots& slots, int64_t token) {
-  const int64_t slot = slots.are_64 ? static_cast<const int64_t*>(slots.data)[token]
-                                    : static_cast<const int32_t*>(slots.data)[token];
+inline uint8_t* row_of(const MlaCache& c, const Slots& slots, int64_t token) {
+  const int64_t slot = slots.of(token);
   if (slot < 0) return nullptr;
   return static_cast<uint8_t*>(c.data) + slot / c.page_size * c.page_bytes +
          slot % c.page_size * c.slot_bytes;

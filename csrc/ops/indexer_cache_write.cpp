@@ -1,5 +1,6 @@
 // Torch side of the CPU indexer_cache_write: check, launch.
 #include "common/indexer.h"
+#include "common/slots.h"
 #include "cpu/isa.h"
 
 namespace moela {
@@ -7,36 +8,19 @@ namespace {
 
 constexpr const char* kOp = "indexer_cache_write";
 
-void check_slots(const Tensor& slots, int64_t T, int64_t num_slots) {
-  const char* arg = "slot_mapping";
-  check_dtype(kOp, arg, slots.scalar_type(), {ScalarType::Int, ScalarType::Long});
-  check_shape(kOp, arg, slots, {T});
-  check_last_dim_contiguous(kOp, arg, slots);
-  check_cpu(kOp, arg, slots, "k");
-  for (int64_t t = 0; t < T; ++t) {
-    const int64_t slot = slots.scalar_type() == ScalarType::Long
-                             ? static_cast<const int64_t*>(slots.const_data_ptr())[t]
-                             : static_cast<const int32_t*>(slots.const_data_ptr())[t];
-    if (slot < -1 || slot >= num_slots)
-      fail(kOp, arg, "slots within [-1, " + std::to_string(num_slots - 1) + "]",
-           std::to_string(slot) + " at token " + std::to_string(t));
-  }
-}
-
 void indexer_cache_write(const Tensor& k, Tensor cache, const Tensor& slots, bool ue8m0) {
   using enum ScalarType;
   check_dim(kOp, "k", k, 2);
   check_dtype(kOp, "k", k.scalar_type(), {BFloat16, Half, Float});
   check_last_dim_contiguous(kOp, "k", k);
   check_indexer_cache(kOp, cache, k.size(1), "k");
-  check_slots(slots, k.size(0), cache.size(0) * cache.size(1));
+  check_slots(kOp, slots, k.size(0), cache.size(0) * cache.size(1), "k");
   const cpu::IndexerCacheWriteParams p = {
       .k = k.const_data_ptr(),
       .dtype = cpu_dtype(k.scalar_type()),
       .ld = k.stride(0),
       .cache = indexer_cache_of(cache, cache.mutable_data_ptr()),
-      .slots = slots.const_data_ptr(),
-      .slots_are_64 = slots.scalar_type() == Long,
+      .slots = slots_of(slots),
       .ue8m0 = ue8m0,
   };
   parallel(k.size(0), 0.3 * static_cast<double>(k.size(1)),

@@ -8,24 +8,6 @@ namespace {
 
 constexpr const char* kOp = "indexer_logits_paged";
 
-void check_lengths(const Tensor& q, const Tensor& cache, const Tensor& block_table, const Tensor& seqlens,
-                   int64_t max_seqlen) {
-  check_int32s(kOp, "seqlens", seqlens, q.size(0), "q");
-  const int64_t page_size = cache.size(1), most = std::min(max_seqlen, page_size * block_table.size(1));
-  for (int64_t b = 0; b < q.size(0); ++b) {
-    const int64_t tokens = int32s(seqlens)[b];
-    const std::string at_request = " at request " + std::to_string(b);
-    if (tokens < 0 || tokens > most)
-      fail(kOp, "seqlens", "lengths within [0, " + std::to_string(most) + "]",
-           std::to_string(tokens) + at_request);
-    const int32_t* pages = int32s(block_table) + b * block_table.stride(0);
-    for (int64_t block = 0; block * page_size < tokens; ++block)
-      if (pages[block] < 0 || pages[block] >= cache.size(0))
-        fail(kOp, "block_table", "pages within [0, " + std::to_string(cache.size(0) - 1) + "]",
-             std::to_string(pages[block]) + at_request + ", block " + std::to_string(block));
-  }
-}
-
 void check(const Tensor& q, const Tensor& cache, const Tensor& weights, const Tensor& block_table,
            const Tensor& seqlens, int64_t max_seqlen) {
   check_indexer_queries(kOp, q, weights, 4);
@@ -33,7 +15,7 @@ void check(const Tensor& q, const Tensor& cache, const Tensor& weights, const Te
   if (max_seqlen < 0) fail(kOp, "max_seqlen", "a number of at least 0", max_seqlen);
   check_block_table(kOp, block_table, "q");
   check_same(kOp, "block_table", "B", block_table.size(0), q.size(0), "q");
-  check_lengths(q, cache, block_table, seqlens, max_seqlen);
+  check_seqlens(kOp, seqlens, q.size(0), cache, block_table, max_seqlen);
 }
 
 void launch(const Tensor& q, const Tensor& cache, const Tensor& weights, const Tensor& block_table,

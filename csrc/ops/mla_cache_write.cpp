@@ -30,7 +30,7 @@ void mla_cache_write(const Tensor& kv_c, const Tensor& k_pe, Tensor cache, const
       .ld_c = kv_c.stride(0),
       .ld_r = k_pe.stride(0),
       .cache = mla_cache_of(cache, kv_c.size(1), k_pe.size(1), cache.mutable_data_ptr()),
-      .slots = mla_slots_of(slots),
+      .slots = slots_of(slots),
       .ue8m0 = ue8m0,
   };
   parallel(kv_c.size(0), 0.3 * static_cast<double>(kv_c.size(1) + k_pe.size(1)),

@@ -62,11 +62,8 @@ void check(const Arguments& a) {
   check_mla_rows(kOp, a.cache, a.v_dim, a.D() - a.v_dim);
   check_cpu(kOp, "cache", a.cache, "q");
   if (a.block_table) {
-    check_dim(kOp, "block_table", *a.block_table, 2);
-    check_dtype(kOp, "block_table", a.block_table->scalar_type(), {Int});
+    check_block_table(kOp, *a.block_table, "q");
     check_same(kOp, "block_table", "B", a.block_table->size(0), a.B(), owner);
-    check_last_dim_contiguous(kOp, "block_table", *a.block_table);
-    check_cpu(kOp, "block_table", *a.block_table, "q");
   } else {
     check_same(kOp, "cache", "B", a.cache.size(0), a.B(), owner);
   }

@@ -14,21 +14,6 @@ namespace {
 
 constexpr const char* kOp = "mla_decode";
 
-// Memory for one call. Whatever reuses it comes after the kernels of this stream.
-Tensor empty_cuda(int64_t count, ScalarType dtype, int32_t device) {
-  const int64_t stride = 1;
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &stride, shim_dtype(dtype),
-                                                  aoti_torch_device_type_cuda(), device, &handle));
-  return Tensor(handle);
-}
-
-int num_sms(int32_t device) {
-  int count = 0;
-  check_launch(kOp, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
 plan::MlaDecodeSm90Problem problem_of(const Tensor& q, const Tensor& cache,
                                       const std::optional<Tensor>& block_table) {
   return {.B = q.size(0),
@@ -51,7 +36,7 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
   const torch::stable::accelerator::DeviceGuard guard(device);
   const cudaStream_t stream = current_stream(device);
   const plan::MlaDecodeSm90Problem problem = problem_of(q, cache, block_table);
-  plan::MlaDecodeSm90Plan plan = plan::plan_mla_decode_sm90(problem, num_sms(device));
+  plan::MlaDecodeSm90Plan plan = plan::plan_mla_decode_sm90(problem, num_multiprocessors(kOp, device));
   if (schedule) plan.num_parts = static_cast<int>(schedule->size(0) - plan::mla_schedule_rows(B, 0));
   const auto int32s = [](const Tensor& t) { return static_cast<const int32_t*>(t.const_data_ptr()); };
   cuda::MlaDecodeArgs args = {
@@ -80,6 +65,7 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
       .batch_invariant = batch_invariant,
       .out = out.mutable_data_ptr(),
       .lse = static_cast<float*>(lse.mutable_data_ptr()),
+      .pieces = plan::mla_decode_sm90_pieces(problem, plan.num_parts, batch_invariant),
       .piece_out = nullptr,
       .piece_lse = nullptr,
   };
@@ -98,7 +84,7 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
                                             .schedule = static_cast<int32_t*>(schedule->mutable_data_ptr())},
                                            stream));
   }
-  const int64_t piece_rows = plan::mla_decode_sm90_pieces(problem, plan.num_parts, batch_invariant) * rows;
+  const int64_t piece_rows = args.pieces * rows;
   const Tensor pieces = empty_cuda(piece_rows * (v_dim + 1), ScalarType::Float, device);
   args.piece_out = static_cast<float*>(pieces.mutable_data_ptr());
   args.piece_lse = args.piece_out + piece_rows * v_dim;

@@ -66,7 +66,7 @@ void mla_norm_rope_cache_write(const Tensor& kv, const Tensor& weight, const May
       .ld_cos = cos ? cos->stride(0) : 0,
       .ld_sin = sin ? sin->stride(0) : 0,
       .cache = mla_cache_of(cache, L, R, cache.mutable_data_ptr()),
-      .slots = mla_slots_of(slots),
+      .slots = slots_of(slots),
       .eps = static_cast<float>(eps),
       .interleaved = interleaved,
       .ue8m0 = ue8m0,

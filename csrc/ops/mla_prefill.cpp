@@ -30,7 +30,7 @@ void launch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_
   const double columns = static_cast<double>(p.problem.D + p.problem.Dv);
   parallel(count, 1e3 + 0.02 * cpu::kPrefillTile * columns * keys / static_cast<double>(count),
            [&](int64_t begin, int64_t end) {
-             float* scratch = prefill_scratch(cpu::mla_prefill_scratch_floats(p.problem));
+             float* scratch = scratch_of_thread(cpu::mla_prefill_scratch_floats(p.problem));
              for (int64_t i = begin; i < end; ++i) cpu::kernels().mla_prefill(p, tiles[i], scratch);
            });
 }

@@ -14,15 +14,6 @@ namespace {
 
 constexpr const char* kOp = "mla_sparse";
 
-// Float32 memory for one call. Whatever reuses it comes after the kernels of this stream.
-Tensor empty_cuda(int64_t count, int32_t device) {
-  const int64_t stride = 1;
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &count, &stride, aoti_torch_dtype_float32(),
-                                                  aoti_torch_device_type_cuda(), device, &handle));
-  return Tensor(handle);
-}
-
 void mla_sparse_out(const Tensor& q, const Tensor& cache, const Tensor& indices, double sm_scale,
                     int64_t v_dim, std::optional<Tensor> attn_sink, std::optional<Tensor> topk_length,
                     Tensor out, Tensor lse) {
@@ -33,10 +24,8 @@ void mla_sparse_out(const Tensor& q, const Tensor& cache, const Tensor& indices,
   const torch::stable::accelerator::DeviceGuard guard(device);
   const std::optional<FlatRows> lengths =
       topk_length ? std::optional<FlatRows>(FlatRows(*topk_length, 0)) : std::nullopt;
-  int num_sms = 0;
-  check_launch(kOp, cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
-  const plan::MlaSparseSm90Plan plan =
-      plan::plan_mla_sparse_sm90({.T = T, .H = H, .topk = topk, .v_dim = v_dim}, num_sms);
+  const plan::MlaSparseSm90Plan plan = plan::plan_mla_sparse_sm90(
+      {.T = T, .H = H, .topk = topk, .v_dim = v_dim}, num_multiprocessors(kOp, device));
   if (T * plan.tiles * plan.pieces > std::numeric_limits<int>::max())
     fail(kOp, "q", "at most 2^31 - 1 tiles of 64 heads", T * plan.tiles);
   const bool has_bytes = cache.scalar_type() == ScalarType::Byte;
@@ -71,7 +60,7 @@ void mla_sparse_out(const Tensor& q, const Tensor& cache, const Tensor& indices,
   std::string error = cuda::why_not_mla_sparse(args);
   if (!error.empty()) throw std::invalid_argument(std::string(kOp) + ": " + error);
   const int64_t piece_rows = plan.pieces > 1 ? plan.pieces * T * H : 0;
-  const Tensor pieces = empty_cuda(piece_rows * (v_dim + 1), device);
+  const Tensor pieces = empty_cuda(piece_rows * (v_dim + 1), ScalarType::Float, device);
   args.piece_out = static_cast<float*>(pieces.mutable_data_ptr());
   args.piece_lse = args.piece_out + piece_rows * v_dim;
   error = cuda::launch_mla_sparse(args, plan, current_stream(device));

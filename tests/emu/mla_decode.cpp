@@ -46,6 +46,7 @@ int main(int, char** argv) {
       .batch_invariant = number(17) != 0,
       .out = nullptr,
       .lse = nullptr,
+      .pieces = 0,
       .piece_out = nullptr,
       .piece_lse = nullptr,
   };
@@ -62,7 +63,8 @@ int main(int, char** argv) {
 
   const auto elements = [](int64_t count, int64_t bytes) { return static_cast<size_t>(count * bytes); };
   const int64_t rows = int64_t{a.B} * a.s_q * a.H;
-  const int64_t piece_rows = plan::mla_decode_sm90_pieces(problem, parts, a.batch_invariant) * a.s_q * a.H;
+  a.pieces = plan::mla_decode_sm90_pieces(problem, parts, a.batch_invariant);
+  const int64_t piece_rows = a.pieces * a.s_q * a.H;
   a.out = poisoned(elements(rows * a.v_dim, 2));
   a.lse = static_cast<float*>(poisoned(elements(rows, 4)));
   a.piece_out = static_cast<float*>(poisoned(elements(piece_rows * a.v_dim, 4)));

@@ -167,6 +167,15 @@ def test_a_schedule_for_another_batch_makes_nan_of_all(tmp_path, made_for):
     assert lse.isnan().all()
 
 
+def test_a_schedule_of_more_pieces_than_there_is_memory_for_makes_nan_of_all(tmp_path):
+    """One for a request longer than its pages hold, whose pieces push those of the next beyond the memory."""
+    x = make_inputs(B=2, H=2, S=2200, hostile=False, batch_invariant=True)
+    table = mla.cut([9000, 2200], 3, rows=2, seed=None, batch_invariant=True)
+    out, lse = Run(tmp_path)(x | {"schedule": table})
+    assert out.isnan().all()
+    assert lse.isnan().all()
+
+
 def test_a_batch_invariant_schedule_gives_bits_that_depend_on_the_request_only(tmp_path):
     """Cut at every 2048th key, whatever the parts and the other requests."""
     x = make_inputs(B=3, H=2, S=2200, hostile=False, batch_invariant=True)

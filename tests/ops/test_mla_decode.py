@@ -211,6 +211,20 @@ def test_a_stale_schedule_makes_its_requests_nan(make_runner):
         assert lse.isnan().all()
 
 
+def test_a_stale_schedule_of_more_pieces_than_there_are_sums_makes_all_nan(make_runner):
+    """One for a request longer than its pages hold, whose pieces push those of the next beyond memory."""
+    run = make_runner("mla_decode", PAIR)
+    from moela.kernels.mla_decode import launch
+
+    x = run.inputs(B=2, H=2, S=2200, **SMALL, num_parts=4, batch_invariant=True, hostile=False)
+    longer = torch.tensor([40000, 2200], dtype=torch.int32, device=run.device)
+    x["schedule"] = moela.mla_schedule(longer, rows=2, num_parts=4, batch_invariant=True)
+    out, lse = run.spec.empty(**x)
+    launch(**x, out=(out, lse))
+    assert out.isnan().all()
+    assert lse.isnan().all()
+
+
 def test_scheduled_once_for_many_layers_it_compiles_as_one_graph():
     x = SPECS["mla_decode"].make_inputs(B=3, H=2, S=200, **SMALL)
 

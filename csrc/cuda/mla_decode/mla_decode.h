@@ -30,7 +30,8 @@ struct MlaDecodeArgs {
   bool batch_invariant;  // what the schedule has to be
   void* out;             // [B, s_q, H, v_dim], contiguous
   float* lse;            // [B, s_q, H], contiguous
-  // Of the pieces of split requests.
+  // Of the pieces of split requests. A schedule that has more of them is one for longer requests.
+  int64_t pieces;
   float* piece_out;  // [pieces, s_q * H, v_dim]
   float* piece_lse;  // [pieces, s_q * H]
 };

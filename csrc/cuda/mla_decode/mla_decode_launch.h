@@ -2,23 +2,11 @@
 #pragma once
 
 #include "cuda/mla_decode/mla_decode_sm90.cuh"
+#include "cuda/mla_decode/mla_extent.h"
 #include "cuda/mla_decode/mla_merge_sm90.cuh"
 
 namespace moela::cuda {
 namespace mla_host {
-
-// A dimension and its stride. That of one element has no meaningful one, but TMA wants one.
-struct MlaExtent {
-  int64_t size, stride;
-  constexpr uint64_t bytes(int64_t dense) const {
-    return static_cast<uint64_t>(size > 1 ? stride : dense) * 2;
-  }
-  constexpr bool is_aligned() const { return size <= 1 || stride % 8 == 0; }
-};
-
-inline ElementType element_type(MlaFloat dtype) {
-  return dtype == MlaFloat::kBFloat16 ? ElementType::kBFloat16 : ElementType::kFloat16;
-}
 
 inline bool has_packed_rows(const MlaDecodeArgs& a) {
   return plan::has_packed_rows(a.s_q, a.H, a.stride_qj, a.stride_qh);
@@ -97,14 +85,9 @@ std::string why_not_mla_decode(const MlaDecodeArgs& a) {
   for (const plan::MlaSm90Dims& dims : plan::kMlaSm90Dims)
     has_dims = has_dims || (a.D == dims.D && a.v_dim == dims.v_dim);
   if (!has_dims) return "there are kernels for rows of 512 + 64, 512 + 0 and 256 + 64 columns";
-  const auto is_aligned = [](const void* base, std::initializer_list<mla_host::MlaExtent> extents) {
-    bool is = reinterpret_cast<uintptr_t>(base) % 16 == 0;
-    for (const mla_host::MlaExtent& extent : extents) is = is && extent.is_aligned();
-    return is;
-  };
-  if (!is_aligned(a.q, {{a.B, a.stride_qb}, {a.s_q, a.stride_qj}, {a.H, a.stride_qh}}))
+  if (!has_aligned_rows(a.q, 8, {{a.B, a.stride_qb}, {a.s_q, a.stride_qj}, {a.H, a.stride_qh}}))
     return "TMA reads rows of q that start at multiples of 16 bytes";
-  if (!is_aligned(a.cache, {{a.num_pages, a.stride_page}, {a.page_size, a.stride_slot}}))
+  if (!has_aligned_rows(a.cache, 8, {{a.num_pages, a.stride_page}, {a.page_size, a.stride_slot}}))
     return "TMA reads rows of cache that start at multiples of 16 bytes";
   return "";
 }

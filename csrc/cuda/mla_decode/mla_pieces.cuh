@@ -19,11 +19,12 @@ MOELA_DEVICE int planned(const MlaDecodeArgs& a, int row, int column) {
   return ldg(a.schedule + row * a.stride_schedule + column);
 }
 
-// Whether the schedule is for such a batch. One that is not is not read: mla_merge_kernel writes NaN.
+// Whether the schedule is for such a batch, and its pieces have memory: one made for requests longer than
+// these can be may have more. One that is not is not read: mla_merge_kernel writes NaN.
 MOELA_DEVICE bool is_scheduled(const MlaDecodeParams& p) {
   const MlaDecodeArgs& a = p.args;
   return planned(a, 0, 0) == a.B && planned(a, 0, 1) == p.num_parts && planned(a, 0, 2) == a.s_q * a.H &&
-         planned(a, 0, 3) == (a.batch_invariant ? 1 : 0);
+         planned(a, 0, 3) == (a.batch_invariant ? 1 : 0) && planned(a, p.num_parts + 2 + a.B, 0) <= a.pieces;
 }
 
 class MlaPieces {

@@ -1,24 +1,16 @@
 // The host side of mla_sparse: the tensor map of the queries, and the launches.
 #pragma once
 
+#include "cuda/mla_decode/mla_extent.h"
 #include "cuda/mla_sparse/mla_sparse_sm90.cuh"
 
 namespace moela::cuda {
 namespace mla_sparse_host {
 
-// A dimension and its stride, in elements. That of one element has no meaningful one, but TMA wants one.
-struct MlaExtent {
-  int64_t size, stride;
-  constexpr uint64_t bytes(int64_t dense) const {
-    return static_cast<uint64_t>(size > 1 ? stride : dense) * 2;
-  }
-  constexpr bool is_multiple_of(int64_t elements) const { return size <= 1 || stride % elements == 0; }
-};
-
 inline TensorSpec queries(const MlaSparseArgs& a) {
   const MlaExtent heads = {a.H, a.stride_qh}, tokens = {a.T, a.stride_qt};
   return {.base = const_cast<void*>(a.q),
-          .type = a.dtype == MlaFloat::kBFloat16 ? ElementType::kBFloat16 : ElementType::kFloat16,
+          .type = element_type(a.dtype),
           .rank = 3,
           .dims = {static_cast<uint64_t>(a.D), static_cast<uint64_t>(a.H), static_cast<uint64_t>(a.T)},
           .stride_bytes = {heads.bytes(a.D), tokens.bytes(int64_t{a.D} * a.H)},
@@ -67,16 +59,10 @@ std::string why_not_mla_sparse(const MlaSparseArgs& a) {
     return "there are kernels for rows of 512 + 64, 512 + 0 and, without codes, 256 + 64 columns";
   if (a.has_bytes && a.dtype != MlaFloat::kBFloat16)
     return "rows of codes are multiplied as bfloat16, as q is";
-  using mla_sparse_host::MlaExtent;
-  const auto is_aligned = [](const void* base, int64_t elements, std::initializer_list<MlaExtent> extents) {
-    bool is = reinterpret_cast<uintptr_t>(base) % 16 == 0;
-    for (const MlaExtent& extent : extents) is = is && extent.is_multiple_of(elements);
-    return is;
-  };
-  if (!is_aligned(a.q, 8, {{a.T, a.stride_qt}, {a.H, a.stride_qh}}))
+  if (!has_aligned_rows(a.q, 8, {{a.T, a.stride_qt}, {a.H, a.stride_qh}}))
     return "rows of q are read from multiples of 16 bytes";
-  if (!is_aligned(a.cache, a.has_bytes ? 16 : 8,
-                  {{a.num_pages, a.stride_page}, {a.page_size, a.stride_slot}}))
+  const int64_t elements = a.has_bytes ? 16 : 8;
+  if (!has_aligned_rows(a.cache, elements, {{a.num_pages, a.stride_page}, {a.page_size, a.stride_slot}}))
     return "rows of the cache are read from multiples of 16 bytes";
   return "";
 }

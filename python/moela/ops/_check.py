@@ -104,15 +104,29 @@ def expect_slots(op: str, slots: Tensor, num_tokens: int, num_slots: int, owner:
         expect(-1 <= slot < num_slots, op, arg, wanted, f"{slot} at token {token}")
 
 
+def expect_block_table(op: str, block_table: Tensor, owner: str, t: Tensor) -> None:
+    """`block_table`: [B, max_pages] int32 beside `t`, the argument `owner`."""
+    expect_dim(op, "block_table", block_table, 2)
+    expect_dtype(op, "block_table", block_table.dtype, (torch.int32,))
+    expect_last_dim_contiguous(op, "block_table", block_table)
+    expect_device(op, "block_table", block_table, t.device, owner)
+
+
 def expect_seqlens(
-    op: str, seqlens: Tensor, B: int, q: Tensor, cache: Tensor, block_table: Tensor | None
+    op: str,
+    seqlens: Tensor,
+    B: int,
+    q: Tensor,
+    cache: Tensor,
+    block_table: Tensor | None,
+    most: float = math.inf,
 ) -> None:
-    """`seqlens`: [B] int32 tokens in the pages that block_table names, or in those of a dense cache."""
+    """`seqlens`: [B] int32 tokens, at most `most`, in the pages of block_table or in a dense cache."""
     _expect_int32(op, "seqlens", seqlens, B, "q", q)
     if not _can_read(seqlens):
         return
     page_size = cache.size(1)
-    capacity = page_size * (1 if block_table is None else block_table.size(1))
+    capacity = min(page_size * (1 if block_table is None else block_table.size(1)), most)
     for request, tokens in enumerate(seqlens.tolist()):
         wanted = f"lengths within [0, {capacity}]"
         expect(0 <= tokens <= capacity, op, "seqlens", wanted, f"{tokens} at request {request}")

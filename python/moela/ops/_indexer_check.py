@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moela.ops import _check
-from moela.ops._check import _can_read, _expect_int32
+from moela.ops._check import _can_read
 from moela.reference._indexer_cache import SF_BYTES
 
 
@@ -48,26 +48,6 @@ def expect_ranges(op: str, ks: Tensor | None, ke: Tensor | None, shape: Sequence
         _check.expect(end <= S, op, "ke", f"ends of at most {S}", f"{end} at row {row}")
 
 
-def expect_pages(op: str, block_table: Tensor, seqlens: Tensor, q: Tensor, cache: Tensor, most: int) -> None:
-    """`block_table`: [B, max_blocks]; `seqlens`: [B] keys in the pages that it names, up to `most`."""
-    B, (num_pages, page_size) = q.size(0), cache.shape[:2]
-    _expect_table(op, block_table, q, "q")
-    got = block_table.size(0)
-    _check.expect(got == B, op, "block_table", f"B={B} (that of q)", f"B={got}")
-    _expect_int32(op, "seqlens", seqlens, B, "q", q)
-    if not _can_read(block_table):
-        return
-    for request, tokens in enumerate(_values(seqlens)):
-        wanted = f"lengths within [0, {min(most, page_size * block_table.size(1))}]"
-        is_within = 0 <= tokens <= min(most, page_size * block_table.size(1))
-        _check.expect(is_within, op, "seqlens", wanted, f"{tokens} at request {request}")
-        used = block_table[request, : -(-tokens // max(page_size, 1))]
-        for block, page in enumerate(used.tolist()):
-            wanted = f"pages within [0, {num_pages - 1}]"
-            got = f"{page} at request {request}, block {block}"
-            _check.expect(0 <= page < num_pages, op, "block_table", wanted, got)
-
-
 def expect_requests(
     op: str,
     logits: Tensor,
@@ -83,7 +63,7 @@ def expect_requests(
         _check.expect(page_size is None, op, "page_size", wanted, page_size)
         _check.expect(request_ids is None, op, "request_ids", wanted, "a tensor")
         return
-    _expect_table(op, block_table, logits, "logits")
+    _check.expect_block_table(op, block_table, "logits", logits)
     wanted = "a positive number because there is a block_table"
     _check.expect(page_size is not None and page_size > 0, op, "page_size", wanted, page_size)
     B = block_table.size(0)
@@ -104,13 +84,6 @@ def expect_requests(
         longest = max((end - start for start, end in zip(starts, ends, strict=True)), default=0)
         wanted = f"pages for {longest} tokens a request"
         _check.expect(longest <= capacity, op, "block_table", wanted, f"pages for {capacity}")
-
-
-def _expect_table(op: str, block_table: Tensor, beside: Tensor, owner: str) -> None:
-    _check.expect_dim(op, "block_table", block_table, 2)
-    _check.expect_dtype(op, "block_table", block_table.dtype, (torch.int32,))
-    _check.expect_last_dim_contiguous(op, "block_table", block_table)
-    _check.expect_device(op, "block_table", block_table, beside.device, owner)
 
 
 def _values(t: Tensor | None) -> list[int]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moela.ops import _check
 from moela.ops._indexer_bound import logits_bound
-from moela.ops._indexer_check import expect_cache, expect_pages, expect_queries
+from moela.ops._indexer_check import expect_cache, expect_queries
 from moela.ops._spec import OpSpec, register
 from moela.reference import indexer_logits_paged as reference
 from moela.reference._indexer_cache import SF_BYTES, encode, parts
@@ -67,7 +67,10 @@ def _check_args(q, cache, weights, block_table, seqlens, *, max_seqlen) -> None:
     expect_queries(OP, q, weights, 4)
     expect_cache(OP, cache, q.size(3), "q", q)
     _check.expect(max_seqlen >= 0, OP, "max_seqlen", "a number of at least 0", max_seqlen)
-    expect_pages(OP, block_table, seqlens, q, cache, max_seqlen)
+    _check.expect_block_table(OP, block_table, "q", q)
+    B, got = q.size(0), block_table.size(0)
+    _check.expect(got == B, OP, "block_table", f"B={B} (that of q)", f"B={got}")
+    _check.expect_seqlens(OP, seqlens, B, q, cache, block_table, max_seqlen)
 
 
 def make_inputs(

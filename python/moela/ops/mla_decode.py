@@ -55,7 +55,7 @@ def mla_decode(
         schedule: what `mla_schedule` makes of these seqlens with rows = s_q * H, to be shared by the layers
             of a step; its rows may be strided. None: a GPU makes its own. None with cu_seqlens_q, where
             requests have different numbers of rows. One for other lengths is refused on the CPU and under
-            MOELA_DEBUG; otherwise a GPU gives NaN for the requests whose lengths differ.
+            MOELA_DEBUG; otherwise a GPU gives NaN for the requests whose lengths differ, or for all.
         batch_invariant: on a GPU, split a request at every 2048th key and nowhere else, so that its result
             does not depend on its batch, bit for bit. On the CPU that is always so.
 
@@ -158,12 +158,9 @@ def _check_args(
     if block_table is None:
         _check.expect(cache.size(0) == B, OP, "cache", f"B={B} (that of {owner})", f"B={cache.size(0)}")
     else:
-        _check.expect_dim(OP, "block_table", block_table, 2)
-        _check.expect_dtype(OP, "block_table", block_table.dtype, (torch.int32,))
+        _check.expect_block_table(OP, block_table, "q", q)
         got = block_table.size(0)
         _check.expect(got == B, OP, "block_table", f"B={B} (that of {owner})", f"B={got}")
-        _check.expect_last_dim_contiguous(OP, "block_table", block_table)
-        _check.expect_device(OP, "block_table", block_table, q.device, "q")
     _check.expect_seqlens(OP, seqlens, B, q, cache, block_table)
     if schedule is not None:
         wanted = "None because cu_seqlens_q is a tensor"
