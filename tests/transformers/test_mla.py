@@ -196,6 +196,21 @@ class TestLeftToTheLayer:
         assert all(torch.equal(mine[n], g) for n, g in theirs.items())
         assert not absorbed
 
+    def test_float64(self, absorbed):
+        stock, patched = latent.pair("deepseek_v3")
+        with torch.no_grad():
+            results = [self.decode(m.double()).logits for m in (stock, patched)]
+        assert torch.equal(*results)
+        assert not absorbed
+
+    def test_a_mask_of_one_key_for_all(self, absorbed):
+        stock, patched = latent.pair("deepseek_v3")
+        mask = torch.zeros(1, 1, 1, 1)
+        with torch.no_grad():
+            results = [self.decode(m, attention_mask=mask).logits for m in (stock, patched)]
+        assert torch.equal(*results)
+        assert not absorbed
+
     def test_dropout(self, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention_dropout=0.5)
         results = []
