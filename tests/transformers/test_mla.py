@@ -188,6 +188,26 @@ class TestLeftToTheLayer:
         assert all(torch.equal(patched.get_parameter(n).grad, g) for n, g in grads.items())
         assert not absorbed
 
+    def test_gradients_of_a_prefix_in_the_cache(self, absorbed):
+        """As prefix tuning has them: all else is frozen, and several tokens follow, some at a time."""
+        grads = []
+        for model in latent.pair("deepseek_v3", attention="sdpa"):
+            model.requires_grad_(False)
+            cache = latent.cache_of(model(**models.prompt(rows=1), use_cache=True))
+            for layer in cache.layers:
+                layer.keys, layer.values = (
+                    t.detach().clone().requires_grad_() for t in (layer.keys, layer.values)
+                )
+            prefix = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+            loss = 0.0
+            for ids in ([[5, 6]], [[7]]):
+                logits = model(input_ids=torch.tensor(ids), **latent.with_cache(cache)).logits
+                loss = loss + logits.square().sum()
+            loss.backward()
+            grads.append([t.grad for t in prefix])
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        assert not absorbed
+
     @pytest.mark.parametrize("name", ["deepseek_v3", "glm_moe_dsa"])
     def test_training_goes_as_before(self, name, absorbed):
         stock, patched = latent.pair(name)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import cache_utils
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 ROOM = 64  # rows that a new buffer has at least beyond its first ones
 
@@ -81,8 +81,10 @@ class LatentLayer(DynamicLayer):
 
     def _takes_rows(self, keys: Tensor, values: Tensor) -> bool:
         """Whether these are written to rows. All else, promotions and errors too, is transformers' own."""
-        is_trained = torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)
-        if is_trained or torch.compiler.is_compiling() or keys.size(1) != 1 or keys.dtype != values.dtype:
+        has_gradient = keys.requires_grad or values.requires_grad or _has_gradient(self)
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and has_gradient):
+            return False
+        if keys.size(1) != 1 or keys.dtype != values.dtype:
             return False
         is_first = not self.get_seq_length()
         return is_first or (_continues(keys, self.keys) and _continues(values, self.values))
@@ -114,6 +116,16 @@ def adopt(cache: Cache, layer_idx: int) -> None:
     is_known = layer_idx < len(cache.layers) and not cache.offloading and not torch.compiler.is_compiling()
     if is_known and (ours := _OURS.get(type(cache.layers[layer_idx]))):
         cache.layers[layer_idx].__class__ = ours
+
+
+def is_trained(cache: Cache, layer_idx: int) -> bool:
+    """Whether somebody wants the gradient of what the cache holds for this layer, as of a prefix."""
+    return torch.is_grad_enabled() and any(map(_has_gradient, cache.layers[layer_idx:][:1]))
+
+
+def _has_gradient(layer: CacheLayerMixin) -> bool:
+    cached = (getattr(layer, name, None) for name in ("keys", "values"))
+    return any(t is not None and t.requires_grad for t in cached)
 
 
 def rows_of(keys: Tensor, values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from moela.integrations.transformers import fp8
-from moela.integrations.transformers.latent_cache import adopt, rows_of
+from moela.integrations.transformers.latent_cache import adopt, is_trained, rows_of
 from moela.integrations.transformers.mla_mask import Tokens, chosen_tokens, tokens_of
 from moela.integrations.transformers.takeover import RECORD, forward_slot, why_not
 from moela.nn.absorption import absorb, is_cheaper, split_kv_b, unabsorb
@@ -35,7 +35,11 @@ def mla_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
     if cache is not None:
         adopt(cache, self.layer_idx)
-        if is_absorbed(self, args, kwargs) and (weight := _weight(self, kwargs["hidden_states"])) is not None:
+        if (
+            not is_trained(cache, self.layer_idx)
+            and is_absorbed(self, args, kwargs)
+            and (weight := _weight(self, kwargs["hidden_states"])) is not None
+        ):
             return type(self).forward(Absorbed(self, weight), **kwargs)
     return type(self).forward(self, *args, **kwargs)
 
