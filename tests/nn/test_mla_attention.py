@@ -1,6 +1,8 @@
 """MlaAttention: against the layers of transformers and against itself, expanded and absorbed."""
 
+import copy
 import importlib
+import pickle
 from typing import Any
 
 import moela
@@ -188,11 +190,50 @@ def test_rotation_turns_pairs(is_interleaved):
             "seqlens: expected None without a cache, got a tensor",
         ),
         ({"slot_mapping": torch.zeros(1).int()}, "slot_mapping: expected None without a cache, got a tensor"),
+        ({"x": torch.zeros(1, 1, 63)}, r"x: expected shape \[1, 1, 64\], got \[1, 1, 63\]"),
+        *(
+            (
+                {"x": torch.zeros(2, 8, HIDDEN), "position_embeddings": (torch.ones(shape),) * 2},
+                r"position_embeddings: expected shape \[[12], 8, 8\], got",
+            )
+            for shape in [(8, 8), (2, 8, R), (2, 7, 8), (3, 8, 8), (1, 1, 8)]
+        ),
     ],
 )
 def test_refuses_what_the_ops_do_not_see(given, message):
     with pytest.raises(ValueError, match=message):
         layer_of()(**{"x": torch.zeros(1, 1, HIDDEN), "position_embeddings": None} | given)
+
+
+@torch.no_grad()
+def test_angles_of_all_requests():
+    layer, (x, angles) = layer_of(), rows(3, 5)
+    assert torch.equal(layer(x, tuple(t[:1] for t in angles)), layer(x, angles))
+
+
+class TestDequantized:
+    @pytest.fixture
+    def weights(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        g = torch.Generator().manual_seed(0)
+        pairs = (moela.per_block_quant_fp8(torch.randn(192, 64, generator=g)) for _ in range(2))
+        return [tuple(nn.Parameter(t, requires_grad=False) for t in pair) for pair in pairs]
+
+    def test_other_memory_behind_a_parameter_is_seen(self, weights):
+        (codes, sf), (others, _) = weights
+        note, other = absorption.Dequantized(), others.data
+        before = note.get(codes, sf, torch.float32)
+        assert note.get(codes, sf, torch.float32) is before
+        codes.data = other
+        after = note.get(codes, sf, torch.float32)
+        assert torch.equal(after, moela.per_block_dequant_fp8(codes, sf, torch.float32))
+        assert not torch.equal(after, before)
+
+    @pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda note: pickle.loads(pickle.dumps(note))])
+    def test_a_copy_knows_nothing(self, weights, how):
+        """A parameter's version may begin anew in a copy, and reach the one that the original had."""
+        note = absorption.Dequantized()
+        note.get(*weights[0], torch.float32)
+        assert how(note) == absorption.Dequantized()
 
 
 class TestTransformers:

@@ -1,6 +1,8 @@
 """Cache layers whose latents and rotated keys lie side by side: what transformers' own layers hold."""
 
 import copy
+import pickle
+import weakref
 
 import models
 import pytest
@@ -127,6 +129,64 @@ def test_a_copy_goes_its_own_way(how):
         assert torch.equal(layer.values[:, :, :5], new(5)[1])
 
 
+def pickled(layer: cache_utils.DynamicLayer) -> cache_utils.DynamicLayer:
+    return pickle.loads(pickle.dumps(layer))
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickled])
+@pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v32"])
+def test_a_copy_is_transformers_own_and_takes_no_room_along(how, name):
+    cache = cache_utils.DynamicCache(config=models.config_of(name))
+    theirs = type(cache.layers[0])
+    latent_cache.adopt(cache, 0)
+    cache.update(*new(5), 0)
+    twin, layer = how(cache.layers[0]), cache.layers[0]
+    assert type(twin) is theirs
+    assert type(layer) is not theirs
+    assert vars(twin).keys() == vars(layer).keys() - {"_rows"}
+    for mine, copied in ((layer.keys, twin.keys), (layer.values, twin.values)):
+        assert torch.equal(mine, copied)
+        assert copied.untyped_storage().nbytes() == copied.nbytes
+    assert type(how(theirs())) is theirs
+
+
+def test_a_copy_of_one_that_is_empty():
+    cache = both()[1]
+    assert copy.deepcopy(cache).layers[0].keys is None
+
+
+def test_reset_frees_the_rows():
+    cache = both()[1]
+    storage = weakref.ref(cache.update(*new(5), 0)[0].untyped_storage())
+    cache.reset()
+    assert storage() is None
+
+
+@pytest.mark.parametrize("first", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("then", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("of_values", [torch.float32, torch.bfloat16])
+def test_other_dtypes_are_promoted(first, then, of_values):
+    """A model continued in another dtype, and autocast, where values have one of their own."""
+    caches = both()
+    for i, dtype in enumerate((first, first, then, first)):
+        keys, values = new(2, seed=i)
+        for cache in caches:
+            cache.update(keys.to(dtype), values.to(of_values if i else dtype), 0)
+        assert caches[1].layers[0].keys.dtype == caches[0].layers[0].keys.dtype
+        assert caches[1].layers[0].values.dtype == caches[0].layers[0].values.dtype
+        assert_same(caches)
+
+
+def test_tokens_of_fewer_requests_are_refused():
+    messages = []
+    for cache in both():
+        cache.update(*new(5), 0)
+        with pytest.raises(RuntimeError, match="Sizes of tensors must match") as error:
+            cache.update(*new(1, B=1), 0)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
 def test_begun_in_inference_mode_and_continued_outside():
     caches = both()
     with torch.inference_mode():
@@ -145,6 +205,19 @@ def test_gradients_pass_through_what_was_cached():
     cached = cache.update(*more, 0)
     (cached[0].sum() + cached[1].sum()).backward()
     assert all(torch.equal(t.grad, torch.ones_like(t)) for t in (keys, values, *more))
+
+
+def test_gradients_of_what_read_the_cache_before_it_grew():
+    """Frozen latents and a trained `kv_b_proj`, over several steps."""
+    grads = []
+    for cache in both():
+        w, loss = torch.ones(3, L, requires_grad=True), 0.0
+        for i in range(3):
+            keys, _ = cache.update(*new(2, B=1, seed=i), 0)
+            loss = loss + torch.nn.functional.linear(keys, w).square().sum()
+        loss.backward()
+        grads.append(w.grad)
+    torch.testing.assert_close(*grads)
 
 
 def test_leaves_layers_of_another_kind_as_they_are():

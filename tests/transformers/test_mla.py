@@ -188,12 +188,47 @@ class TestLeftToTheLayer:
         assert all(torch.equal(patched.get_parameter(n).grad, g) for n, g in grads.items())
         assert not absorbed
 
+    def test_gradients_of_a_prefix_in_the_cache(self, absorbed):
+        """As prefix tuning has them: all else is frozen, and several tokens follow, some at a time."""
+        grads = []
+        for model in latent.pair("deepseek_v3", attention="sdpa"):
+            model.requires_grad_(False)
+            cache = latent.cache_of(model(**models.prompt(rows=1), use_cache=True))
+            for layer in cache.layers:
+                layer.keys, layer.values = (
+                    t.detach().clone().requires_grad_() for t in (layer.keys, layer.values)
+                )
+            prefix = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+            loss = 0.0
+            for ids in ([[5, 6]], [[7]]):
+                logits = model(input_ids=torch.tensor(ids), **latent.with_cache(cache)).logits
+                loss = loss + logits.square().sum()
+            loss.backward()
+            grads.append([t.grad for t in prefix])
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        assert not absorbed
+
     @pytest.mark.parametrize("name", ["deepseek_v3", "glm_moe_dsa"])
     def test_training_goes_as_before(self, name, absorbed):
         stock, patched = latent.pair(name)
         inputs = models.prompt(rows=1, length=9)
         theirs, mine = (models.gradients(m.train(), inputs) for m in (stock, patched))
         assert all(torch.equal(mine[n], g) for n, g in theirs.items())
+        assert not absorbed
+
+    def test_float64(self, absorbed):
+        stock, patched = latent.pair("deepseek_v3")
+        with torch.no_grad():
+            results = [self.decode(m.double()).logits for m in (stock, patched)]
+        assert torch.equal(*results)
+        assert not absorbed
+
+    def test_a_mask_of_one_key_for_all(self, absorbed):
+        stock, patched = latent.pair("deepseek_v3")
+        mask = torch.zeros(1, 1, 1, 1)
+        with torch.no_grad():
+            results = [self.decode(m, attention_mask=mask).logits for m in (stock, patched)]
+        assert torch.equal(*results)
         assert not absorbed
 
     def test_dropout(self, absorbed):

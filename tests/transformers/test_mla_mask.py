@@ -1,5 +1,7 @@
 """Masks of transformers as tokens that a query sees."""
 
+import copy
+
 import pytest
 import torch
 from moela.integrations.transformers.mla_mask import chosen_tokens, tokens_of
@@ -50,6 +52,18 @@ def test_is_worked_out_once(sees):
     before = listed(tokens_of(sees))
     sees[..., 0] ^= True
     assert listed(tokens_of(sees)) != before
+
+
+def test_a_copy_is_looked_at(sees):
+    """Its version begins anew, and may become that of the original."""
+    for column in range(4):
+        sees[..., column].logical_not_()
+    tokens_of(sees)
+    twin = copy.deepcopy(sees)
+    for column in range(sees._version - twin._version):
+        twin[..., column].logical_not_()
+    assert twin._version == sees._version
+    assert listed(tokens_of(twin)) == expected(twin)
 
 
 def test_an_inference_tensor_is_looked_at_each_time(sees):

@@ -130,6 +130,16 @@ class TestPatch:
         moela.unpatch(twin)
         moela.unpatch(model)
 
+    @pytest.mark.parametrize("backend", [None, "cpu"])
+    def test_is_saved_and_loaded_as_a_whole(self, model, tmp_path, backend):
+        moela.patch(model, linear=False, backend=backend)
+        before = models.logits_of(model, models.prompt())
+        torch.save(model, tmp_path / "model.pt")
+        twin = torch.load(tmp_path / "model.pt", weights_only=False)
+        models.fill(model, seed=5)
+        assert torch.equal(models.logits_of(twin, models.prompt()), before)
+        moela.unpatch(twin)
+
     def test_finds_layers_inside_any_wrapper(self, model):
         class Wrapper(nn.Module):
             def __init__(self, inner: nn.Module):
@@ -273,7 +283,7 @@ class TestRefusals:
     def test_a_failure_midway_leaves_nothing_behind(self, model, monkeypatch, fails_at):
         before, calls = vars_of(model), []
 
-        def fail(function, backend):
+        def fail(function, backend, owner):
             calls.append(function)
             if len(calls) > fails_at:
                 raise RuntimeError("planted")

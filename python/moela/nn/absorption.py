@@ -51,21 +51,32 @@ def is_cheaper(s_q: int, num_keys: int, P: int, V: int, L: int) -> bool:
 
 @dataclass
 class Dequantized:
-    """The weight of an FP8 `kv_b_proj` as it was last, dequantized: every step needs all of it."""
+    """The weight of an FP8 `kv_b_proj` as it was last, dequantized: every step needs all of it.
+
+    What torch does not count goes unnoticed: writes through `.data`, and to inference tensors. A copy, or a
+    pickle, is empty.
+    """
 
     codes: Tensor | None = field(default=None, repr=False)
     sf: Tensor | None = field(default=None, repr=False)
     version: tuple[Any, ...] = ()
+    places: tuple[int, ...] = ()
     weight: Tensor | None = field(default=None, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
     def get(self, codes: Tensor, sf: Tensor, dtype: torch.dtype) -> Tensor:
         """codes [N, K], sf [ceil(N / 128), ceil(K / 128)] or one number -> [N, K] of dtype."""
         version = (dtype, *(None if t.is_inference() else t._version for t in (codes, sf)))
-        if codes is self.codes and sf is self.sf and version == self.version:
+        places = self.places if torch.compiler.is_compiling() else (codes.data_ptr(), sf.data_ptr())
+        is_same = codes is self.codes and sf is self.sf and version == self.version
+        if is_same and places == self.places:
             return self.weight
         N, K = codes.shape
         blocks = sf if sf.dim() == 2 else sf.reshape(1, 1).expand(-(-N // BLOCK), -(-K // BLOCK))
         weight = per_block_dequant_fp8(codes, blocks, dtype)
         if not torch.compiler.is_compiling():
-            self.codes, self.sf, self.version, self.weight = codes, sf, version, weight
+            self.codes, self.sf, self.version, self.places = codes, sf, version, places
+            self.weight = weight
         return weight

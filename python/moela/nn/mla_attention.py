@@ -55,7 +55,8 @@ class MlaAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads, self.sm_scale, self.is_interleaved = num_heads, sm_scale, is_interleaved
+        self.hidden, self.num_heads, self.sm_scale = hidden, num_heads, sm_scale
+        self.is_interleaved = is_interleaved
         self.kv_lora_rank, self.v_head_dim = kv_lora_rank, v_head_dim
         self.qk_nope_head_dim, self.qk_rope_head_dim = qk_nope_head_dim, qk_rope_head_dim
         is_fp8 = dtype == E4M3
@@ -98,7 +99,8 @@ class MlaAttention(nn.Module):
 
         Args:
             x: [B, s_q, hidden] bfloat16, float16 or float32.
-            position_embeddings: cosines and sines of the angles, [B, s_q, R / 2] each. None: nothing turns.
+            position_embeddings: cosines and sines of the angles, [B, s_q, R / 2] each, or B = 1 for all
+                requests. None: nothing turns.
             cache: [num_pages, page_size, row], which the new tokens are written to, as `mla_cache_write`
                 does; row is L + R elements, or 656 bytes for L = 512 and R = 64. None: no cache.
             slot_mapping: [B * s_q] int32 or int64: the slots of the new tokens, -1 for none.
@@ -106,14 +108,15 @@ class MlaAttention(nn.Module):
             seqlens: [B] int32: tokens of each request in the cache, the new ones among them.
 
         Returns:
-            [B, s_q, hidden] of x's dtype. Padding behind the last token of a request does not matter to it.
+            [B, s_q, hidden] of x's dtype. Padding behind the last token of a request does not matter to it
+            while it is finite.
 
         Numerics: those of the projections and of `mla_decode`; absorbed, a query and an output of a head are
             rounded to x's dtype once more. Angles turn in float32.
 
         Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
         """
-        self._check(x, cache, slot_mapping, seqlens)
+        self._check(x, position_embeddings, cache, slot_mapping, seqlens)
         q_nope, q_pe = self._queries(x)
         latent = self.kv_a_proj_with_mqa(x)
         kv_c, k_pe = latent.split([self.kv_lora_rank, self.qk_rope_head_dim], -1)  # [B, s_q, L], [B, s_q, R]
@@ -163,10 +166,20 @@ class MlaAttention(nn.Module):
         return unabsorb(out, w_uv)
 
     def _check(
-        self, x: Tensor, cache: Tensor | None, slot_mapping: Tensor | None, seqlens: Tensor | None
+        self,
+        x: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        cache: Tensor | None,
+        slot_mapping: Tensor | None,
+        seqlens: Tensor | None,
     ) -> None:
         """What the ops do not see."""
         _check.expect_dim(NAME, "x", x, 3)
+        B, s_q = x.shape[:2]
+        _check.expect_shape(NAME, "x", x, (B, s_q, self.hidden))
+        for angles in position_embeddings or ():  # what broadcasts otherwise may turn heads for tokens
+            B = 1 if angles.dim() == 3 and angles.size(0) == 1 else B
+            _check.expect_shape(NAME, "position_embeddings", angles, (B, s_q, self.qk_rope_head_dim // 2))
         if cache is None:
             for name, given in (("slot_mapping", slot_mapping), ("seqlens", seqlens)):
                 _check.expect(given is None, NAME, name, "None without a cache", "a tensor")

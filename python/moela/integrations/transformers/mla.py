@@ -13,12 +13,13 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from moela.integrations.transformers import fp8
-from moela.integrations.transformers.latent_cache import adopt, rows_of
+from moela.integrations.transformers.latent_cache import adopt, is_trained, rows_of
 from moela.integrations.transformers.mla_mask import Tokens, chosen_tokens, tokens_of
 from moela.integrations.transformers.takeover import RECORD, forward_slot, why_not
 from moela.nn.absorption import absorb, is_cheaper, split_kv_b, unabsorb
 from moela.nn.fp8_linear import Fp8Linear
 from moela.ops import mla_decode
+from moela.ops._check import FLOAT_DTYPES
 
 try:
     from transformers.integrations.finegrained_fp8 import FP8Linear
@@ -34,7 +35,11 @@ def mla_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
     if cache is not None:
         adopt(cache, self.layer_idx)
-        if is_absorbed(self, args, kwargs) and (weight := _weight(self, kwargs["hidden_states"])) is not None:
+        if (
+            not is_trained(cache, self.layer_idx)
+            and is_absorbed(self, args, kwargs)
+            and (weight := _weight(self, kwargs["hidden_states"])) is not None
+        ):
             return type(self).forward(Absorbed(self, weight), **kwargs)
     return type(self).forward(self, *args, **kwargs)
 
@@ -49,7 +54,8 @@ def is_absorbed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if mask is None:  # a single query sees all keys; what several see is up to the attention
         return s_q == 1
     P, V, L = layer.qk_nope_head_dim, layer.v_head_dim, layer.kv_lora_rank
-    is_worth_it = s_q == 1 or is_cheaper(s_q, mask.size(-1), P, V, L)
+    num_keys = mask.size(-1)
+    is_worth_it = num_keys > s_q == 1 or is_cheaper(s_q, num_keys, P, V, L)
     return is_worth_it and mask.shape[:-1] == (B, 1, s_q) and tokens_of(mask) is not None
 
 
@@ -61,7 +67,7 @@ def _is_inference(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> b
     drops = layer.training and getattr(layer, "attention_dropout", 0) > 0
     config = layer.config
     shows = kwargs.get("output_attentions") or getattr(config, "output_attentions", False)
-    is_known = config._attn_implementation in KNOWN
+    is_known = config._attn_implementation in KNOWN and hidden.dtype in FLOAT_DTYPES
     return is_known and not (is_trained or drops or shows or torch.is_autocast_enabled(hidden.device.type))
 
 

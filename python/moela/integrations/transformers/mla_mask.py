@@ -28,12 +28,13 @@ def tokens_of(mask: Tensor) -> Tokens | None:
     is looked at for each layer.
     """
     is_remembered = not torch.compiler.is_compiling() and not mask.is_inference()
-    if is_remembered and (memo := getattr(mask, _MEMO, None)) and memo[0] == mask._version:
+    state = (id(mask), mask._version) if is_remembered else None  # a copy of a mask has its memo, too
+    if is_remembered and (memo := getattr(mask, _MEMO, None)) and memo[0] == state:
         return memo[1]
     is_seen = _is_seen(mask)
     found = None if is_seen is None else _tokens(is_seen)
     if is_remembered:
-        setattr(mask, _MEMO, (mask._version, found))
+        setattr(mask, _MEMO, (state, found))
     return found
 
 

@@ -1,7 +1,6 @@
 """A method of a layer replaced by one of moela, and put back."""
 
 import functools
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +68,7 @@ def why_not(owner: nn.Module, attribute: str) -> str | None:
 
 def put(takeover: Takeover, detail: str, backend: str | None) -> None:
     own, attribute = vars(takeover.owner), takeover.attribute
-    method = types.MethodType(_on_backend(takeover.function, backend), takeover.owner)
+    method = _on_backend(takeover.function, backend, takeover.owner)
     own[RECORD] = Record(attribute, attribute in own, own.get(attribute), detail, backend, takeover.note)
     own[attribute] = method
 
@@ -84,13 +83,13 @@ def restore(module: nn.Module) -> None:
         own.pop(record.attribute, None)
 
 
-def _on_backend(function: Callable[..., Any], backend: str | None) -> Callable[..., Any]:
+def _on_backend(function: Callable[..., Any], backend: str | None, owner: nn.Module) -> Callable[..., Any]:
+    """The method: a partial, which is pickled as it is; of bound methods the name is, which no class has."""
     if backend is None:
-        return function
+        return functools.partial(function, owner)
+    return functools.partial(_run, function, backend, owner)
 
-    @functools.wraps(function)
-    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with backends.use_backend(backend):
-            return function(self, *args, **kwargs)
 
-    return run
+def _run(function: Callable[..., Any], backend: str, owner: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with backends.use_backend(backend):
+        return function(owner, *args, **kwargs)
