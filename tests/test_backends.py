@@ -278,17 +278,10 @@ def test_moela_backend_that_cannot_run_is_an_error_and_not_a_fallback():
 def may_differ(isa: str, name: str) -> bool:
     """These sum products of bfloat16 and of e4m3 in an order of their own (docs/adr/0011)."""
     op = name.split()[0]
-    is_product = op in (
-        "fp8_gemm",
-        "grouped_fp8_gemm",
-        "grouped_fp8_gemm_masked",
-        "grouped_gemm",
-        "fused_experts",
-        "indexer_logits",
-        "indexer_logits_paged",
-    )
-    has_own = isa in ("amx_bf16", "avx512_bf16")
-    return has_own and is_product and not re.match(r"\w+ \d+ torch.float(16|32)", name)
+    logits = ("indexer_logits", "indexer_logits_paged")
+    gemms = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_gemm", "fused_experts")
+    own = {"amx_bf16": logits, "avx512_bf16": (*gemms, *logits)}
+    return op in own.get(isa, ()) and not re.match(r"\w+ \d+ torch.float(16|32)", name)
 
 
 def test_every_instruction_set_gives_the_same_bits(cpu):

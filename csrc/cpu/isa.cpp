@@ -48,10 +48,11 @@ constexpr const Kernels* kAvx512Bf16IfBuilt = nullptr;
 bool has_avx512_bf16() { return false; }
 #endif
 #if defined(MOELA_ISA_amx_bf16)
-// Those of avx512_bf16, but for the products that are worth whole tiles.
+// Those of avx512, but for the products that are worth whole tiles: vdpbf16ps has half the rate of float32
+// multiply-adds where there is AMX (docs/adr/0011).
 const Kernels* amx_bf16() {
   static const Kernels kernels = [] {
-    Kernels k = kAvx512Bf16;
+    Kernels k = kAvx512;
     k.isa = "amx_bf16";
     k.indexer_logits = kAmxIndexerLogits;
     return k;

@@ -1,4 +1,4 @@
-// What avx512_bf16 does in tiles where the CPU has AMX (docs/adr/0011); isa.cpp takes the rest from there.
+// What is done in tiles where the CPU has AMX (docs/adr/0011); isa.cpp takes the rest from avx512.
 #define MOELA_SIMD_AVX512
 #define MOELA_SIMD_BF16
 #include "cpu/indexer_logits_amx.h"
