@@ -136,6 +136,8 @@ def _dq_kernel(
             dq_1 = dot(gradients, k_1, dq_1, INTERPRETED)
             if D > BLOCK_1:
                 dq_2 = dot(gradients, k_2, dq_2, INTERPRETED)
+        # Of a query without keys it is 0 also beside others whose keys are NaN.
+        dq_1, dq_2 = tl.where(live[:, None], dq_1, 0.0), tl.where(live[:, None], dq_2, 0.0)
         to = dq_ptr + head * D
         _prefill.store_rows(to, dq_1, row, is_query, H * D, D, INTERPRETED)
         if D > BLOCK_1:

@@ -68,12 +68,10 @@ def _mla_sparse_kernel(
     most = tl.full((BLOCK_H,), NO_SCORE, tl.float32)
     total = tl.zeros((BLOCK_H,), tl.float32)
     acc = tl.zeros((BLOCK_H, BLOCK_L), tl.float32)
-    num_keys = 0
     for start in range(0, limit, BLOCK_N):
         entry = start + tl.arange(0, BLOCK_N)
         slot = tl.load(indices_ptr + row * stride_it + entry, mask=entry < limit, other=-1)
         live = (slot >= 0) & (slot < num_slots)
-        num_keys += tl.sum(live.to(tl.int32))
         slot = tl.where(live, slot, 0)
         row_ptrs = (
             cache_ptr
@@ -93,7 +91,7 @@ def _mla_sparse_kernel(
         acc = dot(_fp8.round_to(weights, DOT, INTERPRETED), kv_c, acc * rescale[:, None], INTERPRETED)
         most = new_most
 
-    has_keys = num_keys > 0
+    has_keys = total != 0.0  # so if it is NaN
     row_of_head = row * H + head
     lse = tl.where(has_keys, most + tl.log(total), float("-inf"))
     tl.store(lse_ptr + row_of_head, lse, mask=head < H)
@@ -104,7 +102,7 @@ def _mla_sparse_kernel(
         share = tl.exp(most - larger)
         total = total * share + tl.where(sink == larger, 1.0, tl.exp(sink - larger))
         acc *= share[:, None]
-    out = tl.where(has_keys, tl.div_rn(acc, (total[:, None] + tl.zeros_like(acc))), 0.0)
+    out = tl.where(has_keys[:, None], tl.div_rn(acc, (total[:, None] + tl.zeros_like(acc))), 0.0)
     out = _fp8.round_to(out, out_ptr.dtype.element_ty, INTERPRETED)
     tl.store(out_ptr + row_of_head[:, None] * L + latent[None, :], out, mask=is_head & (latent < L)[None, :])
 

@@ -152,7 +152,9 @@ void mla_merge(const MlaProblem& p, const MlaQuery& q) {
     for (int64_t part = 0; part < num_parts; ++part) max = max_of(part) > max ? max_of(part) : max;
     for (int64_t part = 0; part < num_parts; ++part)
       total += q.parts[part * part_floats + heads * (ld + 1) + h] * exp_nonpositive(max_of(part) - max);
-    p.lse[row] = num_parts == 0 ? -__builtin_inff() : max + log_of(total);
+    // Without keys there is no weight, and none where every score is -Inf. NaN is some.
+    const bool has_weight = total != 0.f;
+    p.lse[row] = has_weight ? max + log_of(total) : -__builtin_inff();
     if (p.attn_sink != nullptr) {
       const float sink = p.attn_sink[q.head + h], larger = sink > max ? sink : max;
       // Infinite, it is as heavy as what is larger than every score.
@@ -169,7 +171,7 @@ void mla_merge(const MlaProblem& p, const MlaQuery& q) {
         const float factor = exp_nonpositive(max_of(part) - max);
         for (int64_t i = 0; i < n; ++i) sum[i] += factor * from[i];
       }
-      if (num_parts > 0)
+      if (has_weight)
         for (int64_t i = 0; i < n; ++i) sum[i] /= total;
       store_floats(sum, n, p.q_dtype, p.out, row * L + k);
     }

@@ -97,7 +97,9 @@ class MlaRows {
   void locate(int64_t first, Tile& tile) const {
     tile.count = 0;
     const auto* data = static_cast<const uint8_t*>(cache_.data);
-    const auto page_size = static_cast<uint32_t>(cache_.page_size);
+    constexpr int64_t kMostSlots = int64_t{1} << 31;  // a larger page is as good as one of these
+    const auto page_size =
+        static_cast<uint32_t>(cache_.page_size < kMostSlots ? cache_.page_size : kMostSlots);
     for (int64_t key = first; key < keys_.count && tile.count < kMlaTokens; ++key) {
       int64_t page, slot;
       if (keys_.pages != nullptr) {

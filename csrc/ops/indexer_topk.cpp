@@ -34,10 +34,11 @@ void check_capacity(const Rows& rows, const Tensor& block_table, int64_t page_si
   int64_t longest = ks == nullptr && ke == nullptr ? S : 0;
   for (int64_t row = 0; row < std::max(rows.ks.count(), rows.ke.count()); ++row)
     longest = std::max<int64_t>(longest, (ke != nullptr ? ke[row] : S) - (ks != nullptr ? ks[row] : 0));
-  const int64_t capacity = block_table.size(1) * page_size;
-  if (longest > capacity)
+  // Divided, as the product of a huge page_size would not fit.
+  const int64_t pages = block_table.size(1);
+  if (longest > 0 && (longest - 1) / page_size >= pages)
     fail(kOp, "block_table", "pages for " + std::to_string(longest) + " tokens a request",
-         "pages for " + std::to_string(capacity));
+         "pages for " + std::to_string(pages * page_size));
 }
 
 Rows check(const Tensor& logits, int64_t topk, const Options& o) {

@@ -57,6 +57,11 @@ def test_chooses_from_ks_up_to_ke_and_reads_nothing_else(run):
     assert chosen(run, rows[:1], 1, ks=int32(1), ke=int32(2)) == [[1]]
 
 
+def test_a_page_may_be_as_large_as_a_number_is(run):
+    table = torch.zeros(1, 4, dtype=torch.int32)
+    assert chosen(run, [[3.0, 1.0, 2.0]], 2, block_table=table, page_size=2**62) == [[0, 2]]
+
+
 def test_slots_are_those_of_the_tokens_of_the_row_s_request(run):
     """Token s - ks, in pages of two; the second row belongs to request 0 too, the last one to none."""
     table = torch.tensor([[7, 0], [5, 3]], dtype=torch.int32)

@@ -110,6 +110,17 @@ def test_an_infinite_value_of_a_score_of_minus_infinity_spoils_its_column(run, d
     assert torch.equal(~out[0, 1].isfinite(), spoiled)
 
 
+def test_scores_of_minus_infinity_only_are_as_no_key(run):
+    """The rotated part of every key is infinite, and no value: the exact sum of the weights is 0."""
+    x = run.inputs(B=1, H=2, S=9, page_size=None, **SMALL, hostile=False)
+    x["q"][0, 0, 0, -1], x["q"][0, 0, 1, -1] = -1, 0.5
+    x["cache"][..., -1] = INF
+    out, lse = run(x)
+    assert not out[0, 0, 0].any()
+    assert lse[0, 0, 0] == -INF
+    assert out[0, 0, 1].isnan().all()
+
+
 def test_huge_scores_choose_one_key(run):
     x = run.inputs(B=1, H=2, S=30, page_size=None, **SMALL, hostile=False)
     out, lse = run(x | {"sm_scale": 1e12})

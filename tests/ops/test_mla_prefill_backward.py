@@ -26,6 +26,14 @@ def test_a_query_without_keys_has_no_gradient_and_gives_none(run):
     assert not dq[:2].any()
 
 
+def test_a_query_without_keys_has_no_gradient_beside_keys_that_are_nan(run):
+    x = run.inputs(T=12, lens=[(12, 4)], **SMALL)
+    x["k"][:] = NAN
+    dq, _, _ = run(x)
+    assert not dq[:8].any()
+    assert dq[8:].isnan().all()
+
+
 def test_a_key_that_no_query_sees_has_no_gradient(run):
     x = run.inputs(T=3, lens=[(0, 4), (3, 5), (0, 2)], **SMALL)
     _, dk, dv = run(x)

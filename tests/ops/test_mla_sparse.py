@@ -126,6 +126,27 @@ def test_a_sink_that_is_nan_stays_with_its_head(run):
     assert testing.same_bits(out[:, ::2], plain[0][:, ::2])
 
 
+@pytest.mark.parametrize("sink", [None, 0.0, -INF, NAN])
+def test_scores_of_minus_infinity_only_are_as_no_slot(run, sink):
+    x = run.inputs(T=1, H=2, topk=9, S=9, **SMALL, hostile=False)
+    x["q"][..., -1] = -1
+    x["cache"][..., -1] = INF
+    if sink is not None:
+        x["attn_sink"] = torch.full((2,), sink, device=run.device)
+    out, lse = run(x)
+    assert not out.any()
+    assert (lse == -INF).all()
+
+
+def test_a_page_may_be_larger_than_any_slot(run):
+    """One of 2^32 rows, all of them the same memory."""
+    x = run.inputs(T=1, H=2, topk=3, S=1, **SMALL, hostile=False)
+    row = x["cache"][:, :1]
+    x["indices"] = torch.tensor([[0, 5, 2**31 - 1]], dtype=torch.int32, device=run.device)
+    got = run(x | {"cache": row.expand(1, 2**32, row.size(2))})
+    assert same(got, run(x | {"cache": row, "indices": torch.zeros_like(x["indices"])}))
+
+
 def test_huge_scores_choose_one_key(run):
     x = run.inputs(T=1, H=2, topk=30, S=30, page_size=30, **SMALL, hostile=False)
     out, lse = run(x | {"sm_scale": 1e12, "attn_sink": torch.tensor([100.0, -1e13], device=run.device)})

@@ -199,7 +199,8 @@ def expect_indices(op: str, indices: Tensor, lengths: Tensor | None, num_slots: 
             expect(False, op, "topk_length", f"lengths within [0, {topk}]", got)
         beyond = torch.arange(topk, device=indices.device) >= lengths[:, None]
         counted = counted.masked_fill(beyond, -1)
-    wrong = (counted >= num_slots).nonzero()
+    # As int64: a number of slots beyond int32 would be taken for another one.
+    wrong = (counted.long() >= num_slots).nonzero()
     if len(wrong):
         row, entry = wrong[0].tolist()
         got = f"{int(counted[row, entry])} at row {row}, entry {entry}"

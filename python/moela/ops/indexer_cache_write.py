@@ -34,7 +34,7 @@ def indexer_cache_write(k: Tensor, cache: Tensor, slot_mapping: Tensor, *, ue8m0
         Nothing.
 
     Numerics: codes and scale factors are those of `per_token_group_quant_fp8(k, D, ue8m0)`: one scale factor
-        for a key, whatever D. The same bits on every backend.
+        for a key, whatever D. The same bits on every backend, NaN aside.
 
     Source: the pages: deepseek-ai/DeepGEMM, csrc/apis/attention.hpp.
     """

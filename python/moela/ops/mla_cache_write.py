@@ -38,9 +38,9 @@ def mla_cache_write(
         Nothing.
 
     Numerics: values are rounded once to the dtype of the cache. Codes and scale factors are those of
-        `per_token_group_quant_fp8(kv_c, 128, ue8m0)`. The same bits on every backend. With ue8m0 they are
-        those of FlashMLA's quantizer, which takes no scale factor below 2^-13 though: groups of 128 that
-        are all below 0.027 have finer codes here. Without, they are those of vLLM's writer, which keeps
+        `per_token_group_quant_fp8(kv_c, 128, ue8m0)`. The same bits on every backend, NaN aside. With ue8m0
+        they are those of FlashMLA's quantizer, which takes no scale factor below 2^-13 though: groups of 128
+        that are all below 0.027 have finer codes here. Without, they are those of vLLM's writer, which keeps
         k_pe in float16 where kv_c is.
 
     Source: the cache of MLA: DeepSeek-V2, arXiv 2405.04434, section 2.1. The row of 656 bytes:

@@ -302,6 +302,7 @@ register(
             },
             {"B": 2, "H": 4, "S": 33, "L": 128, "R": 0, "x_dtype": torch.float32, "cache_dtype": torch.uint8},
             {"B": 2, "H": 2, "S": 0, "L": 64, "R": 16},
+            {"B": 1, "H": 2, "S": 1, "L": 128, "R": 5, "page_size": 1, "cache_dtype": torch.uint8},
             {"B": 4, "H": 9, "S": 150, "s_q": 3, "L": 128, "R": 16, "ragged": True},
             {"B": 3, "H": 4, "S": 300, "s_q": 2, "L": 64, "num_parts": 4, "x_dtype": torch.float32},
             {"B": 2, "H": 2, "S": 2200, "L": 64, "R": 16, "num_parts": 3, "batch_invariant": True},

@@ -268,6 +268,7 @@ register(
                 "cache_dtype": torch.uint8,
             },
             {"T": 3, "H": 2, "topk": 5, "S": 0, "L": 64, "R": 16},
+            {"T": 1, "H": 2, "topk": 1, "S": 1, "L": 128, "R": 5, "page_size": 1, "cache_dtype": torch.uint8},
         ),
         flops=lambda T, H, topk, L=512, R=64, **_: 2 * T * H * topk * (2 * L + R),
         bytes=_bytes,

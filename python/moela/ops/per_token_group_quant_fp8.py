@@ -24,7 +24,8 @@ def per_token_group_quant_fp8(x: Tensor, group_size: int = 128, ue8m0: bool = Fa
         q: [..., K] float8_e4m3fn, contiguous.
         sf: [..., ceil(K/group_size)] float32, contiguous; multiplies to dequantize.
 
-    Numerics: float32 division, rounded to nearest even and clamped to +-448: the same bits on every backend.
+    Numerics: float32 division, rounded to nearest even and clamped to +-448: the same bits on every backend,
+        NaN aside.
         |q * sf - x| <= 2^-4 |x| + 2^-10 sf (e4m3 keeps 3 fraction bits and has 2^-9 as its smallest value).
         A group that holds NaN or Inf has that as its sf, and dequantizes to NaN.
 

@@ -26,12 +26,18 @@ def encode(kv_c: Tensor, k_pe: Tensor, dtype: torch.dtype, ue8m0: bool) -> Tenso
     return torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1)
 
 
+def _read(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., n] uint8 -> [..., n / itemsize]. Copied, as a view has to begin where dtype does; flat, as the
+    strides of a single row, or of one without columns, have to be such too."""
+    values = part.clone(memory_format=torch.contiguous_format).flatten().view(dtype)
+    return values.view(*part.shape[:-1], part.size(-1) // dtype.itemsize)
+
+
 def decode(rows: Tensor, L: int) -> Tensor:
     """[..., row_size] -> [..., L + R] float32, exact but for the product with a scale factor."""
     if rows.dtype != torch.uint8:
         return rows.float()
-    codes, sf, k_pe = (
-        part.contiguous() for part in rows.split([L, L // GROUP * 4, rows.size(-1) - L - L // GROUP * 4], -1)
-    )
-    sf = sf.view(torch.float32).repeat_interleave(GROUP, -1)  # [..., L]
-    return torch.cat([codes.view(torch.float8_e4m3fn).float() * sf, k_pe.view(torch.bfloat16).float()], -1)
+    codes, sf, k_pe = rows.split([L, L // GROUP * 4, rows.size(-1) - L - L // GROUP * 4], -1)
+    sf = _read(sf, torch.float32).repeat_interleave(GROUP, -1)  # [..., L]
+    codes, k_pe = _read(codes, torch.float8_e4m3fn), _read(k_pe, torch.bfloat16)
+    return torch.cat([codes.float() * sf, k_pe.float()], -1)

@@ -12,14 +12,14 @@ def chosen(q: Tensor, cache: Tensor, indices: Tensor, topk_length: Tensor | None
     num_rows, topk = indices.shape[:-1].numel(), indices.size(-1)
     page_size, num_slots = cache.size(1), cache.size(0) * cache.size(1)
     q = q.reshape(num_rows, *q.shape[-2:])  # [rows, H, D]
-    indices = indices.reshape(num_rows, topk)
+    indices = indices.reshape(num_rows, topk).long()  # num_slots may be beyond int32
     is_seen = (indices >= 0) & (indices < num_slots)
     if topk_length is not None:
         is_seen &= torch.arange(topk, device=q.device) < topk_length.reshape(num_rows, 1)
     for row in range(num_rows):
         keys = q.new_zeros(topk, q.size(-1), dtype=torch.float64)
         if num_slots:
-            slots = torch.where(is_seen[row], indices[row], 0).long()
+            slots = torch.where(is_seen[row], indices[row], 0)
             rows = decode(cache[slots // page_size, slots % page_size], v_dim).double()
             keys = torch.where(is_seen[row, :, None], rows, 0.0)
         yield q[row], keys, is_seen[row]
