@@ -63,7 +63,7 @@ class MlaWave {
     });
     parallel(static_cast<int64_t>(parts.size()), 0.02 * row * cpu::kMlaSplit,
              [&](int64_t begin, int64_t end) {
-               float* scratch = scratch_of_thread(cpu::mla_scratch_floats(problem_));
+               float* scratch = scratch_of_thread(kernels.scratch_floats(problem_));
                for (int64_t i = begin; i < end; ++i)
                  kernels.attend(problem_, *parts[i].first, parts[i].second, scratch);
              });

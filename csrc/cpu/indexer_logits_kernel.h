@@ -40,11 +40,6 @@ static_assert(kIndexerKeys % kIndexerRows == 0 && kIndexerKeys % kIndexerRowsOfO
               "tiles of keys would overlap");
 static_assert(kIndexerCols % kIndexerHeads == 0, "a vector of heads must begin at chain 0");
 
-template <int kValue>
-struct Constant {
-  constexpr operator int() const { return kValue; }
-};
-
 #if defined(MOELA_SIMD_BF16)
 constexpr int kWordColumns = 2;
 // Keys come from the tables times 2^-8; queries make up for it.

@@ -55,6 +55,7 @@ const Kernels* amx_bf16() {
     Kernels k = kAvx512;
     k.isa = "amx_bf16";
     k.indexer_logits = kAmxIndexerLogits;
+    k.mla_attend = kAmxMlaAttend;
     return k;
   }();
   return &kernels;

@@ -54,6 +54,7 @@ extern const Kernels kAvx2;                           // defined where MOELA_ISA
 extern const Kernels kAvx512;                         // defined where MOELA_ISA_avx512 is
 extern const Kernels kAvx512Bf16;                     // defined where MOELA_ISA_avx512_bf16 is
 extern const IndexerLogitsKernels kAmxIndexerLogits;  // defined where MOELA_ISA_amx_bf16 is
+extern const MlaKernels kAmxMlaAttend;                // likewise
 extern const Kernels kNeon;                           // defined where MOELA_ISA_neon is
 
 // The widest set that this machine runs, or the one that MOELA_CPU_ISA names. Chosen once. Throws

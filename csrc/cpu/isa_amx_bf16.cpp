@@ -3,6 +3,11 @@
 #define MOELA_SIMD_BF16
 #include "cpu/indexer_logits_amx.h"
 #include "cpu/isa.h"
+#include "cpu/mla_attend_amx.h"
 
-constinit const moela::cpu::IndexerLogitsKernels moela::cpu::kAmxIndexerLogits = {indexer_pack,
-                                                                                  indexer_score_tiles};
+namespace moela::cpu {
+
+constinit const IndexerLogitsKernels kAmxIndexerLogits = {indexer_pack, indexer_score_tiles};
+constinit const MlaKernels kAmxMlaAttend = kMlaTileKernels;
+
+}  // namespace moela::cpu

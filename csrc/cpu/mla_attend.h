@@ -57,16 +57,13 @@ struct MlaQuery {
 inline int64_t mla_part_floats(const MlaProblem& p, const MlaQuery& q) {
   return q.padded_heads() * (p.padded_latent() + 2);
 }
+// And a line for what a kernel notes about them.
 inline int64_t mla_packed_floats(const MlaProblem& p, const MlaQuery& q) {
-  return q.padded_heads() * p.padded_D();
-}
-// What attend() uses while it runs.
-inline int64_t mla_scratch_floats(const MlaProblem& p) {
-  constexpr int64_t kTokens = 96;  // as in mla_tile.h
-  return 2 * (kTokens + 1) * p.padded_D() + (kTokens + 1) * kMlaHeads;
+  return q.padded_heads() * p.padded_D() + 16;
 }
 
 struct MlaKernels {
+  int64_t (*scratch_floats)(const MlaProblem&);  // what attend() uses while it runs
   void (*pack)(const MlaProblem&, const MlaQuery&);
   void (*attend)(const MlaProblem&, const MlaQuery&, int64_t part, float* scratch);
   void (*merge)(const MlaProblem&, const MlaQuery&);

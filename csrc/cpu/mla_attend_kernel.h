@@ -21,6 +21,10 @@ namespace {
 using moela::cpu::MlaProblem;
 using moela::cpu::MlaQuery;
 
+inline int64_t mla_scratch_floats(const MlaProblem& p) {
+  return 2 * (kMlaTokens + 1) * p.padded_D() + (kMlaTokens + 1) * moela::cpu::kMlaHeads;
+}
+
 // Less than every score, and finite: its difference to itself is 0.
 constexpr float kNoScore = -0x1.fffffep127f;
 
@@ -178,6 +182,6 @@ void mla_merge(const MlaProblem& p, const MlaQuery& q) {
   }
 }
 
-constexpr moela::cpu::MlaKernels kMlaKernels = {mla_pack, mla_attend, mla_merge};
+constexpr moela::cpu::MlaKernels kMlaKernels = {mla_scratch_floats, mla_pack, mla_attend, mla_merge};
 
 }  // namespace

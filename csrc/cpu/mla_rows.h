@@ -40,6 +40,29 @@ inline int64_t mla_row_bytes(const moela::cpu::MlaCache& c) {
                                  : (c.latent + c.rope) * size_of(c.dtype);
 }
 
+// Where the rows of at most `most` keys are: this is all that differs between mla_decode and mla_sparse.
+// Returns how many there are.
+inline int64_t locate_rows(const moela::cpu::MlaCache& cache, const moela::cpu::MlaKeys& keys, int64_t first,
+                           int64_t most, const uint8_t** rows) {
+  const auto* data = static_cast<const uint8_t*>(cache.data);
+  constexpr int64_t kMostSlots = int64_t{1} << 31;  // a larger page is as good as one of these
+  const auto page_size = static_cast<uint32_t>(cache.page_size < kMostSlots ? cache.page_size : kMostSlots);
+  int64_t count = 0;
+  for (int64_t key = first; key < keys.count && count < most; ++key) {
+    int64_t page, slot;
+    if (keys.pages != nullptr) {
+      page = keys.pages[key / cache.page_size];
+      slot = key % cache.page_size;
+    } else {
+      const auto number = static_cast<uint32_t>(keys.slots[key]);
+      page = number / page_size;
+      slot = number % page_size;
+    }
+    rows[count++] = data + page * cache.page_bytes + slot * cache.slot_bytes;
+  }
+  return count;
+}
+
 // The rows of the keys of a query, a tile at a time. While a tile is multiplied, those of the next one are
 // converted, a few at a time, and those of the one after that are fetched: the stores of conversion, which
 // miss L1, and the way from memory end behind multiply-adds.
@@ -93,25 +116,8 @@ class MlaRows {
   // Tokens of the next tile that are of this part.
   int64_t count() const { return end_ - next_ < kMlaTokens ? end_ - next_ : kMlaTokens; }
 
-  // Where the rows of a tile are: this is all that differs between mla_decode and mla_sparse.
   void locate(int64_t first, Tile& tile) const {
-    tile.count = 0;
-    const auto* data = static_cast<const uint8_t*>(cache_.data);
-    constexpr int64_t kMostSlots = int64_t{1} << 31;  // a larger page is as good as one of these
-    const auto page_size =
-        static_cast<uint32_t>(cache_.page_size < kMostSlots ? cache_.page_size : kMostSlots);
-    for (int64_t key = first; key < keys_.count && tile.count < kMlaTokens; ++key) {
-      int64_t page, slot;
-      if (keys_.pages != nullptr) {
-        page = keys_.pages[key / cache_.page_size];
-        slot = key % cache_.page_size;
-      } else {
-        const auto number = static_cast<uint32_t>(keys_.slots[key]);
-        page = number / page_size;
-        slot = number % page_size;
-      }
-      tile.rows[tile.count++] = data + page * cache_.page_bytes + slot * cache_.slot_bytes;
-    }
+    tile.count = locate_rows(cache_, keys_, first, kMlaTokens, tile.rows);
   }
 
   const moela::cpu::MlaCache& cache_;

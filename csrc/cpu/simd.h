@@ -25,6 +25,12 @@
 
 namespace {
 
+// A number that a call passes as a type.
+template <int kValue>
+struct Constant {
+  constexpr operator int() const { return kValue; }
+};
+
 // e4m3 codes to value * 2^-120, exactly: a code's seven magnitude bits become exponent and fraction bits of a
 // float32 (subnormal codes become subnormal floats, so DAZ must be off). q holds four codes per lane, w[i] is
 // code i: nine operations for four vectors. NaN codes come out as +-480 * 2^-120; note_nan finds them.

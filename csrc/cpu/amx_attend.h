@@ -1,0 +1,108 @@
+// What attention makes of rows of bfloat16 so that the tiles of AMX can multiply them. Included by
+// isa_amx_bf16.cpp only.
+//
+// Scores are [key][head or query]: keys are the rows of the first operand as they are, q is the second,
+// [two columns][head]. Values are the second operand of the other product, [two keys][column], weights
+// [head][key] the first: rounded to bfloat16, as on a GPU.
+//
+// Tiles take subnormal numbers for zeros. So they multiply ordinary numbers only, 0 and those from 2^-50 to
+// 2^50: a product of two is at least 2^-100, of which a sum that is lost below 2^-126 is less than a rounding
+// of float32. Weights are times 2^50: a product with a value falls below 2^-126 only if the weight was below
+// that, and a sum that is lost was below 2^-126 of the largest value; both are within the bounds (LOST in
+// python/moela/ops/_mla_bound.py).
+#pragma once
+
+#include "cpu/amx_tile.h"
+
+namespace {
+
+constexpr float kWeightFactor = 0x1p50f;
+
+// What lanes of bfloat16 have been seen: all ordinary or not.
+class Ordinary {
+ public:
+  MOELA_INLINE void see(I x) {
+    const I magnitude = _mm512_add_epi16(x, x);
+    largest_ = _mm512_max_epu16(largest_, magnitude);
+    least_ = _mm512_min_epu16(least_, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));  // 0 is the largest
+  }
+  bool all() const {
+    const I most = _mm512_set1_epi16(static_cast<int16_t>(bits_of(0x1p50f) >> 15));
+    const I least = _mm512_set1_epi16(static_cast<int16_t>((bits_of(0x1p-50f) >> 15) - 1));
+    return (_mm512_cmpgt_epu16_mask(largest_, most) | _mm512_cmplt_epu16_mask(least_, least)) == 0;
+  }
+
+ private:
+  I largest_ = _mm512_setzero_si512(), least_ = _mm512_set1_epi16(-1);
+};
+
+constexpr int kTileColumns = 2 * kTile;
+
+// Columns [k, k + 32) of a row, zeros beyond `columns`; of no row zeros.
+MOELA_INLINE I load_tile_columns(const uint16_t* row, int64_t k, int64_t columns) {
+  const int64_t left = columns - k;
+  const __mmask32 live = left >= kTileColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+  return _mm512_maskz_loadu_epi16(row == nullptr ? 0 : live, row + k);
+}
+
+// Where pairs of values lie: [column / 16][pair][16], blocks an odd number of cache lines apart, so that a
+// pair spreads over all sets of L1. Of 32 columns the first sixteen are 0-3, 8-11, 16-19 and 24-27, as
+// unpacking leaves them: see in_order.
+constexpr int64_t pair_block_floats(int64_t pairs) { return (pairs + 1) * kTile; }
+
+MOELA_INLINE void store_pairs(I x, I y, int64_t k, int64_t block_floats, float* pair) {
+  float* to = pair + k / kTile * block_floats;
+  _mm512_storeu_si512(to, _mm512_unpacklo_epi16(x, y));
+  _mm512_storeu_si512(to + block_floats, _mm512_unpackhi_epi16(x, y));
+}
+
+// Thirty-two sums of columns, times `factor`, where columns belong.
+MOELA_INLINE void in_order(const float* sums, F factor, float* to) {
+  const __m512d x = _mm512_castps_pd(mul(load(sums), factor));
+  const __m512d y = _mm512_castps_pd(mul(load(sums + kTile), factor));
+  const I first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0),
+          second = _mm512_add_epi64(first, _mm512_set1_epi64(4));
+  store(to, _mm512_castpd_ps(_mm512_permutex2var_pd(x, first, y)));
+  store(to + kTile, _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y)));
+}
+
+// Weights [key][ld] of sixteen heads or queries and whole tiles of 32 keys: tile after tile.
+inline void weights_to_tiles(const float* weights, int64_t ld, int64_t tiles, float* to) {
+  const F factor = set1(kWeightFactor);
+  const I both = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                  21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  for (int64_t tile = 0; tile < tiles; ++tile, to += kTileFloats) {
+    alignas(64) float pairs[kTileFloats];
+    for (int i = 0; i < kTile; ++i, weights += 2 * ld) {
+      const __m512bh halves =
+          _mm512_cvtne2ps_pbh(mul(load(weights + ld), factor), mul(load(weights), factor));
+      _mm512_store_si512(pairs + i * kTile, _mm512_permutexvar_epi16(both, reinterpret_cast<I>(halves)));
+    }
+    I rows[kTile];
+    load_quads(reinterpret_cast<const uint8_t*>(pairs), 64, rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(to + i * kTile, rows[i]);
+  }
+}
+
+// Sixteen rows, of which row(i) is null where there is none, as the second operand of scores: tile after tile
+// of 32 columns. Returns whether they are ordinary.
+template <class Row>
+inline bool rows_to_tiles(const Row& row, int64_t columns, float* to) {
+  Ordinary ordinary;
+  for (int64_t k = 0; k < columns; k += kTileColumns, to += kTileFloats) {
+    alignas(64) float words[kTileFloats];
+    for (int i = 0; i < kTile; ++i) {
+      const I x = load_tile_columns(row(i), k, columns);
+      ordinary.see(x);
+      _mm512_store_si512(words + i * kTile, x);
+    }
+    I rows[kTile];
+    load_quads(reinterpret_cast<const uint8_t*>(words), 64, rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(to + i * kTile, rows[i]);
+  }
+  return ordinary.all();
+}
+
+}  // namespace
