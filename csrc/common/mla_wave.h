@@ -33,11 +33,12 @@ class MlaWave {
   // `index`: of the query in out; q_offset: of its first head in q. What the keys point to has to live until
   // the next run().
   void add(int64_t index, int64_t q_offset, cpu::MlaKeys keys) {
-    for (int64_t h = 0; h < problem_.H; h += cpu::kMlaHeads)
+    const int64_t heads = cpu::kernels().mla_attend.heads;
+    for (int64_t h = 0; h < problem_.H; h += heads)
       add({.index = index,
            .q_offset = q_offset + h * problem_.stride_qh,
            .head = h,
-           .num_heads = problem_.H - h < cpu::kMlaHeads ? problem_.H - h : cpu::kMlaHeads,
+           .num_heads = problem_.H - h < heads ? problem_.H - h : heads,
            .keys = keys,
            .packed = nullptr,
            .parts = nullptr});

@@ -38,11 +38,13 @@ class Ordinary {
 
 constexpr int kTileColumns = 2 * kTile;
 
-// Columns [k, k + 32) of a row, zeros beyond `columns`; of no row zeros.
-MOELA_INLINE I load_tile_columns(const uint16_t* row, int64_t k, int64_t columns) {
-  const int64_t left = columns - k;
-  const __mmask32 live = left >= kTileColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-  return _mm512_maskz_loadu_epi16(row == nullptr ? 0 : live, row + k);
+// Which of 32 columns there are, where there are `left`.
+inline __mmask32 tile_columns(int64_t left) {
+  return left >= kTileColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+}
+// Columns [k, k + 32) of a row, zeros where there are none.
+MOELA_INLINE I load_columns(const void* row, int64_t k, __mmask32 live) {
+  return _mm512_maskz_loadu_epi16(live, static_cast<const uint16_t*>(row) + k);
 }
 
 // Where pairs of values lie: [column / 16][pair][16], blocks an odd number of cache lines apart, so that a
@@ -91,9 +93,11 @@ template <class Row>
 inline bool rows_to_tiles(const Row& row, int64_t columns, float* to) {
   Ordinary ordinary;
   for (int64_t k = 0; k < columns; k += kTileColumns, to += kTileFloats) {
+    const __mmask32 live = tile_columns(columns - k);
     alignas(64) float words[kTileFloats];
     for (int i = 0; i < kTile; ++i) {
-      const I x = load_tile_columns(row(i), k, columns);
+      const void* from = row(i);
+      const I x = from == nullptr ? zero_bytes() : load_columns(from, k, live);
       ordinary.see(x);
       _mm512_store_si512(words + i * kTile, x);
     }

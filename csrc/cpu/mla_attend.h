@@ -8,8 +8,8 @@
 namespace moela::cpu {
 
 // Fixed, so that bits depend on a query and its keys only.
-constexpr int64_t kMlaSplit = 1152;  // keys of a part: twelve tiles
-constexpr int64_t kMlaHeads = 64;    // of a part
+constexpr int64_t kMlaSplit = 1152;     // keys of a part: twelve tiles
+constexpr int64_t kMlaMostHeads = 128;  // of a part
 
 // What the queries of a call share.
 struct MlaProblem {
@@ -44,7 +44,7 @@ struct MlaQuery {
   int64_t index;     // of the query in out and lse
   int64_t q_offset;  // of its first head in q, in elements
   int64_t head;
-  int64_t num_heads;  // at most kMlaHeads
+  int64_t num_heads;  // at most MlaKernels::heads
   MlaKeys keys;
   float* packed;  // their rows of q, as the kernel multiplies them: mla_packed_floats
   float* parts;   // their sums, one after the other: mla_part_floats each
@@ -63,6 +63,7 @@ inline int64_t mla_packed_floats(const MlaProblem& p, const MlaQuery& q) {
 }
 
 struct MlaKernels {
+  int64_t heads;  // of a part, on which bits do not depend; at most kMlaMostHeads
   int64_t (*scratch_floats)(const MlaProblem&);  // what attend() uses while it runs
   void (*pack)(const MlaProblem&, const MlaQuery&);
   void (*attend)(const MlaProblem&, const MlaQuery&, int64_t part, float* scratch);

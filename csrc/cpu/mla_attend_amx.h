@@ -16,6 +16,7 @@
 namespace {
 
 constexpr int64_t kMlaTileKeys = 192;
+constexpr int64_t kMlaTileHeads = 128;  // of a part: twice the others', as each has to prepare the keys
 static_assert(moela::cpu::kMlaSplit % kMlaTileKeys == 0, "tiles would straddle two parts");
 constexpr int64_t kMlaPairBlock = pair_block_floats(kMlaTileKeys / 2);
 
@@ -23,20 +24,18 @@ inline bool is_for_tiles(const MlaProblem& p) {
   return p.q_dtype == Dtype::kBFloat16 && p.cache.dtype == Dtype::kBFloat16;
 }
 inline int64_t mla_tile_steps(const MlaProblem& p) { return (p.D() + kTileColumns - 1) / kTileColumns; }
-// From key to key, in words: an odd number of cache lines.
-inline int64_t mla_key_words(const MlaProblem& p) { return (mla_tile_steps(p) | 1) * kTile; }
 
 // What a part uses while it runs.
 struct MlaTileScratch {
   MlaTileScratch(const MlaProblem& p, float* memory)
       : keys(memory),
-        pairs(keys + kMlaTileKeys * mla_key_words(p)),
+        pairs(keys + 2 * mla_tile_steps(p) * kTileFloats),
         scores(pairs + p.padded_latent() / kTile * kMlaPairBlock),
-        weights(scores + kMlaTileKeys * moela::cpu::kMlaHeads),
-        products(weights + kMlaTileKeys / 2 * moela::cpu::kMlaHeads),
+        weights(scores + kMlaTileKeys * kMlaTileHeads),
+        products(weights + kMlaTileKeys / 2 * kMlaTileHeads),
         rescale(products + 4 * kTileFloats),
-        end(rescale + moela::cpu::kMlaHeads) {}
-  float* keys;      // [key][mla_key_words] of two columns
+        end(rescale + kMlaTileHeads) {}
+  float* keys;      // [column / 32][32 keys][16 words]: stays in L1
   float* pairs;     // as in amx_attend.h
   float* scores;    // [key][heads]
   float* weights;   // [heads / 16][key / 32], tiles
@@ -48,7 +47,7 @@ struct MlaTileScratch {
 int64_t mla_tile_scratch_floats(const MlaProblem& p) {
   float* const begin = nullptr;
   const int64_t in_tiles = MlaTileScratch(p, begin).end - begin;
-  const int64_t in_float32 = mla_scratch_floats(p) + (p.padded_D() + 1) * moela::cpu::kMlaHeads;
+  const int64_t in_float32 = mla_scratch_floats(p) + (p.padded_D() + 1) * kMlaTileHeads;
   return in_tiles > in_float32 ? in_tiles : in_float32;
 }
 
@@ -68,31 +67,6 @@ void mla_pack_tiles(const MlaProblem& p, const MlaQuery& q) {
   *note_of(p, q) = is_ordinary ? 1.f : 0.f;
 }
 
-// Rows of keys to keys and pairs, up to whole tiles of 32 with zeros. Returns whether they are ordinary.
-inline bool load_keys(const MlaProblem& p, const uint8_t* const* rows, int64_t count,
-                      const MlaTileScratch& scratch) {
-  const int64_t D = p.D(), latent = p.padded_latent(), key_words = mla_key_words(p);
-  const int64_t padded = (count + kTileColumns - 1) / kTileColumns * kTileColumns;
-  Ordinary ordinary;
-  for (int64_t t = 0; t < padded; t += 2) {
-    const auto row = [&](int64_t key) {
-      return key < count ? reinterpret_cast<const uint16_t*>(rows[key]) : nullptr;
-    };
-    const uint16_t *even = row(t), *odd = row(t + 1);
-    float* keys = scratch.keys + t * key_words;
-    float* pair = scratch.pairs + t / 2 * kTile;
-    for (int64_t k = 0; k < D; k += kTileColumns, keys += kTile) {
-      const I x = load_tile_columns(even, k, D), y = load_tile_columns(odd, k, D);
-      ordinary.see(x);
-      ordinary.see(y);
-      _mm512_storeu_si512(keys, x);
-      _mm512_storeu_si512(keys + key_words, y);
-      if (k < latent) store_pairs(x, y, k, kMlaPairBlock, pair);
-    }
-  }
-  return ordinary.all();
-}
-
 // Fetches some lines with every step.
 struct MlaFetch {
   MlaPrefetcher& lines;
@@ -102,21 +76,40 @@ struct MlaFetch {
   }
 };
 
-// Scores of whole tiles of 32 keys.
-inline void scores_of_tiles(const MlaProblem& p, const MlaQuery& q, int64_t tiles,
-                            const MlaTileScratch& scratch, const MlaFetch& fetch) {
-  const int64_t heads = q.padded_heads(), steps = mla_tile_steps(p), key_words = mla_key_words(p);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const TileOperand keys = {.words = scratch.keys + tile * 2 * kTile * key_words,
-                              .row = key_words,
-                              .second = kTile * key_words,
-                              .step = kTile};
-    for_pairs_of_tiles(heads / kTile, [&](int64_t head, auto cols) {
-      const TileOperand of_heads = whole_tiles(q.packed + head * steps * kTileFloats, steps * kTileFloats);
-      multiply_tiles<2, cols>(keys, of_heads, steps, scratch.scores + tile * 2 * kTile * heads + head * kTile,
-                              heads, fetch);
-    });
+// Thirty-two rows, zeros from `count` on, to keys and pairs. Column by column: row by row the pairs would go
+// to more pages than the first level of translation has for stores (16).
+inline void load_keys(const MlaProblem& p, const uint8_t* const* rows, int64_t count, float* keys,
+                      float* pairs, Ordinary& ordinary, const MlaFetch& fetch) {
+  const int64_t D = p.D(), latent = p.padded_latent();
+  for (int64_t k = 0; k < D; k += kTileColumns) {
+    const __mmask32 live = tile_columns(D - k);
+    const auto load_pairs = [&](const auto& load_row) {
+      for (int64_t t = 0; t < kTileColumns; t += 2, keys += 2 * kTile) {
+        const I x = load_row(t), y = load_row(t + 1);
+        ordinary.see(x);
+        ordinary.see(y);
+        _mm512_storeu_si512(keys, x);
+        _mm512_storeu_si512(keys + kTile, y);
+        if (k < latent) store_pairs(x, y, k, kMlaPairBlock, pairs + t / 2 * kTile);
+        fetch.step();
+      }
+    };
+    if (count >= kTileColumns)
+      load_pairs([&](int64_t t) { return load_columns(rows[t], k, live); });
+    else
+      load_pairs([&](int64_t t) { return t < count ? load_columns(rows[t], k, live) : zero_bytes(); });
   }
+}
+
+// scores[32 keys][heads] = keys @ q.
+inline void scores_of_tile(const MlaProblem& p, const MlaQuery& q, const float* keys, float* scores,
+                           const MlaFetch& fetch) {
+  const int64_t heads = q.padded_heads(), steps = mla_tile_steps(p);
+  const TileOperand of_keys = {.words = keys, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats};
+  for_pairs_of_tiles(heads / kTile, [&](int64_t head, auto cols) {
+    const TileOperand of_heads = whole_tiles(q.packed + head * steps * kTileFloats, steps * kTileFloats);
+    multiply_tiles<2, cols>(of_keys, of_heads, steps, scores + head * kTile, heads, fetch);
+  });
 }
 
 // sums[head][ld] = sums * rescale + weights @ values.
@@ -158,13 +151,17 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQuery& q, int64_t part, float
     const int64_t left = end - key, count = left < kMlaTileKeys ? left : kMlaTileKeys;
     const int64_t tiles = (count + kTileColumns - 1) / kTileColumns;
     locate_rows(p.cache, q.keys, key, count, rows);
-    if (!load_keys(p, rows, count, scratch)) return false;
     const int64_t row_bytes = mla_row_bytes(p.cache);
     MlaPrefetcher lines(next, locate_rows(p.cache, q.keys, key + count, kMlaTileKeys, next), row_bytes);
-    const int64_t pairs_of_heads = (heads / kTile + 1) / 2;
-    const int64_t steps = pairs_of_heads * tiles * (mla_tile_steps(p) + ld / kTileColumns);
+    const int64_t steps = tiles * (mla_tile_steps(p) * kTile +
+                                   (heads / kTile + 1) / 2 * (mla_tile_steps(p) + ld / kTileColumns));
     const MlaFetch fetch = {lines, kMlaTileKeys * (row_bytes + 63) / 64 / steps + 1};
-    scores_of_tiles(p, q, tiles, scratch, fetch);
+    Ordinary ordinary;
+    for (int64_t t = 0; t < count; t += kTileColumns) {
+      load_keys(p, rows + t, count - t, scratch.keys, scratch.pairs + t / 2 * kTile, ordinary, fetch);
+      scores_of_tile(p, q, scratch.keys, scratch.scores + t * heads, fetch);
+    }
+    if (!ordinary.all()) return false;
     softmax_tile(softmax, p.sm_scale, count, scratch.scores);
     std::memset(scratch.scores + count * heads, 0, (tiles * kTileColumns - count) * heads * sizeof(float));
     for (int64_t head = 0; head < heads; head += kTile)
@@ -186,7 +183,7 @@ void mla_attend_tiles(const MlaProblem& p, const MlaQuery& q, int64_t part, floa
   mla_attend(p, again, part, scratch + moela::cpu::mla_packed_floats(p, again));
 }
 
-constexpr moela::cpu::MlaKernels kMlaTileKernels = {mla_tile_scratch_floats, mla_pack_tiles, mla_attend_tiles,
-                                                    mla_merge};
+constexpr moela::cpu::MlaKernels kMlaTileKernels = {kMlaTileHeads, mla_tile_scratch_floats, mla_pack_tiles,
+                                                    mla_attend_tiles, mla_merge};
 
 }  // namespace

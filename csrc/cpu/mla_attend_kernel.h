@@ -18,11 +18,15 @@
 
 namespace {
 
+using moela::cpu::kMlaMostHeads;
 using moela::cpu::MlaProblem;
 using moela::cpu::MlaQuery;
 
+constexpr int64_t kMlaHeads = 64;  // of a part
+static_assert(kMlaHeads <= kMlaMostHeads, "a part would not fit in its scratch");
+
 inline int64_t mla_scratch_floats(const MlaProblem& p) {
-  return 2 * (kMlaTokens + 1) * p.padded_D() + (kMlaTokens + 1) * moela::cpu::kMlaHeads;
+  return 2 * (kMlaTokens + 1) * p.padded_D() + (kMlaTokens + 1) * kMlaMostHeads;
 }
 
 // Less than every score, and finite: its difference to itself is 0.
@@ -66,7 +70,7 @@ struct MlaSoftmax {
 
 // Scores of a tile [tokens][heads] to weights. The loops over heads are vectorized.
 inline void softmax_tile(const MlaSoftmax& s, float sm_scale, int64_t tokens, float* scores) {
-  alignas(64) float max[moela::cpu::kMlaHeads], sum[moela::cpu::kMlaHeads];
+  alignas(64) float max[kMlaMostHeads], sum[kMlaMostHeads];
   const int64_t heads = s.heads;
   for (int64_t h = 0; h < heads; ++h) max[h] = s.max[h];
   for (int64_t t = 0; t < tokens; ++t)
@@ -100,7 +104,7 @@ void mla_attend(const MlaProblem& p, const MlaQuery& q, int64_t part, float* scr
   float* scores = panels_of_next + panel_floats;
   const MlaSoftmax softmax = {.max = sums + heads * ld,
                               .sum = sums + heads * (ld + 1),
-                              .rescale = scores + kMlaTokens * moela::cpu::kMlaHeads,
+                              .rescale = scores + kMlaTokens * kMlaMostHeads,
                               .heads = heads};
   std::memset(sums, 0, heads * (ld + 2) * sizeof(float));
   if (padded != p.D()) std::memset(panels, 0, 2 * panel_floats * sizeof(float));
@@ -182,6 +186,7 @@ void mla_merge(const MlaProblem& p, const MlaQuery& q) {
   }
 }
 
-constexpr moela::cpu::MlaKernels kMlaKernels = {mla_scratch_floats, mla_pack, mla_attend, mla_merge};
+constexpr moela::cpu::MlaKernels kMlaKernels = {kMlaHeads, mla_scratch_floats, mla_pack, mla_attend,
+                                                mla_merge};
 
 }  // namespace
