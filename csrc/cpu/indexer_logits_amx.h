@@ -5,29 +5,12 @@
 // and its odd columns are summed by themselves, and these two sums are added to it (tdpbf16ps).
 #pragma once
 
+#include "cpu/amx.h"
 #include "cpu/indexer_logits_kernel.h"
 
 namespace {
 
-constexpr int kTile = 16;          // keys, heads, and words of two columns
-constexpr int kTileKeys = 32;      // two tiles
-constexpr int kTileRegisters = 8;  // four of products, two of keys, two of heads
-
-class Tiles {
- public:
-  Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int i = 0; i < kTileRegisters; ++i) config.row_bytes[i] = 64, config.rows[i] = kTile;
-    _tile_loadconfig(&config);
-  }
-  ~Tiles() { _tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};
+constexpr int kTileKeys = 32;  // two tiles
 
 // products[32 keys][width] = keys @ q, q [word][width], of 32 or 16 heads.
 template <int kWidth>
