@@ -280,7 +280,7 @@ def may_differ(isa: str, name: str) -> bool:
     op = name.split()[0]
     logits = ("indexer_logits", "indexer_logits_paged")
     gemms = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_gemm", "fused_experts")
-    own = {"amx_bf16": logits, "avx512_bf16": (*gemms, *logits)}
+    own = {"amx_bf16": (*gemms, *logits), "avx512_bf16": (*gemms, *logits)}
     return op in own.get(isa, ()) and not re.match(r"\w+ \d+ torch.float(16|32)", name)
 
 

@@ -36,8 +36,6 @@ class Ordinary {
   I largest_ = _mm512_setzero_si512(), least_ = _mm512_set1_epi16(-1);
 };
 
-constexpr int kTileColumns = 2 * kTile;
-
 // Which of 32 columns there are, where there are `left`.
 inline __mmask32 tile_columns(int64_t left) {
   return left >= kTileColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;

@@ -57,8 +57,9 @@ struct GemmKernels {
 
 constexpr int64_t kGemmSlab = 1024;
 
-// Floats of a packed row: its columns in whole blocks of 128, and what gemm_bf16.h notes of each slab.
-constexpr int64_t kGemmSlabNotes = 8;
+// Floats of a packed row: its columns in whole blocks of 128, and what gemm_bf16.h and gemm_amx.h note of
+// each slab.
+constexpr int64_t kGemmSlabNotes = 16;
 inline int64_t padded_k(int64_t K) {
   return (K + 127) / 128 * 128 + (K + kGemmSlab - 1) / kGemmSlab * kGemmSlabNotes;
 }

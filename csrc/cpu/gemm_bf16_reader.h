@@ -37,22 +37,13 @@ struct Bf16Reader<E4m3Codec> {
     const I ab_high = _mm512_unpackhi_epi16(lanes[0], lanes[1]);
     const I cd_low = _mm512_unpacklo_epi16(lanes[2], lanes[3]);
     const I cd_high = _mm512_unpackhi_epi16(lanes[2], lanes[3]);
-    decode(_mm512_unpacklo_epi32(ab_low, cd_low), out);
-    decode(_mm512_unpackhi_epi32(ab_low, cd_low), out + 2);
-    decode(_mm512_unpacklo_epi32(ab_high, cd_high), out + 4);
-    decode(_mm512_unpackhi_epi32(ab_high, cd_high), out + 6);
+    // Codes of a pair of four rows and those of the next pair in each 128-bit lane.
+    decoder.decode(_mm512_unpacklo_epi32(ab_low, cd_low), out);
+    decoder.decode(_mm512_unpackhi_epi32(ab_low, cd_low), out + 2);
+    decoder.decode(_mm512_unpacklo_epi32(ab_high, cd_high), out + 4);
+    decoder.decode(_mm512_unpackhi_epi32(ab_high, cd_high), out + 6);
   }
-  // Codes of a pair of four rows and those of the next pair in each 128-bit lane.
-  MOELA_INLINE void decode(I codes, I out[2]) const {
-    const I low = _mm512_permutex2var_epi8(low0, codes, low1);
-    I high = _mm512_permutex2var_epi8(high0, codes, high1);
-    high = _mm512_ternarylogic_epi32(high, codes, sign, 0xF8);  // high | (codes & sign)
-    out[0] = _mm512_unpacklo_epi8(low, high);
-    out[1] = _mm512_unpackhi_epi8(low, high);
-  }
-  I low0 = _mm512_load_si512(kE4m3Tables.low), low1 = _mm512_load_si512(kE4m3Tables.low + 64);
-  I high0 = _mm512_load_si512(kE4m3Tables.high), high1 = _mm512_load_si512(kE4m3Tables.high + 64);
-  I sign = _mm512_set1_epi8(static_cast<char>(0x80));
+  E4m3Decoder decoder;
 };
 
 template <>

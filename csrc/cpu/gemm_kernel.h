@@ -52,6 +52,14 @@ constexpr int kTileRows = 2, kVecs = 4, kDotRows = 2;
 constexpr int kCols = kVecs * kLanes;
 constexpr int kMaxRows = moela::plan::kMaxChunkRows;
 
+// Tasks that are computed together: as many as gemm_amx.h wants, whose rows of a are read once for all of
+// them.
+#if defined(MOELA_SIMD_AMX)
+constexpr int kTasksAtOnce = 16;
+#else
+constexpr int kTasksAtOnce = 1;
+#endif
+
 // decode_tiny gives value * 2^-120.
 constexpr float kUntiny = 0x1p120f;
 
@@ -83,8 +91,8 @@ struct Slab {
 
 inline int64_t num_slabs(const GemmProblem& p) { return ceil_div(p.K, kSlab); }
 
-// The columns of d that one task computes: rows [n0, n0 + count) of b. `next`: the row of b that is read
-// after them, as far as one knows; it is prefetched.
+// The columns of d that one task computes, or several: rows [n0, n0 + count) of b. `next`: the row of b that
+// is read after them, as far as one knows; it is prefetched.
 struct Columns {
   int64_t n0;
   int64_t count;
@@ -95,10 +103,21 @@ inline const uint8_t* row_of_b(const GemmProblem& p, int64_t n) {
   return static_cast<const uint8_t*>(p.b) + n * p.stride_bn * size_of(p.b_dtype);
 }
 
-// Task `task` of a product with N columns.
-inline Columns columns_of(const GemmProblem& p, int64_t task) {
-  const int64_t n0 = task * kCols, count = min_of(kCols, p.N - n0);
+// `tasks` tasks of a product with N columns, from `task` on.
+inline Columns columns_of(const GemmProblem& p, int64_t task, int64_t tasks = 1) {
+  const int64_t n0 = task * kCols, count = min_of(tasks * kCols, p.N - n0);
   return {.n0 = n0, .count = count, .next = row_of_b(p, n0 + count)};
+}
+
+// Calls f(columns of a task, its sums) for every task of `columns`; sums are [task][num_rows][kCols].
+template <class F>
+MOELA_INLINE void for_tasks(const GemmProblem& p, const Columns& columns, int64_t num_rows, float* sums,
+                            const F& f) {
+  for (int64_t n = 0; n < columns.count; n += kCols, sums += num_rows * kCols) {
+    const int64_t end = min_of(n + kCols, columns.count);
+    const void* next = end < columns.count ? row_of_b(p, columns.n0 + end) : columns.next;
+    f(Columns{.n0 = columns.n0 + n, .count = end - n, .next = next}, sums);
+  }
 }
 
 // The scale factors of row n of b, one per 128 columns of K from k0 on.
@@ -150,8 +169,8 @@ void load_row(const GemmProblem& p, const Slab<Codec>& slab, int64_t m, float* o
     for (int64_t i = k; i < min_of(k + kBlock, slab.cols); ++i) out[i] *= *sf;
 }
 
-// Room for a task's sums. Up to three rows of b that are not there may add zeros past the last sum.
-constexpr int kSumsSize = kMaxRows * kCols + 4;
+// Room for the sums of tasks. Up to three rows of b that are not there may add zeros past the last sum.
+constexpr int kSumsSize = kTasksAtOnce * kMaxRows * kCols + 4;
 
 // Columns whose row of b holds a NaN code, bits of `nan`, are NaN.
 inline void spread_nan(uint64_t nan, int64_t num_rows, float* sums) {
@@ -163,21 +182,27 @@ inline void spread_nan(uint64_t nan, int64_t num_rows, float* sums) {
 
 inline void add_bias(const GemmProblem& p, const Columns& columns, int64_t num_rows, float* sums) {
   if (p.bias == nullptr) return;
-  for (int64_t m = 0; m < num_rows; ++m)
-    for (int64_t n = 0; n < columns.count; ++n) sums[m * kCols + n] += p.bias[columns.n0 + n];
+  for_tasks(p, columns, num_rows, sums, [&](const Columns& task, float* of_task) {
+    for (int64_t m = 0; m < num_rows; ++m)
+      for (int64_t n = 0; n < task.count; ++n) of_task[m * kCols + n] += p.bias[task.n0 + n];
+  });
 }
 
-inline void store_sums(const GemmChunk& chunk, const Columns& columns, const float* sums) {
+inline void store_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
   const GemmProblem& p = *chunk.problem;
-  for (int64_t m = 0; m < chunk.num_rows; ++m)
-    store_floats(sums + m * kCols, columns.count, p.d_dtype, p.d, (chunk.m0 + m) * p.ldd + columns.n0);
+  for_tasks(p, columns, chunk.num_rows, sums, [&](const Columns& task, const float* of_task) {
+    for (int64_t m = 0; m < chunk.num_rows; ++m)
+      store_floats(of_task + m * kCols, task.count, p.d_dtype, p.d, (chunk.m0 + m) * p.ldd + task.n0);
+  });
 }
 
 }  // namespace
 
 #include "cpu/gemm_dot.h"
 #include "cpu/gemm_panel.h"
-#if defined(MOELA_SIMD_BF16)
+#if defined(MOELA_SIMD_AMX)
+#include "cpu/gemm_amx.h"
+#elif defined(MOELA_SIMD_BF16)
 #include "cpu/gemm_bf16.h"
 #endif
 #include "cpu/gemm_rows.h"
@@ -192,17 +217,22 @@ inline void pack_for_bf16(const GemmChunk&, int64_t) { __builtin_unreachable(); 
 inline void bf16_sums(const GemmChunk&, const Columns&, float*) { __builtin_unreachable(); }
 #endif
 
-// sums[num_rows][kCols] of the chunk's rows and some columns, with the bias.
+// sums[task][num_rows][kCols] of the chunk's rows and the columns of at most kTasksAtOnce tasks, with the
+// bias.
 void sum_columns(const GemmChunk& chunk, const Columns& columns, float* sums) {
-  with_codec(chunk.problem->b_dtype, [&](auto codec) {
-    using Codec = decltype(codec);
-    switch (chunk.path) {
-      case GemmPath::kDot: return dot_sums<Codec>(chunk, columns, sums);
-      case GemmPath::kPanel: return panel_sums<Codec>(chunk, columns, sums);
-      case GemmPath::kBf16: return bf16_sums(chunk, columns, sums);
-    }
-  });
-  add_bias(*chunk.problem, columns, chunk.num_rows, sums);
+  const GemmProblem& p = *chunk.problem;
+  if (chunk.path == GemmPath::kBf16) {
+    bf16_sums(chunk, columns, sums);
+  } else {
+    for_tasks(p, columns, chunk.num_rows, sums, [&](const Columns& task, float* of_task) {
+      with_codec(p.b_dtype, [&](auto codec) {
+        using Codec = decltype(codec);
+        const auto f = chunk.path == GemmPath::kDot ? dot_sums<Codec> : panel_sums<Codec>;
+        f(chunk, task, of_task);
+      });
+    });
+  }
+  add_bias(p, columns, chunk.num_rows, sums);
 }
 
 void pack(const GemmChunk& chunk, int64_t begin, int64_t end) {
@@ -229,12 +259,10 @@ void run_rows(const GemmChunk& chunk, int64_t begin, int64_t end) {
   const GemmProblem& p = *chunk.problem;
   for (int64_t task = begin; task < end; task += kTasks) {
     const int64_t n0 = task * kCols, stop = min_of(min_of(task + kTasks, end) * kCols, p.N);
-    rows_sums<Codec>(chunk, {.n0 = n0, .count = stop - n0, .next = nullptr}, sums);
-    for (int64_t t = 0; n0 + t * kCols < stop; ++t) {
-      float* of_task = sums + t * chunk.num_rows * kCols;
-      add_bias(p, columns_of(p, task + t), chunk.num_rows, of_task);
-      store_sums(chunk, columns_of(p, task + t), of_task);
-    }
+    const Columns columns = {.n0 = n0, .count = stop - n0, .next = nullptr};
+    rows_sums<Codec>(chunk, columns, sums);
+    add_bias(p, columns, chunk.num_rows, sums);
+    store_sums(chunk, columns, sums);
   }
 }
 
@@ -247,9 +275,9 @@ void run(const GemmChunk& chunk, int64_t begin, int64_t end) {
     });
     return;
   }
-  alignas(64) float sums[kSumsSize];
-  for (int64_t task = begin; task < end; ++task) {
-    const Columns columns = columns_of(p, task);
+  alignas(64) static thread_local float sums[kSumsSize];
+  for (int64_t task = begin; task < end; task += kTasksAtOnce) {
+    const Columns columns = columns_of(p, task, min_of(kTasksAtOnce, end - task));
     sum_columns(chunk, columns, sums);
     store_sums(chunk, columns, sums);
   }

@@ -54,6 +54,8 @@ const Kernels* amx_bf16() {
   static const Kernels kernels = [] {
     Kernels k = kAvx512;
     k.isa = "amx_bf16";
+    k.gemm = kAmxGemm;
+    k.fused_experts = kAmxFusedExperts;
     k.indexer_logits = kAmxIndexerLogits;
     k.mla_attend = kAmxMlaAttend;
     return k;

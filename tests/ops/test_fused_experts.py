@@ -81,7 +81,7 @@ def test_cpu_keeps_float32_between_its_steps_but_for_h_where_it_multiplies_bfloa
     make_runner, x_dtype, w_dtype
 ):
     run = make_runner("fused_experts", "cpu-cpu")
-    h_dtype = BF16 if x_dtype == BF16 and info.picked_isa() == "avx512_bf16" else FP32
+    h_dtype = BF16 if x_dtype == BF16 and info.picked_isa() in ("amx_bf16", "avx512_bf16") else FP32
     for T, dims in ((1, {}), (5, {"limit": 7.0}), (70, {"limit": 7.0, "alpha": 1.702, "bias": True})):
         inputs = run.inputs(T=T, H=300, I=200, topk=2, x_dtype=x_dtype, w_dtype=w_dtype, **dims)
         assert_bound(run, inputs, run(inputs)[0], gate_up_dtype=FP32, h_dtype=h_dtype)

@@ -46,7 +46,7 @@ def test_without_columns_of_k_every_row_is_zero(run):
 def test_both_layouts_of_b_have_the_same_bits(run, a_dtype):
     inputs = run.inputs(M=70, N=130, K=200, E=2, a_dtype=a_dtype)
     transposed = inputs["b"].mT.contiguous().mT  # [E, N, K], N contiguous
-    multiplies_bf16 = run.backend == "cpu" and info.picked_isa() == "avx512_bf16"
+    multiplies_bf16 = run.backend == "cpu" and info.picked_isa() in ("amx_bf16", "avx512_bf16")
     if multiplies_bf16 and a_dtype == torch.bfloat16:
         # Only pairs that lie side by side are multiplied in bfloat16 (docs/adr/0011): each is right.
         assert_right(run, inputs)

@@ -1,0 +1,338 @@
+// Matrix products of bfloat16 operands in the tiles of AMX. Part of
+// gemm_kernel.h; compiled where the instruction set has them (docs/adr/0011).
+//
+// Takes what gemm_bf16.h takes: b of e4m3 codes or bfloat16, and rows of a that
+// bfloat16 holds exactly. Bound: the DRAM rate of b up to about 64 rows, the
+// rate of the tiles beyond.
+//
+// b is the left operand and a the right one: d.T = b @ a.T. The left one has
+// columns of K side by side, as b has them, so weights are decoded and nothing
+// of them is transposed; pairs of rows of a are interleaved when they are
+// packed. Thirty-two rows of b and 256 columns of K make a panel, which stays
+// in L1 while all rows of a are multiplied with it. The next panel is decoded
+// meanwhile, a few lines between products, and its successor prefetched. Tasks
+// come several at once, so that a slab of a is read from L2 for all of them.
+//
+// Numerics for one element of d: every product is exact in float32. Per 128
+// columns of K there are four tiles of 32 columns. For each, ascending, its
+// even and its odd columns are summed by themselves, and these two sums are
+// added to that of the block (tdpbf16ps: rounds to nearest even and takes
+// subnormal numbers for zero). The sum times the scale factors is added to the
+// total by one fused multiply-add. The first of two tiles has the columns with
+// k / 8 even where b is of e4m3: unpacking bytes leaves them so.
+#pragma once
+
+#include "cpu/gemm_amx_pack.h"
+
+namespace {
+
+constexpr int kPanelRows = 2 * kTile;                 // of b
+constexpr int kPanelColumns = 2 * kBlock;             // of K: 16 KB
+constexpr int kUnitColumns = 2 * kTileColumns;        // that are decoded at once: a line of codes
+constexpr int kTilesOfBlock = kBlock / kTileColumns;  // of columns
+constexpr int kAheadPanels = 3;                       // how far ahead of its use a panel of b is prefetched
+static_assert(kPanelRows == kCols, "a panel has the columns of a task");
+
+constexpr int kPanelWords = kPanelRows * kPanelColumns / 2;  // [tile of columns][row][pair of columns]
+
+// Prefetches a panel of b into L2, some rows at a time.
+struct PanelPrefetcher {
+  MOELA_INLINE void step(int64_t count) {
+    for (; count > 0 && rows > 0; --count, --rows, row += ld)
+      for (int64_t byte = 0; byte < row_bytes; byte += kLine) prefetch_l2(row + byte);
+  }
+  const uint8_t* row;
+  int64_t ld;  // bytes
+  int64_t row_bytes;
+  int64_t rows_per_decoded;   // how many for every row of b that is decoded
+  int64_t rows = kPanelRows;  // that are left
+};
+
+// Writes kPanelRows rows of b and kPanelColumns columns of K as bfloat16 into a
+// panel.
+template <class Codec>
+void decode_panel(const uint8_t* codes, int64_t ld, PanelPrefetcher& next, uint32_t* words) {
+  constexpr int64_t kElement = sizeof(typename Codec::Element);
+  [[maybe_unused]] const E4m3Decoder decoder;
+  PanelPrefetcher ahead = next;
+  for (int n = 0; n < kPanelRows; ++n, codes += ld, words += kTile) {
+    ahead.step(ahead.rows_per_decoded);
+#pragma GCC unroll 4
+    for (int i = 0; i < kPanelColumns / kUnitColumns; ++i) {
+      const uint8_t* p = codes + i * kUnitColumns * kElement;
+      I out[2];
+      if constexpr (kElement == 1) {
+        decoder.decode(load_words(p), out);
+      } else {
+        out[0] = load_words(p), out[1] = load_words(p + kLine);
+      }
+      _mm512_store_si512(words + i * 4 * kTileFloats,
+                         out[0]);  // a tile of the second half follows each
+      _mm512_store_si512(words + (i * 4 + 2) * kTileFloats, out[1]);
+    }
+  }
+  next = ahead;
+}
+
+// Totals of a panel's rows: [row tile][half of the rows of b][row of b][lane].
+struct PanelTotals {
+  alignas(64) float sums[moela::plan::kMaxChunkRows / kTile][2][kTile][kTile];
+};
+
+// What a panel is multiplied with.
+struct PanelProduct {
+  const uint32_t* words;  // of the panel
+  const uint32_t* a;      // of the first row tile, at the first column
+  const float* factors;   // [row tile][kBlocksPerSlab][lane], at the first block
+  const float* sf;        // of b, one per block
+  int64_t blocks;
+  TileRows rows;
+  int64_t tile_words;  // of a, from row tile to row tile
+  float* totals;       // of the panel
+  float* products;     // room for four tiles, and for four more
+};
+
+// One step of 32 columns: kWidth row tiles, the first of a block or another.
+// What a tile holds is stored just before it begins anew: stores of all four
+// after the last step would leave nothing to multiply (302 cycles for a block
+// instead of 257).
+template <int kWidth, bool kFirst>
+MOELA_INLINE void multiply_step(const uint32_t* w, const uint32_t* a, int64_t tile_words, int64_t row_bytes,
+                                float* products) {
+  _tile_loadd(4, w, kLine);
+  _tile_loadd(6, a, row_bytes);
+  if constexpr (kFirst) {
+    _tile_stored(0, products, kLine);
+    _tile_zero(0);
+  }
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kWidth == 2) {
+    _tile_loadd(7, a + tile_words, row_bytes);
+    if constexpr (kFirst) {
+      _tile_stored(1, products + kTileFloats, kLine);
+      _tile_zero(1);
+    }
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_loadd(5, w + kTileFloats, kLine);
+  if constexpr (kFirst) {
+    _tile_stored(2, products + 2 * kTileFloats, kLine);
+    _tile_zero(2);
+  }
+  _tile_dpbf16ps(2, 5, 6);
+  if constexpr (kWidth == 2) {
+    if constexpr (kFirst) {
+      _tile_stored(3, products + 3 * kTileFloats, kLine);
+      _tile_zero(3);
+    }
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  asm volatile("" ::
+                   : "memory");  // gcc 12 does not know what the instructions
+                                 // read and write
+}
+
+// Adds a tile of products, times the factor of each lane, to its totals.
+MOELA_INLINE void add_tile(const float* products, F factor, float* totals) {
+#pragma GCC unroll 16
+  for (int n = 0; n < kTileFloats; n += kTile)
+    store(totals + n, fma(load(products + n), factor, load(totals + n)));
+}
+
+// Multiplies a panel with row tiles [begin, end), kWidth at a time, and
+// prefetches b. The products of a block are added to the totals in the course
+// of the next block.
+template <int kWidth>
+__attribute__((noinline)) void multiply_panel(const PanelProduct& p, int64_t begin, int64_t end,
+                                              int64_t rows_per_step, PanelPrefetcher& next) {
+  const int64_t step = kTile * p.rows.lanes, row_bytes = 4 * p.rows.lanes, tile_words = p.tile_words;
+  const int64_t blocks = p.blocks;
+  PanelPrefetcher ahead = next;
+  float* products = p.products;
+  float* totals = products + 4 * kTileFloats;  // before the first block there is nothing to add
+  F factors[kWidth];
+  for (F& f : factors) f = zero();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t t = begin; t < end; t += kWidth) {
+    const uint32_t *w = p.words, *a = p.a + t * tile_words;
+    for (int64_t b = 0; b < blocks; ++b) {
+      multiply_step<kWidth, true>(w, a, tile_words, row_bytes, products);
+      add_tile(products, factors[0], totals);
+      ahead.step(rows_per_step);
+      multiply_step<kWidth, false>(w + 2 * kTileFloats, a + step, tile_words, row_bytes, products);
+      add_tile(products + 2 * kTileFloats, factors[0], totals + kTileFloats);
+      ahead.step(rows_per_step);
+      multiply_step<kWidth, false>(w + 4 * kTileFloats, a + 2 * step, tile_words, row_bytes, products);
+      if constexpr (kWidth == 2) add_tile(products + kTileFloats, factors[1], totals + 2 * kTileFloats);
+      ahead.step(rows_per_step);
+      multiply_step<kWidth, false>(w + 6 * kTileFloats, a + 3 * step, tile_words, row_bytes, products);
+      if constexpr (kWidth == 2) add_tile(products + 3 * kTileFloats, factors[1], totals + 3 * kTileFloats);
+      ahead.step(rows_per_step);
+      w += kTilesOfBlock * 2 * kTileFloats;
+      a += kTilesOfBlock * step;
+      totals = p.totals + t * 2 * kTileFloats;
+      for (int i = 0; i < kWidth; ++i)
+        factors[i] = mul(set1(p.sf[b]), load(p.factors + ((t + i) * kBlocksPerSlab + b) * p.rows.lanes));
+    }
+  }
+  _tile_stored(0, products, kLine);
+  _tile_stored(2, products + 2 * kTileFloats, kLine);
+  if constexpr (kWidth == 2) {
+    _tile_stored(1, products + kTileFloats, kLine);
+    _tile_stored(3, products + 3 * kTileFloats, kLine);
+  }
+  asm volatile("" ::: "memory");
+  for (int i = 0; i < kWidth; ++i) {
+    add_tile(products + i * kTileFloats, factors[i], totals + 2 * i * kTileFloats);
+    add_tile(products + (2 + i) * kTileFloats, factors[i], totals + (2 * i + 1) * kTileFloats);
+  }
+  next = ahead;
+}
+
+constexpr float kOnes[kBlocksPerSlab] = {1, 1, 1, 1, 1, 1, 1, 1};
+
+// Columns of d that are computed at once. Rows of b share scale factors within
+// a panel: panels end at multiples of kPanelRows.
+struct Panels {
+  explicit Panels(const Columns& columns)
+      : begin(columns.n0),
+        end(columns.n0 + columns.count),
+        first(begin / kPanelRows),
+        count(ceil_div(end, kPanelRows) - first) {}
+  int64_t n0(int64_t i) const { return i == 0 ? begin : (first + i) * kPanelRows; }
+  int64_t rows(int64_t i) const { return min_of((first + i + 1) * kPanelRows, end) - n0(i); }
+  int64_t begin;
+  int64_t end;
+  int64_t first;
+  int64_t count;
+};
+
+// sums[task][row][column] of the totals [column][row] of a panel, whose first
+// column is `column`.
+inline void store_totals(const PanelTotals& totals, const TileRows& rows, int64_t num_rows, int64_t column,
+                         int64_t count, float* sums) {
+  const bool is_task = column % kCols == 0;
+  alignas(64) float copy[kTile * kCols];
+  for (int64_t t = 0; t < rows.count; ++t) {
+    const int64_t m0 = t * rows.lanes, lanes = min_of(rows.lanes, num_rows - m0);
+    const auto row_of = [&](int64_t task) { return sums + (task * num_rows + m0) * kCols; };
+    float* to = is_task ? row_of(column / kCols) : copy;
+    for (int half = 0; half < 2; ++half) {
+      I q[kTile];
+      load_quads(reinterpret_cast<const uint8_t*>(totals.sums[t][half]), kLine, q);
+#pragma GCC unroll 16
+      for (int m = 0; m < kTile; ++m)
+        if (m < lanes) _mm512_storeu_si512(to + m * kCols + half * kTile, q[m]);
+    }
+    if (is_task) continue;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t at = column + n;
+      for (int64_t m = 0; m < lanes; ++m) row_of(at / kCols)[m * kCols + at % kCols] = copy[m * kCols + n];
+    }
+  }
+}
+
+// What a thread works in.
+struct TileScratch {
+  alignas(64) uint32_t panel[kPanelWords];
+  alignas(64) float products[8 * kTileFloats];
+  PanelTotals totals[kTasksAtOnce + 1];
+  alignas(64) uint8_t staging[kPanelRows * kPanelColumns * 2];
+};
+
+// The panels of some columns, one after the other: all rows of b of 256 columns
+// of K, then the next 256.
+template <class Codec>
+class PanelWalk {
+ public:
+  static constexpr int64_t kElement = sizeof(typename Codec::Element);
+  PanelWalk(const GemmChunk& chunk, const Columns& columns, TileScratch& scratch)
+      : chunk_(chunk),
+        p_(*chunk.problem),
+        columns_(columns),
+        panels_(columns),
+        rows_(chunk.num_rows),
+        scratch_(scratch) {}
+
+  void run(float* sums) {
+    const Tiles tiles(rows_.lanes);
+    for (int64_t i = 0; i < panels_.count; ++i)
+      std::memset(&scratch_.totals[i], 0, rows_.count * sizeof scratch_.totals[0].sums[0]);
+    for (int64_t step = 0; step < steps_; ++step) {
+      // With few rows of a decoding takes most of the time, with many multiplying: prefetches spread over it.
+      PanelPrefetcher next = {.row = codes_of(step + kAheadPanels),
+                              .ld = ld_,
+                              .row_bytes = kPanelColumns * kElement,
+                              .rows_per_decoded = rows_.count <= 2 ? 1 : 0};
+      decode(step, next);
+      multiply(step, next);
+    }
+    for (int64_t i = 0; i < panels_.count; ++i)
+      store_totals(scratch_.totals[i], rows_, chunk_.num_rows, panels_.n0(i) - columns_.n0, panels_.rows(i),
+                   sums);
+  }
+
+ private:
+  int64_t k0(int64_t step) const { return step / panels_.count * kPanelColumns; }
+  int64_t panel(int64_t step) const { return step % panels_.count; }
+
+  // Where b is read in a step; after the last one, as far as one knows.
+  const uint8_t* codes_of(int64_t step) const {
+    return step < steps_ ? row_of_b(p_, panels_.n0(panel(step))) + k0(step) * kElement
+                         : static_cast<const uint8_t*>(columns_.next) + (step - steps_) * kPanelRows * ld_;
+  }
+
+  // The rows of b and columns of K that exist, zeros beyond.
+  void decode(int64_t step, PanelPrefetcher& next) {
+    const int64_t rows = panels_.rows(panel(step)), cols = min_of(kPanelColumns, p_.K - k0(step));
+    const uint8_t* codes = codes_of(step);
+    if (rows == kPanelRows && cols == kPanelColumns)
+      return decode_panel<Codec>(codes, ld_, next, scratch_.panel);
+    constexpr int64_t kRowBytes = kPanelColumns * kElement;
+    std::memset(scratch_.staging, 0, kPanelRows * kRowBytes);
+    for (int64_t n = 0; n < rows; ++n)
+      std::memcpy(scratch_.staging + n * kRowBytes, codes + n * ld_, cols * kElement);
+    decode_panel<Codec>(scratch_.staging, kRowBytes, next, scratch_.panel);
+  }
+
+  void multiply(int64_t step, PanelPrefetcher& next) {
+    const PackedSlab slab(chunk_, k0(step) / kSlab);
+    const int64_t k = k0(step) - slab.k0, i = panel(step);
+    const PanelProduct product = {.words = scratch_.panel,
+                                  .a = slab.a + k / 2 * rows_.lanes,
+                                  .factors = slab.factors + k / kBlock * rows_.lanes,
+                                  .sf = Codec::kHasSf ? sf_of_row(p_, panels_.n0(i), k0(step)) : kOnes,
+                                  .blocks = min_of(kPanelColumns, slab.padded - k) / kBlock,
+                                  .rows = rows_,
+                                  .tile_words = slab.tile_words,
+                                  .totals = scratch_.totals[i].sums[0][0][0],
+                                  .products = scratch_.products};
+    const int64_t paired = rows_.count / 2 * 2, pairs = ceil_div(rows_.count, 2);
+    const int64_t rows_per_step = ceil_div(kPanelRows, pairs * product.blocks * kTilesOfBlock);
+    if (paired > 0) multiply_panel<2>(product, 0, paired, rows_per_step, next);
+    if (paired < rows_.count) multiply_panel<1>(product, paired, rows_.count, rows_per_step, next);
+  }
+
+  const GemmChunk& chunk_;
+  const GemmProblem& p_;
+  const Columns& columns_;
+  Panels panels_;
+  TileRows rows_;
+  TileScratch& scratch_;
+  int64_t ld_ = p_.stride_bn * kElement;  // bytes
+  int64_t steps_ = ceil_div(p_.K, kPanelColumns) * panels_.count;
+};
+
+void bf16_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {
+  static thread_local TileScratch scratch;
+  if (chunk.problem->b_dtype == Dtype::kE4m3) {
+    PanelWalk<E4m3Codec>(chunk, columns, scratch).run(sums);
+  } else {
+    PanelWalk<BFloat16Codec>(chunk, columns, scratch).run(sums);
+  }
+}
+
+}  // namespace
