@@ -29,6 +29,16 @@ def test_a_box_never_reaches_from_one_query_into_another_unless_they_are_evenly_
     assert plan(3, H).query_box == 64
 
 
+@pytest.mark.parametrize("H", [1, 9, 64, 128])
+@pytest.mark.parametrize("tokens", [[1], [0, 0, 300], [7, 0, 1, 64, 65], [1] * 90])
+def test_a_ragged_batch_has_items_for_all_tiles(tokens, H):
+    p = plan(sum(tokens), H, B=len(tokens), is_ragged=True)
+    assert (p.item_rows, p.tiles, p.num_parts) == (64, 1, 132)
+    needed = sum(-(-n * H // 64) for n in tokens)
+    assert needed <= p.items <= needed + len(tokens)
+    assert (plan(2, H, B=5).items, plan(2, H, B=5).item_rows) == (5, 2 * H)
+
+
 @pytest.mark.parametrize("batch_invariant", [False, True])
 @pytest.mark.parametrize("seed", range(20))
 def test_there_is_memory_for_every_piece(seed, batch_invariant):
@@ -41,5 +51,5 @@ def test_there_is_memory_for_every_piece(seed, batch_invariant):
 
 
 def test_prints_what_will_run():
-    text = "<2 tiles of rows x 66 parts of keys, boxes of 16 keys and 64 queries>"
+    text = "<1 x 128 rows, 2 tiles x 66 parts of keys, boxes of 16 keys and 64 queries>"
     assert repr(plan(1, 128, page_size=16)) == text

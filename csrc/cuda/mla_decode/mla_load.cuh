@@ -2,7 +2,7 @@
 // into another. The boxes of a tile are dealt to the loading warps.
 #pragma once
 
-#include "cuda/mla_decode/mla_pieces.cuh"
+#include "cuda/mla_decode/mla_decode_work.cuh"
 
 namespace moela::cuda::sm90 {
 
@@ -31,19 +31,25 @@ MOELA_DEVICE void load_boxes(const MlaRowGroups& groups, int box, SmemAddr tile,
   }
 }
 
-// Rows beyond those of the request lie outside of q and are loaded as zeros.
+// Where in q a tile begins: a row of its request, or, of a ragged batch, of all requests.
+MOELA_DEVICE int q_row_of(const MlaDecodeArgs& a, const MlaRows& rows) {
+  return a.tiles == nullptr ? rows.first : rows.first_query * a.H + rows.first;
+}
+
+// Rows beyond those of the request lie outside of q and are loaded as zeros, or are the next request's.
 template <class C>
-MOELA_DEVICE void load_queries(const MlaDecodeParams& p, int request, int tile, bool issues) {
+MOELA_DEVICE void load_queries(const MlaDecodeParams& p, int request, int q_row, bool issues) {
   MlaRowGroups groups;
   MOELA_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int row = tile * C::kRows + (half * 32 + lane()) * p.query_box;
+    const int row = q_row + (half * 32 + lane()) * p.query_box;
     groups.outer[half] = row / p.inner_rows;
     groups.inner[half] = row % p.inner_rows;
   }
   load_boxes<C>(groups, p.query_box, smem_base() + C::kSmemQ, q_full<C>(), issues,
                 [&](SmemAddr to, int column, int outer, int inner) {
-                  tma_load_4d(to, &p.q, column, inner, outer, request, q_full<C>());
+                  tma_load_4d(to, &p.q, column, inner, outer, p.args.tiles == nullptr ? request : 0,
+                              q_full<C>());
                 });
 }
 
@@ -61,10 +67,10 @@ MOELA_DEVICE MlaRowGroups find_keys(const MlaDecodeParams& p, const MlaPiece& pi
       groups.outer[half] = 0;
       groups.inner[half] = page_size;
     } else if (a.block_table == nullptr) {
-      groups.outer[half] = piece.request;
+      groups.outer[half] = piece.rows.request;
       groups.inner[half] = key;
     } else {
-      groups.outer[half] = ldg_nc(a.block_table + piece.request * a.stride_tb + key / page_size);
+      groups.outer[half] = ldg_nc(a.block_table + piece.rows.request * a.stride_tb + key / page_size);
       groups.inner[half] = key % page_size;
     }
   }
@@ -78,10 +84,9 @@ MOELA_DEVICE void load_pieces(const MlaDecodeParams& p) {
     tma_prefetch_map(&p.q);
     tma_prefetch_map(&p.cache);
   }
-  const int tile = block() % p.tiles;
   MlaPosition<C> at;
   uint32_t q_parity = 0;
-  MlaPieces pieces(p, block() / p.tiles);
+  MlaPieces pieces = pieces_of_block<C>(p);
   for (MlaPiece piece; pieces.next(&piece);) {
     for (int block = piece.begin; block < piece.end; ++block, at.advance()) {
       const MlaRowGroups keys = find_keys<C>(p, piece, block);
@@ -95,7 +100,7 @@ MOELA_DEVICE void load_pieces(const MlaDecodeParams& p) {
       if (block > piece.begin) continue;
       // After the first keys, so that these need not wait until the queries before are done with.
       if (issues) mbarrier_wait(q_empty<C>(), q_parity ^ 1);
-      load_queries<C>(p, piece.request, tile, issues);
+      load_queries<C>(p, piece.rows.request, q_row_of(p.args, piece.rows), issues);
       q_parity ^= 1;
     }
   }
