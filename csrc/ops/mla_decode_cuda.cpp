@@ -69,6 +69,8 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
       .page_size = cache.size(1),
       .is_paged = block_table.has_value(),
       .is_ragged = is_ragged,
+      .has_bytes = cache.scalar_type() == ScalarType::Byte,
+      .has_rope = q.size(q.dim() - 1) > v_dim,
       .has_packed_rows = plan::has_packed_rows(queries.s_q, queries.H, queries.stride_qj, queries.stride_qh)};
   plan::MlaDecodeSm90Plan plan = plan::plan_mla_decode_sm90(problem, num_multiprocessors(kOp, device));
   if (schedule) plan.num_parts = static_cast<int>(schedule->size(0) - plan::mla_schedule_rows(B, 0));
@@ -81,7 +83,7 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
       .stride_qb = queries.stride_qb,
       .stride_qj = queries.stride_qj,
       .stride_qh = queries.stride_qh,
-      .has_bytes = cache.scalar_type() == ScalarType::Byte,
+      .has_bytes = problem.has_bytes,
       .cache = cache.const_data_ptr(),
       .num_pages = cache.size(0),
       .page_size = cache.size(1),

@@ -121,8 +121,8 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       .def("__repr__", printed<MlaDecodeSm90Plan>);
   m.def(
       "plan_mla_decode_sm90",
-      [](int64_t s_q, int64_t H, int64_t B, int64_t page_size, bool is_paged, bool is_ragged,
-         bool has_packed_rows, int num_sms) {
+      [](int64_t s_q, int64_t H, int64_t B, int64_t page_size, bool is_paged, bool is_ragged, bool has_bytes,
+         bool has_rope, bool has_packed_rows, int num_sms) {
         return moela::plan::plan_mla_decode_sm90({.B = B,
                                                   .s_q = s_q,
                                                   .H = H,
@@ -130,12 +130,14 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
                                                   .page_size = page_size,
                                                   .is_paged = is_paged,
                                                   .is_ragged = is_ragged,
+                                                  .has_bytes = has_bytes,
+                                                  .has_rope = has_rope,
                                                   .has_packed_rows = has_packed_rows},
                                                  num_sms);
       },
       py::arg("s_q"), py::arg("H"), py::kw_only(), py::arg("B") = 1, py::arg("page_size") = 64,
-      py::arg("is_paged") = true, py::arg("is_ragged") = false, py::arg("has_packed_rows") = true,
-      py::arg("num_sms") = 132);
+      py::arg("is_paged") = true, py::arg("is_ragged") = false, py::arg("has_bytes") = false,
+      py::arg("has_rope") = true, py::arg("has_packed_rows") = true, py::arg("num_sms") = 132);
   m.def(
       "mla_decode_sm90_pieces",
       [](int64_t B, int64_t capacity, int num_parts, bool batch_invariant) {
@@ -146,6 +148,8 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
                                                            .page_size = capacity,
                                                            .is_paged = false,
                                                            .is_ragged = false,
+                                                           .has_bytes = false,
+                                                           .has_rope = true,
                                                            .has_packed_rows = true};
         return moela::plan::mla_decode_sm90_pieces(
             problem, moela::plan::plan_mla_decode_sm90(problem, num_parts), batch_invariant);

@@ -26,10 +26,17 @@ struct MlaDecodeSm90Problem {
   int64_t page_size;
   bool is_paged;         // false: one page per request
   bool is_ragged;        // requests have any number of the tokens
+  bool has_bytes;        // of a row of the cache
+  bool has_rope;         // rows are wider than their values
   bool has_packed_rows;  // the s_q * H rows of a request are evenly spaced
 };
 
+// Which kernel: the plain loop, that of both warpgroups with scores of their own, or that which gathers rows
+// of bytes. Results have the same bits.
+enum class MlaDecodeSm90Path { kPlain, kSeesaw, kBytes };
+
 struct MlaDecodeSm90Plan {
+  MlaDecodeSm90Path path;
   // What is scheduled, each with so many rows: requests, or of a ragged batch their tiles, as many as there
   // may be.
   int64_t items, item_rows;
@@ -43,12 +50,23 @@ constexpr bool has_packed_rows(int64_t s_q, int64_t H, int64_t stride_qj, int64_
   return s_q == 1 || H == 1 || stride_qj == H * stride_qh;
 }
 
+constexpr int kMlaSeesawRows =
+    128;  // of a request, as far as shapes say, from which on the tensor core bounds
+
+// The seesaw takes the place of the rope for its weights.
+constexpr MlaDecodeSm90Path mla_decode_sm90_path(const MlaDecodeSm90Problem& p) {
+  if (p.has_bytes) return MlaDecodeSm90Path::kBytes;
+  const int64_t rows = (p.is_ragged ? 1 : p.s_q) * p.H;
+  return p.has_rope && rows >= kMlaSeesawRows ? MlaDecodeSm90Path::kSeesaw : MlaDecodeSm90Path::kPlain;
+}
+
 // Every multiprocessor has a part of the keys and a tile of the rows, as far as there are that few tiles.
 inline MlaDecodeSm90Plan plan_mla_decode_sm90(const MlaDecodeSm90Problem& p, int num_sms) {
   const int64_t rows = p.is_ragged ? kMlaSm90Rows : p.s_q * p.H;
   const auto tiles = static_cast<int>(mla_ceil_div(rows, kMlaSm90Rows));
   const auto box = [](int64_t extent) { return static_cast<int>(std::gcd<int64_t>(extent, kMlaSm90Keys)); };
   return {
+      .path = mla_decode_sm90_path(p),
       // A request's last tile need not be full, which is one of its own.
       .items = p.is_ragged ? p.B + p.s_q * p.H / kMlaSm90Rows : p.B,
       .item_rows = rows,
@@ -67,8 +85,10 @@ constexpr int64_t mla_decode_sm90_pieces(const MlaDecodeSm90Problem& p, const Ml
 }
 
 inline std::ostream& operator<<(std::ostream& out, const MlaDecodeSm90Plan& p) {
-  return out << p.items << " x " << p.item_rows << " rows, " << p.tiles << " tiles x " << p.num_parts
-             << " parts of keys, boxes of " << p.key_box << " keys and " << p.query_box << " queries";
+  constexpr const char* kNames[] = {"plain", "seesaw", "bytes"};
+  return out << kNames[static_cast<int>(p.path)] << ": " << p.items << " x " << p.item_rows << " rows, "
+             << p.tiles << " tiles x " << p.num_parts << " parts of keys, boxes of " << p.key_box
+             << " keys and " << p.query_box << " queries";
 }
 
 }  // namespace moela::plan

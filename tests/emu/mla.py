@@ -62,6 +62,7 @@ class Run:
     parts: int = 3
     seed: int | None = 0  # of the schedule of the keys
     schedule: str = "lazy"  # of the threads
+    path: int = -1  # a plan::MlaDecodeSm90Path, or the plan's choice
     program: Path | None = None  # with a planted fault
 
     def __call__(self, x: dict, steps: int = 0) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,7 @@ class Run:
         args = (*args, *cache.shape[:2], *cache.stride()[:2], int(x["block_table"] is not None), stride_tb)
         args = (*args, int(is_ragged), int(x["causal"]), int(invariant), x["sm_scale"])
         parts = self.parts if table is None else int(table[0, 1]) if is_ragged else table.size(0) - B - 3
-        args = (*args, parts, steps, self.schedule, self.folder)
+        args = (*args, self.path, parts, steps, self.schedule, self.folder)
         program = self.program or native.program("tests/emu/mla_decode.cpp")
         self.plan, verdict = native.run(program, *map(str, args)).split("\n", 1)
         assert verdict == "right", verdict

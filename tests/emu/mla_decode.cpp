@@ -1,12 +1,12 @@
 // The CUDA mla_decode on the host:
 //   mla_decode <dtype 0..1> <has bytes> <B> <s_q> <H> <D> <v_dim> <stride_qb> <stride_qj> <stride_qh>
 //              <num_pages> <page_size> <stride_page> <stride_slot> <is paged> <stride_tb> <is ragged>
-//              <causal> <batch invariant> <sm_scale> <parts> <steps> <schedule> <folder>
+//              <causal> <batch invariant> <sm_scale> <path> <parts> <steps> <schedule> <folder>
 // Reads q, cache, block_table, seqlens, cu_seqlens_q and schedule from files of these names in the folder,
 // writes out and lse there; prints the plan, then "right" or the report. With steps above 0 there are lengths
 // for so many steps, and each is mla_schedule, of a ragged batch after its tiles, and mla_decode with the
 // same arguments, as a CUDA graph replays them: seqlens is overwritten in between. Files hold the results of
-// all steps. Of a ragged batch s_q is the number of all tokens.
+// all steps. Of a ragged batch s_q is the number of all tokens. A path of -1 is the plan's choice.
 #include <iostream>
 #include <string>
 
@@ -18,9 +18,9 @@
 int main(int, char** argv) {
   using namespace moela;
   const auto number = [&](int i) { return std::stoi(argv[i]); };
-  const std::string folder = std::string(argv[24]) + "/";
+  const std::string folder = std::string(argv[25]) + "/";
   const bool is_paged = number(15) != 0, is_ragged = number(17) != 0;
-  const int parts = number(21), steps = number(22);
+  const int parts = number(22), steps = number(23);
   cuda::MlaDecodeArgs a = {
       .dtype = static_cast<cuda::MlaFloat>(number(1)),
       .q = load(folder + "q"),
@@ -63,9 +63,12 @@ int main(int, char** argv) {
                                               .page_size = a.page_size,
                                               .is_paged = is_paged,
                                               .is_ragged = is_ragged,
+                                              .has_bytes = a.has_bytes,
+                                              .has_rope = a.D > a.v_dim,
                                               .has_packed_rows = cuda::mla_host::has_packed_rows(a)};
   plan::MlaDecodeSm90Plan plan = plan::plan_mla_decode_sm90(problem, 132);
   plan.num_parts = parts;
+  if (number(21) >= 0) plan.path = static_cast<plan::MlaDecodeSm90Path>(number(21));
   a.items = static_cast<int>(plan.items);
   a.item_rows = static_cast<int>(plan.item_rows);
   std::cout << plan << "\n";
@@ -89,7 +92,7 @@ int main(int, char** argv) {
   auto* tile_lengths = static_cast<int32_t*>(poisoned(elements(a.items, 4)));
   if (is_ragged) a.tiles = tiles;
 
-  cuda::EmulatedStream stream = {schedule_of(argv[23]), {}};
+  cuda::EmulatedStream stream = {schedule_of(argv[24]), {}};
   stream.options.max_live_blocks = 16;  // of 384 threads each
   std::string error = cuda::why_not_mla_decode(a);
   for (int step = 0; error.empty() && (step == 0 || step < steps); ++step) {

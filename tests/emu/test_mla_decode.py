@@ -214,6 +214,49 @@ def test_a_request_may_have_more_pieces_than_a_warp_has_lanes(tmp_path):
     assert mla.num_pieces(mla.cut([64 * 40], 40, rows=2, seed=None)) == 40
 
 
+# --- both warpgroups with scores of their own ------------------------------------------------------------
+
+PLAIN, SEESAW = 0, 1
+
+
+@pytest.mark.parametrize("schedule", native.SCHEDULES)
+def test_the_seesaw_has_the_bits_of_the_plain_loop(tmp_path, schedule):
+    """Pieces of any number of blocks that begin on either stage; keys that some rows do not see."""
+    x = make_inputs(B=4, H=43, S=300, s_q=3, page_size=16)
+    run = Run(tmp_path, parts=3, schedule=schedule)
+    assert_same_bits(run(x), replace(run, path=PLAIN)(x))
+    assert run.plan.startswith("seesaw")
+    if schedule == "lazy":
+        check(run, x)
+
+
+@pytest.mark.parametrize(("L", "dtype"), [(512, F16), (256, BF16)], ids=str)
+def test_the_seesaw_for_other_dimensions_and_a_ragged_batch(tmp_path, L, dtype):
+    x = make_inputs(B=4, H=9, S=200, s_q=8, L=L, ragged=True, x_dtype=dtype, cache_dtype=dtype)
+    run = Run(tmp_path, parts=2)
+    assert_same_bits(replace(run, path=SEESAW)(x), replace(run, path=PLAIN)(x))
+
+
+@pytest.mark.parametrize("S", [0, 1, 64, 65])
+def test_the_seesaw_with_hardly_any_blocks(tmp_path, S):
+    """One warpgroup may have none of its own."""
+    x = make_inputs(B=3, H=70, S=S, hostile=False, page_size=None)
+    check(Run(tmp_path, parts=1, path=SEESAW), x)
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_token_that_some_queries_do_not_see_may_be_nan_for_the_seesaw_too(tmp_path, value):
+    x = make_inputs(B=2, H=3, S=130, s_q=4, hostile=False)
+    run = Run(tmp_path, path=SEESAW)
+    expected = run(x)
+    page, slot = x["block_table"][0, 128 // 64], 128 % 64  # the one but last: of queries 2 and 3
+    x["cache"][page, slot] = value
+    for got, before in zip(run(x), expected, strict=True):
+        assert testing.same_bits(got[0, :2], before[0, :2])
+        assert testing.same_bits(got[1], before[1])
+        assert not got[0, 2:].isfinite().any()
+
+
 # --- ragged batches, and caches of bytes ------------------------------------------------------------------
 
 BYTES = {"cache_dtype": torch.uint8}

@@ -17,6 +17,23 @@ def test_rows_are_covered_and_the_machine_is_filled(s_q, H, num_sms):
     assert p.tiles * p.num_parts <= max(num_sms, p.tiles) < p.tiles * (p.num_parts + 1)
 
 
+@pytest.mark.parametrize(
+    ("dims", "path"),
+    [
+        ({"s_q": 1, "H": 127}, "plain"),
+        ({"s_q": 1, "H": 128}, "seesaw"),
+        ({"s_q": 2, "H": 64}, "seesaw"),
+        ({"s_q": 2, "H": 128, "has_rope": False}, "plain"),
+        ({"s_q": 300, "H": 64, "is_ragged": True}, "plain"),
+        ({"s_q": 300, "H": 128, "is_ragged": True}, "seesaw"),
+        ({"s_q": 2, "H": 128, "has_bytes": True}, "bytes"),
+    ],
+    ids=str,
+)
+def test_many_rows_take_the_seesaw_and_bytes_are_gathered(dims, path):
+    assert repr(plan(**dims)).startswith(f"<{path}: ")
+
+
 @pytest.mark.parametrize(("page_size", "box"), [(1, 1), (3, 1), (16, 16), (48, 16), (64, 64), (576, 64)])
 def test_a_box_never_reaches_from_one_page_into_another(page_size, box):
     assert plan(1, 16, page_size=page_size).key_box == box
@@ -51,5 +68,5 @@ def test_there_is_memory_for_every_piece(seed, batch_invariant):
 
 
 def test_prints_what_will_run():
-    text = "<1 x 128 rows, 2 tiles x 66 parts of keys, boxes of 16 keys and 64 queries>"
+    text = "<seesaw: 1 x 128 rows, 2 tiles x 66 parts of keys, boxes of 16 keys and 64 queries>"
     assert repr(plan(1, 128, page_size=16)) == text

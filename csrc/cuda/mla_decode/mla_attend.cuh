@@ -83,7 +83,7 @@ struct MlaHalf {
     for (int i = 0; i < C::kHalf / 2; ++i) sums.set(i, sums.get(i) * factor[i / 2 % 2]);
   }
 
-  // sums += weights x values, with weights from registers or from smem_p.
+  // sums += weights x values, with weights from registers or from shared memory.
   MOELA_DEVICE void multiply_values(AFragment (&weights)[4], int stage) {
     const uint64_t v = make_descriptor(values(stage), C::kPanelBytes, 1024, OperandLayout::k128B);
     wgmma_fence(sums, weights[0], weights[1], weights[2], weights[3]);
@@ -94,16 +94,30 @@ struct MlaHalf {
     wgmma_wait<0>(sums, weights[0], weights[1], weights[2], weights[3]);
   }
   MOELA_DEVICE void multiply_values(int stage) {
-    const uint64_t p = make_descriptor(smem_base() + C::kSmemP, 0, 1024, OperandLayout::k128B);
+    start_values(stage);
+    wgmma_wait<0>(sums);
+  }
+  MOELA_DEVICE void start_values(int stage) {
+    const uint64_t p = make_descriptor(C::weights(stage), 0, 1024, OperandLayout::k128B);
     const uint64_t v = make_descriptor(values(stage), C::kPanelBytes, 1024, OperandLayout::k128B);
     wgmma_fence(sums);
     MOELA_UNROLL
     for (uint32_t step = 0; step < 4; ++step)
       multiply<C, true>(sums, advance_descriptor(p, step * 32), advance_descriptor(v, step * 16 * 128), true);
     wgmma_commit();
-    wgmma_wait<0>(sums);
   }
 };
+
+// Of 64 columns, queries and keys at these descriptors; the first panel overwrites the scores.
+template <class C>
+MOELA_DEVICE void multiply_panel(Acc<C::kKeys>& scores, uint64_t q, uint64_t k, uint32_t panel) {
+  MOELA_UNROLL
+  for (uint32_t step = 0; step < 4; ++step) {
+    const uint32_t bytes = panel * C::kPanelBytes + step * 32;
+    multiply<C, false>(scores, advance_descriptor(q, bytes), advance_descriptor(k, bytes),
+                       panel > 0 || step > 0);
+  }
+}
 
 template <class C>
 MOELA_DEVICE void multiply_keys(Acc<C::kKeys>& scores, int stage) {
@@ -112,14 +126,7 @@ MOELA_DEVICE void multiply_keys(Acc<C::kKeys>& scores, int stage) {
                                      0, 1024, OperandLayout::k128B);
   wgmma_fence(scores);
   MOELA_UNROLL
-  for (uint32_t panel = 0; panel < C::kPanels; ++panel) {
-    MOELA_UNROLL
-    for (uint32_t step = 0; step < 4; ++step) {
-      const uint32_t bytes = panel * C::kPanelBytes + step * 32;
-      multiply<C, false>(scores, advance_descriptor(q, bytes), advance_descriptor(k, bytes),
-                         panel > 0 || step > 0);
-    }
-  }
+  for (uint32_t panel = 0; panel < C::kPanels; ++panel) multiply_panel<C>(scores, q, k, panel);
   wgmma_commit();
   wgmma_wait<0>(scores);
 }

@@ -76,8 +76,14 @@ std::string launch_with(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& p
   return status_text(launch(merge, stream, &sm90::mla_merge_kernel<C::kV, C::kFloat>, p));
 }
 
-template <class C>
+template <int kD, int kV, MlaFloat kFloat>
 std::string launch_floats(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& plan, Stream stream) {
+  if constexpr (kD > kV) {
+    using Seesaw = sm90::MlaSeesawConfig<kD, kV, kFloat>;
+    if (plan.path == plan::MlaDecodeSm90Path::kSeesaw)
+      return launch_with<Seesaw>(a, plan, &sm90::mla_decode_seesaw_kernel<Seesaw>, stream);
+  }
+  using C = sm90::MlaConfig<kD, kV, kFloat>;
   return launch_with<C>(a, plan, &sm90::mla_decode_kernel<C>, stream);
 }
 
@@ -89,9 +95,9 @@ std::string launch_bytes(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& 
 
 template <MlaFloat kFloat>
 std::string launch_for(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& plan, Stream stream) {
-  if (a.D == 576) return launch_floats<sm90::MlaConfig<576, 512, kFloat>>(a, plan, stream);
-  if (a.D == 512) return launch_floats<sm90::MlaConfig<512, 512, kFloat>>(a, plan, stream);
-  return launch_floats<sm90::MlaConfig<320, 256, kFloat>>(a, plan, stream);
+  if (a.D == 576) return launch_floats<576, 512, kFloat>(a, plan, stream);
+  if (a.D == 512) return launch_floats<512, 512, kFloat>(a, plan, stream);
+  return launch_floats<320, 256, kFloat>(a, plan, stream);
 }
 
 }  // namespace mla_host

@@ -11,6 +11,7 @@
 
 #include "cuda/mla_decode/mla_load_bytes.cuh"
 #include "cuda/mla_decode/mla_loops.cuh"
+#include "cuda/mla_decode/mla_seesaw.cuh"
 
 namespace moela::cuda::sm90 {
 
@@ -19,7 +20,18 @@ MOELA_KERNEL(C::kThreads)
 mla_decode_kernel(MOELA_PARAM MlaDecodeParams p) {
   init_barriers<C>();
   griddep_wait();  // the kernels before write q, the cache and the schedule
-  run_roles<C>(MlaDecodeWork<C>(p), [&] { load_pieces<C>(p); });
+  run_roles<C, MlaDecodeWork<C>>(p, [&] { load_whole_blocks<C>(p); });
+  griddep_launch();
+}
+
+// The same for many rows, where the tensor core bounds: while one warpgroup has its softmax the other
+// multiplies.
+template <class C>
+MOELA_KERNEL(C::kThreads)
+mla_decode_seesaw_kernel(MOELA_PARAM MlaDecodeParams p) {
+  init_seesaw_barriers<C>();
+  griddep_wait();  // as above
+  run_seesaw<C, MlaDecodeWork<C>>(p, [&] { load_halves<C>(p); });
   griddep_launch();
 }
 
@@ -29,7 +41,7 @@ MOELA_KERNEL(C::kThreads)
 mla_decode_bytes_kernel(MOELA_PARAM MlaDecodeParams p) {
   init_barriers<C>();
   griddep_wait();  // as above
-  run_roles<C>(MlaDecodeWork<C>(p), [&] {
+  run_roles<C, MlaDecodeWork<C>>(p, [&] {
     if (elect_one()) tma_prefetch_map(&p.q);
     gather_rows<C>(MlaBytesSource<C>(p), p.args.cache);
   });

@@ -31,7 +31,7 @@ MOELA_DEVICE MlaSeen seen_in_block(const MlaDecodeArgs& a, const MlaPiece& piece
 template <class C, int kGroup>
 MOELA_DEVICE void add_keys_of_some(const MlaDecodeArgs& a, const MlaPiece& piece, int block,
                                    const MlaSeen& seen, int stage, MlaHalf<C, kGroup>& half) {
-  const SmemAddr values = half.values(stage), weights = smem_base() + C::kSmemP;
+  const SmemAddr values = half.values(stage), weights = C::weights(stage);
   int limit[2];
   MOELA_UNROLL
   for (int r = 0; r < 2; ++r)

@@ -28,7 +28,7 @@ MOELA_DEVICE void hand_over(const float (&factor)[2]) {
 // And the weights of a block of keys.
 template <class C>
 MOELA_DEVICE void hand_over(const float (&factor)[2], const AFragment (&weights)[4]) {
-  store_weights<C>(smem_base() + C::kSmemP, weights);
+  store_weights<C>(C::weights(0), weights);
   hand_over<C>(factor);
 }
 
@@ -124,18 +124,19 @@ MOELA_DEVICE void set_registers() {
   }
 }
 
-// The three roles of a thread block: load() is that of the third warpgroup.
-template <class C, class Work, class Load>
-MOELA_DEVICE void run_roles(const Work& work, const Load& load) {
+// The three roles of a thread block: load() is that of the third warpgroup. Each has a Work of its own: what
+// is made before roles part is spilled.
+template <class C, class Work, class Params, class Load>
+MOELA_DEVICE void run_roles(const Params& p, const Load& load) {
   if (warp() >= C::kFirstLoadingWarp) {
     set_registers<C::kRegisters.load>();
     load();
   } else if (warp() < 4) {
     set_registers<C::kRegisters.left>();
-    attend<C>(work);
+    attend<C>(Work(p));
   } else {
     set_registers<C::kRegisters.right>();
-    follow<C>(work);
+    follow<C>(Work(p));
   }
 }
 

@@ -30,6 +30,7 @@ struct MlaConfig {
                             kKvFull = kSmemFactor + kRows * 4, kKvEmpty = kKvFull + kStages * 8,
                             kQFull = kKvEmpty + kStages * 8, kQEmpty = kQFull + 8, kPFull = kQEmpty + 8,
                             kPEmpty = kPFull + 8, kSmemBytes = kPEmpty + 8;
+  static MOELA_DEVICE SmemAddr weights(int) { return smem_base() + kSmemP; }  // of whatever stage
   static_assert(kSmemBytes <= kMaxSmemBytes, "two blocks of keys do not fit a thread block's shared memory");
   static_assert(kD % kPanel == 0 && kHalf % kPanel == 0, "a panel is one span of the swizzle");
 };

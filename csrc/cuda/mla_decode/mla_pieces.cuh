@@ -44,36 +44,41 @@ MOELA_DEVICE MlaRows rows_of(const MlaDecodeArgs& a, int item, int first) {
           static_cast<int>(tile.w)};
 }
 
+// Keeps little: threads that multiply have no registers to spare, and next() is rare.
 class MlaPieces {
  public:
   // first_row: of an item, where the thread block's tile begins.
   MOELA_DEVICE MlaPieces(const MlaDecodeParams& p, int part, int first_row)
-      : args_(p.args), first_row_(first_row), items_(p.num_parts + 2) {
-    if (!is_scheduled(p)) return;
-    item_ = planned(args_, 1 + part, 0);
-    block_ = planned(args_, 1 + part, 1);
-    index_ = planned(args_, 1 + part, 2);
-    end_item_ = planned(args_, 2 + part, 0);
-    end_block_ = planned(args_, 2 + part, 1);
+      : p_(p), part_(part), first_row_(first_row) {
+    if (!is_scheduled(p)) {
+      item_ = kNone;
+      return;
+    }
+    item_ = planned(p.args, 1 + part, 0);
+    block_ = planned(p.args, 1 + part, 1);
+    index_ = planned(p.args, 1 + part, 2);
   }
 
   MOELA_DEVICE bool next(MlaPiece* piece) {
-    if (item_ > end_item_ || (item_ == end_item_ && block_ >= end_block_)) return false;
-    const int first = items_ + item_, length = planned(args_, first, 1);
+    if (item_ == kNone) return false;
+    const MlaDecodeArgs& a = p_.args;
+    const int end_item = planned(a, 2 + part_, 0), end_block = planned(a, 2 + part_, 1);
+    if (item_ > end_item || (item_ == end_item && block_ >= end_block)) return false;
+    const int first = p_.num_parts + 2 + item_, length = planned(a, first, 1);
     const auto blocks = static_cast<int>(plan::mla_blocks_of(length));
-    int end = item_ == end_item_ ? end_block_ : blocks;
-    if (args_.batch_invariant) {
+    int end = item_ == end_item ? end_block : blocks;
+    if (a.batch_invariant) {
       constexpr auto kBlocks = static_cast<int>(plan::kMlaPieceBlocks);
       const int cut = (block_ / kBlocks + 1) * kBlocks;
       if (cut < end) end = cut;
     }
-    piece->rows = rows_of(args_, item_, first_row_);
+    piece->rows = rows_of(a, item_, first_row_);
     piece->begin = block_;
-    piece->seqlen = ldg(args_.seqlens + piece->rows.request);
-    piece->is_stale = args_.tiles == nullptr && length != piece->seqlen;
+    piece->seqlen = ldg(a.seqlens + piece->rows.request);
+    piece->is_stale = a.tiles == nullptr && length != piece->seqlen;
     piece->end = piece->is_stale ? block_ : end;
     piece->index = index_++;
-    piece->is_whole = planned(args_, first + 1, 0) - planned(args_, first, 0) == 1;
+    piece->is_whole = planned(a, first + 1, 0) - planned(a, first, 0) == 1;
     block_ = end;
     if (block_ >= blocks) {
       ++item_;
@@ -83,10 +88,10 @@ class MlaPieces {
   }
 
  private:
-  const MlaDecodeArgs& args_;
-  int first_row_;
-  int items_;  // the schedule's row of item 0
-  int item_ = 0, block_ = 0, index_ = 0, end_item_ = 0, end_block_ = 0;
+  static constexpr int kNone = -1;
+  const MlaDecodeParams& p_;
+  int part_, first_row_;
+  int item_, block_ = 0, index_ = 0;
 };
 
 }  // namespace moela::cuda::sm90

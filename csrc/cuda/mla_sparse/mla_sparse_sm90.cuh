@@ -21,7 +21,7 @@ MOELA_KERNEL(C::kThreads)
 mla_sparse_kernel(MOELA_PARAM MlaSparseParams p) {
   init_barriers<C>();
   griddep_wait();  // the kernels before write q, the cache and the indices
-  run_roles<C>(MlaSparseWork<C>(p), [&] {
+  run_roles<C, MlaSparseWork<C>>(p, [&] {
     if (elect_one()) tma_prefetch_map(&p.q);
     gather_rows<C>(MlaSparseSource<C>(p), p.args.cache);
   });
