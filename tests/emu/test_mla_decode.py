@@ -405,16 +405,10 @@ RAGGED_FAULTS = {
         "rows.first_query * a.H + ",
         "out: .* out of bounds",
     ),
-    "a row of a tile is merged to its own place": ("mla_pieces", " + first", "out: .* out of bounds"),
     "pages beyond the length are not looked up": (
         "mla_load_bytes",
         "    if (key >= of.seqlen) return -1;\n",
         "bounds:",
-    ),
-    "tiles of a request come after those before": (
-        "mla_tiles_sm90",
-        " + shfl64(tiles.before, owner)",
-        "(race|uninitialised|bounds)",
     ),
 }
 
@@ -426,3 +420,31 @@ def test_it_matters_in_a_ragged_batch_that(tmp_path, fault):
     x = make_inputs(B=3, H=33, S=200, s_q=5, page_size=16, ragged=True, **BYTES)
     with pytest.raises(AssertionError, match=report):
         check(Run(tmp_path, parts=2, program=program), x)
+
+
+# The same of the seesaw.
+SEESAW_FAULTS = {
+    "sums follow the other's maximum": (
+        "mla_seesaw",
+        "    mbarrier_wait(half_full<C>(kOther, kGroup), parity_of(block));\n    half_.rescale(rescale);\n",
+        "out: .* out of bounds",
+    ),
+    "the other's weights are multiplied when they are there": (
+        "mla_seesaw",
+        "    mbarrier_wait(state_full<C>(kOther), parity_of(block));\n",
+        "(uninitialised|race)",
+    ),
+    "a half is loaded when it has been multiplied": (
+        "mla_seesaw",
+        "      if (issues) mbarrier_wait(half_empty<C>(at.stage, half), at.parity ^ 1);\n",
+        "mbarrier: more arrivals",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SEESAW_FAULTS)
+def test_it_matters_in_the_seesaw_that(tmp_path, fault):
+    header, text, report = SEESAW_FAULTS[fault]
+    program = native.program_without(text, f"cuda/mla_decode/{header}.cuh", "tests/emu/mla_decode.cpp")
+    with pytest.raises(AssertionError, match=report):
+        check(Run(tmp_path, parts=1, path=SEESAW, program=program), make_inputs(B=2, H=33, S=300, s_q=2))

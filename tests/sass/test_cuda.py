@@ -24,6 +24,7 @@ KERNELS = {
     "grouped_fp8_gemm": sum(1 if tile.swaps else 2 for tile in TILES),
     "mla_decode": 6,
     "mla_decode_bytes": 2,
+    "mla_decode_seesaw": 4,
     "mla_merge": 4,
     "mla_schedule": 1,
     "mla_sparse": 8,
@@ -161,10 +162,11 @@ def test_an_fp8_gemm_stays_within_the_registers_that_it_gives_each_role(sass):
             assert max(int(r) for r in re.findall(r"\bR(\d+)\b", code)) < most, tile
 
 
-def mla_decodes(sass: dict[str, str]) -> Iterator[tuple[int, int, str, str]]:
+def mla_decodes(sass: dict[str, str], path: str = "") -> Iterator[tuple[int, int, str, str]]:
     """(D, v_dim, type, listing) of the kernels of mla_decode."""
+    pattern = rf"mla_decode{path}_kernel.*Mla\w*ConfigILi(\d+)ELi(\d+)E\w*MlaFloatE([01])E"
     for name, listing in sass.items():
-        if found := re.search(r"mla_decode_kernel.*MlaConfigILi(\d+)ELi(\d+)E\w*MlaFloatE([01])E", name):
+        if found := re.search(pattern, name):
             yield int(found[1]), int(found[2]), ("BF16", "F16")[int(found[3])], listing
 
 
@@ -205,10 +207,25 @@ def registers_of_roles(listing: str) -> list[tuple[int, int]]:
 
 def test_mla_decode_stays_within_the_registers_that_it_gives_each_role(sass):
     """ptxas says 168 for the kernel. Right values, then scores and left values, then what loads."""
-    for *kind, listing in mla_decodes(sass):
+    for *kind, listing in (*mla_decodes(sass), *mla_decodes(sass, "_seesaw")):
         roles = registers_of_roles(listing)
         assert [given for given, _ in roles] == [216, 216, 72], kind
         assert all(used < given for given, used in roles), (kind, roles)
+
+
+def test_the_seesaw_multiplies_values_while_scores_are_under_way(sass):
+    """Both warpgroups: the scores of a piece's first block, and of others beside the values of the block
+    before: one wait leaves these under way. Where ptxas serialises products, it waits after each."""
+    for D, v_dim, dtype, listing in mla_decodes(sass, "_seesaw"):
+        products = {o: n for o, n in opcodes_of(listing).items() if "GMMA" in o}
+        suffix = ".BF16" if dtype == "BF16" else ""
+        assert products == {
+            f"HGMMA.64x64x16.F32{suffix}": 2 * 2 * D // 16,
+            f"HGMMA.64x{v_dim // 2}x16.F32{suffix}": 2 * 4 * 4,
+        }, (D, v_dim, dtype)
+        waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", listing)
+        assert waits == ["0", "0", "0", "1", "0", "0", "0"] * 2, (D, v_dim, dtype)
+        assert count(listing, "UTMALDG.3D") > 0, (D, v_dim, dtype)
 
 
 def mla_bytes(sass: dict[str, str]) -> Iterator[tuple[int, str]]:

@@ -114,7 +114,7 @@ class MlaSeesaw {
     work_.mask(piece_, block, kGroup, scores);
     softmax_.weigh(scores, rescale);
     round_weights<C>(scores, weights);
-    half_.sync();  // all its warps have read the rope, which the weights overwrite
+    half_.sync();  // a wait is for this warp's products only: the others have read the rope, too
     store_weights<C>(C::weights(kGroup), weights);
     sts(state(kGroup), softmax_.state());
     fence_proxy_async_shared();
