@@ -112,6 +112,8 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       py::arg("M"), py::arg("N"), py::arg("K"), py::arg("E"), py::kw_only(), py::arg("is_masked") = false,
       py::arg("num_sms") = 132);
   py::class_<MlaDecodeSm90Plan>(m, "MlaDecodeSm90Plan")
+      .def_readonly("items", &MlaDecodeSm90Plan::items)
+      .def_readonly("item_rows", &MlaDecodeSm90Plan::item_rows)
       .def_readonly("tiles", &MlaDecodeSm90Plan::tiles)
       .def_readonly("num_parts", &MlaDecodeSm90Plan::num_parts)
       .def_readonly("key_box", &MlaDecodeSm90Plan::key_box)
@@ -119,29 +121,38 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       .def("__repr__", printed<MlaDecodeSm90Plan>);
   m.def(
       "plan_mla_decode_sm90",
-      [](int64_t s_q, int64_t H, int64_t page_size, bool is_paged, bool has_packed_rows, int num_sms) {
-        return moela::plan::plan_mla_decode_sm90({.B = 1,
+      [](int64_t s_q, int64_t H, int64_t B, int64_t page_size, bool is_paged, bool is_ragged, bool has_bytes,
+         bool has_rope, bool has_packed_rows, int num_sms) {
+        return moela::plan::plan_mla_decode_sm90({.B = B,
                                                   .s_q = s_q,
                                                   .H = H,
                                                   .capacity = 0,
                                                   .page_size = page_size,
                                                   .is_paged = is_paged,
+                                                  .is_ragged = is_ragged,
+                                                  .has_bytes = has_bytes,
+                                                  .has_rope = has_rope,
                                                   .has_packed_rows = has_packed_rows},
                                                  num_sms);
       },
-      py::arg("s_q"), py::arg("H"), py::kw_only(), py::arg("page_size") = 64, py::arg("is_paged") = true,
-      py::arg("has_packed_rows") = true, py::arg("num_sms") = 132);
+      py::arg("s_q"), py::arg("H"), py::kw_only(), py::arg("B") = 1, py::arg("page_size") = 64,
+      py::arg("is_paged") = true, py::arg("is_ragged") = false, py::arg("has_bytes") = false,
+      py::arg("has_rope") = true, py::arg("has_packed_rows") = true, py::arg("num_sms") = 132);
   m.def(
       "mla_decode_sm90_pieces",
       [](int64_t B, int64_t capacity, int num_parts, bool batch_invariant) {
-        return moela::plan::mla_decode_sm90_pieces({.B = B,
-                                                    .s_q = 1,
-                                                    .H = 1,
-                                                    .capacity = capacity,
-                                                    .page_size = capacity,
-                                                    .is_paged = false,
-                                                    .has_packed_rows = true},
-                                                   num_parts, batch_invariant);
+        const moela::plan::MlaDecodeSm90Problem problem = {.B = B,
+                                                           .s_q = 1,
+                                                           .H = 1,
+                                                           .capacity = capacity,
+                                                           .page_size = capacity,
+                                                           .is_paged = false,
+                                                           .is_ragged = false,
+                                                           .has_bytes = false,
+                                                           .has_rope = true,
+                                                           .has_packed_rows = true};
+        return moela::plan::mla_decode_sm90_pieces(
+            problem, moela::plan::plan_mla_decode_sm90(problem, num_parts), batch_invariant);
       },
       py::arg("B"), py::arg("capacity"), py::arg("num_parts"), py::arg("batch_invariant"));
   py::class_<MlaSparseSm90Plan>(m, "MlaSparseSm90Plan")

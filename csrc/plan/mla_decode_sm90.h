@@ -21,15 +21,26 @@ struct MlaSm90Dims {
 constexpr MlaSm90Dims kMlaSm90Dims[] = {{576, 512}, {512, 512}, {320, 256}};
 
 struct MlaDecodeSm90Problem {
-  int64_t B, s_q, H;
-  int64_t capacity;  // keys that a request may have
+  int64_t B, s_q, H;  // s_q: tokens of a request, or, of a ragged batch, of all requests
+  int64_t capacity;   // keys that a request may have
   int64_t page_size;
   bool is_paged;         // false: one page per request
+  bool is_ragged;        // requests have any number of the tokens
+  bool has_bytes;        // of a row of the cache
+  bool has_rope;         // rows are wider than their values
   bool has_packed_rows;  // the s_q * H rows of a request are evenly spaced
 };
 
+// Which kernel: the plain loop, that of both warpgroups with scores of their own, or that which gathers rows
+// of bytes. Results have the same bits.
+enum class MlaDecodeSm90Path { kPlain, kSeesaw, kBytes };
+
 struct MlaDecodeSm90Plan {
-  int tiles;      // of a request's query rows
+  MlaDecodeSm90Path path;
+  // What is scheduled, each with so many rows: requests, or of a ragged batch their tiles, as many as there
+  // may be.
+  int64_t items, item_rows;
+  int tiles;      // of an item's rows
   int num_parts;  // of all keys; a part and a tile make a thread block
   int key_box;    // rows of the cache that one TMA instruction loads: never of two pages
   int query_box;  // rows of q, likewise
@@ -39,11 +50,26 @@ constexpr bool has_packed_rows(int64_t s_q, int64_t H, int64_t stride_qj, int64_
   return s_q == 1 || H == 1 || stride_qj == H * stride_qh;
 }
 
+constexpr int kMlaSeesawRows =
+    128;  // of a request, as far as shapes say, from which on the tensor core bounds
+
+// The seesaw takes the place of the rope for its weights.
+constexpr MlaDecodeSm90Path mla_decode_sm90_path(const MlaDecodeSm90Problem& p) {
+  if (p.has_bytes) return MlaDecodeSm90Path::kBytes;
+  const int64_t rows = (p.is_ragged ? 1 : p.s_q) * p.H;
+  return p.has_rope && rows >= kMlaSeesawRows ? MlaDecodeSm90Path::kSeesaw : MlaDecodeSm90Path::kPlain;
+}
+
 // Every multiprocessor has a part of the keys and a tile of the rows, as far as there are that few tiles.
 inline MlaDecodeSm90Plan plan_mla_decode_sm90(const MlaDecodeSm90Problem& p, int num_sms) {
-  const auto tiles = static_cast<int>(mla_ceil_div(p.s_q * p.H, kMlaSm90Rows));
+  const int64_t rows = p.is_ragged ? kMlaSm90Rows : p.s_q * p.H;
+  const auto tiles = static_cast<int>(mla_ceil_div(rows, kMlaSm90Rows));
   const auto box = [](int64_t extent) { return static_cast<int>(std::gcd<int64_t>(extent, kMlaSm90Keys)); };
   return {
+      .path = mla_decode_sm90_path(p),
+      // A request's last tile need not be full, which is one of its own.
+      .items = p.is_ragged ? p.B + p.s_q * p.H / kMlaSm90Rows : p.B,
+      .item_rows = rows,
       .tiles = tiles,
       .num_parts = tiles < num_sms ? num_sms / tiles : 1,
       .key_box = p.is_paged ? box(p.page_size) : kMlaSm90Keys,
@@ -52,13 +78,16 @@ inline MlaDecodeSm90Plan plan_mla_decode_sm90(const MlaDecodeSm90Problem& p, int
 }
 
 // Pieces that there is memory for, whatever the lengths: a part begins at most one in the midst of a request.
-constexpr int64_t mla_decode_sm90_pieces(const MlaDecodeSm90Problem& p, int num_parts, bool batch_invariant) {
-  if (batch_invariant) return p.B * mla_fixed_pieces_of(mla_ceil_div(p.capacity, kMlaBlock));
-  return p.B + num_parts;
+constexpr int64_t mla_decode_sm90_pieces(const MlaDecodeSm90Problem& p, const MlaDecodeSm90Plan& plan,
+                                         bool batch_invariant) {
+  if (batch_invariant) return plan.items * mla_fixed_pieces_of(mla_ceil_div(p.capacity, kMlaBlock));
+  return plan.items + plan.num_parts;
 }
 
 inline std::ostream& operator<<(std::ostream& out, const MlaDecodeSm90Plan& p) {
-  return out << p.tiles << " tiles of rows x " << p.num_parts << " parts of keys, boxes of " << p.key_box
+  constexpr const char* kNames[] = {"plain", "seesaw", "bytes"};
+  return out << kNames[static_cast<int>(p.path)] << ": " << p.items << " x " << p.item_rows << " rows, "
+             << p.tiles << " tiles x " << p.num_parts << " parts of keys, boxes of " << p.key_box
              << " keys and " << p.query_box << " queries";
 }
 

@@ -10,7 +10,7 @@ import native
 import torch
 from torch import Tensor
 
-KEYS = 64  # of a block
+KEYS, ROWS = 64, 64  # of a block, and of a tile
 FIXED = 32  # blocks of a piece of a batch-invariant schedule
 TYPES = {torch.bfloat16: 0, torch.float16: 1}
 
@@ -42,6 +42,18 @@ def num_pieces(schedule: Tensor) -> int:
     return int(schedule[-1, 0])
 
 
+def tiles(x: dict) -> list[tuple[int, ...]]:
+    """(request, first row, tokens, first token, keys that the last row sees) of a ragged batch's tiles."""
+    H, bounds, found = x["q"].size(1), x["cu_seqlens_q"].tolist(), []
+    for b, n in enumerate(x["seqlens"].tolist()):
+        tokens = bounds[b + 1] - bounds[b]
+        for row in range(0, tokens * H, ROWS):
+            last = min(row + ROWS, tokens * H) - 1
+            seen = n - (tokens - 1 - last // H) if x["causal"] else n
+            found.append((b, row, tokens, bounds[b], max(seen, 0)))
+    return found + [(0,) * 5] * (len(bounds) - 1 + x["q"].size(0) * H // ROWS - len(found))
+
+
 @dataclass
 class Run:
     """One launch of mla_decode and of the merge; without a schedule of the arguments with one of cut()."""
@@ -50,32 +62,37 @@ class Run:
     parts: int = 3
     seed: int | None = 0  # of the schedule of the keys
     schedule: str = "lazy"  # of the threads
+    path: int = -1  # a plan::MlaDecodeSm90Path, or the plan's choice
     program: Path | None = None  # with a planted fault
 
     def __call__(self, x: dict, steps: int = 0) -> tuple[Tensor, Tensor]:
         """steps: x["seqlens"] [steps, B] has lengths for so many, each with a schedule made on the device."""
         q, cache, v_dim = x["q"], x["cache"], x["v_dim"]
-        B, s_q, H, D = q.shape
+        is_ragged = x["cu_seqlens_q"] is not None
+        *leading, H, D = q.shape
+        B, s_q = (len(x["cu_seqlens_q"]) - 1, *leading) if is_ragged else leading
         invariant, table = x["batch_invariant"], x["schedule"]
         if table is None and steps == 0:
-            table = cut(
-                x["seqlens"].tolist(), self.parts, rows=s_q * H, seed=self.seed, batch_invariant=invariant
-            )
-        inputs = {n: x[n] for n in ("q", "cache", "block_table", "seqlens")} | {"schedule": table}
+            lengths = [tile[-1] for tile in tiles(x)] if is_ragged else x["seqlens"].tolist()
+            rows = ROWS if is_ragged else s_q * H
+            table = cut(lengths, self.parts, rows=rows, seed=self.seed, batch_invariant=invariant)
+        names = ("q", "cache", "block_table", "seqlens", "cu_seqlens_q")
+        inputs = {n: x[n] for n in names} | {"schedule": table}
         for name, t in inputs.items():
             if t is not None:
                 gemm.write(self.folder / name, t if t._base is None else t._base)
         for name in ("out", "lse"):
             (self.folder / name).unlink(missing_ok=True)
         stride_tb = 0 if x["block_table"] is None else x["block_table"].stride(0)
-        args = (TYPES[q.dtype], B, s_q, H, D, v_dim, *q.stride()[:3], *cache.shape[:2], *cache.stride()[:2])
-        args = (*args, int(x["block_table"] is not None), stride_tb, int(x["causal"]))
-        args = (*args, int(invariant), x["sm_scale"])
-        parts = self.parts if table is None else table.size(0) - B - 3
-        args = (*args, parts, steps, self.schedule, self.folder)
+        strides = (0, *q.stride()[:2]) if is_ragged else q.stride()[:3]
+        args = (TYPES[q.dtype], int(cache.dtype == torch.uint8), B, s_q, H, D, v_dim, *strides)
+        args = (*args, *cache.shape[:2], *cache.stride()[:2], int(x["block_table"] is not None), stride_tb)
+        args = (*args, int(is_ragged), int(x["causal"]), int(invariant), x["sm_scale"])
+        parts = self.parts if table is None else int(table[0, 1]) if is_ragged else table.size(0) - B - 3
+        args = (*args, self.path, parts, steps, self.schedule, self.folder)
         program = self.program or native.program("tests/emu/mla_decode.cpp")
         self.plan, verdict = native.run(program, *map(str, args)).split("\n", 1)
         assert verdict == "right", verdict
-        shape = (steps, B, s_q, H) if steps else (B, s_q, H)
+        shape = (*((steps,) if steps else ()), *leading, H)
         out = gemm.read(self.folder / "out", q.dtype, *shape, v_dim)
         return out, gemm.read(self.folder / "lse", torch.float32, *shape)

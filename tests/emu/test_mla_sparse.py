@@ -255,7 +255,8 @@ def test_huge_scores_choose_one_key(tmp_path):
 
 # --- planted faults --------------------------------------------------------------------------------------
 
-GATHER, KERNEL, ROWS = (f"cuda/mla_sparse/mla_{name}.cuh" for name in ("gather", "sparse_sm90", "rows"))
+GATHER, LOOPS, ROWS = (f"cuda/mla_decode/mla_{name}.cuh" for name in ("gather", "loops", "rows"))
+LOAD, WORK = (f"cuda/mla_sparse/mla_sparse_{name}.cuh" for name in ("load", "work"))
 # What is left out: the header that has it, the text, and what finds it.
 FAULTS = {
     "rows are stored before their stage is free": (
@@ -270,13 +271,13 @@ FAULTS = {
         "(race|parity):",
     ),
     "weights are overwritten while they are read": (
-        KERNEL,
+        LOOPS,
         "      mbarrier_wait(p_empty<C>(), p_parity ^ 1);\n",
         "(race|parity):",
     ),
-    "a slot beyond the cache is read": (GATHER, " || slot >= a.num_pages * a.page_size", "bounds:"),
+    "a slot beyond the cache is read": (LOAD, " || slot >= a.num_pages * a.page_size", "bounds:"),
     "the code of NaN is a number": (ROWS, "has_nan(c) ? kNan : ", "out of bounds"),
-    "entries that name nothing count": (KERNEL, "  named >>= 2 * (lane() % 4);\n", "out of bounds"),
+    "entries that name nothing count": (WORK, "    named >>= 2 * (lane() % 4);\n", "out of bounds"),
 }
 
 

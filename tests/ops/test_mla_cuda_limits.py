@@ -1,4 +1,4 @@
-"""What the CUDA kernel of mla_decode takes, and what goes to another backend."""
+"""What the CUDA kernels of mla_decode take, and what goes to another backend."""
 
 import torch
 from moela.ops import SPECS
@@ -16,13 +16,16 @@ def test_the_widths_of_the_models_in_bfloat16_and_float16_are_taken():
     f16 = torch.float16
     assert limits(x_dtype=f16, cache_dtype=f16, page_size=3, s_q=2, num_parts=4) is None
     assert limits(page_size=None, batch_invariant=True, causal=False) is None
+    assert limits(s_q=2, ragged=True) is None
+    assert limits(cache_dtype=torch.uint8) is None
+    assert limits(cache_dtype=torch.uint8, R=0, s_q=2, ragged=True) is None
 
 
-def test_other_types_widths_and_numbers_of_queries_are_not():
-    assert "bfloat16 and uint8" in limits(cache_dtype=torch.uint8)
+def test_other_types_and_widths_are_not():
+    assert "q is float16" in limits(x_dtype=torch.float16, cache_dtype=torch.uint8)
+    assert "not 256 + 64" in limits(cache_dtype=torch.uint8, L=256)
     assert "float32 and float32" in limits(x_dtype=torch.float32, cache_dtype=torch.float32)
     assert "not 128 + 64" in limits(L=128)
-    assert "cu_seqlens_q" in limits(s_q=2, ragged=True)
 
 
 def test_rows_that_tma_cannot_read_are_not_taken():

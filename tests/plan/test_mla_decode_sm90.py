@@ -17,6 +17,23 @@ def test_rows_are_covered_and_the_machine_is_filled(s_q, H, num_sms):
     assert p.tiles * p.num_parts <= max(num_sms, p.tiles) < p.tiles * (p.num_parts + 1)
 
 
+@pytest.mark.parametrize(
+    ("dims", "path"),
+    [
+        ({"s_q": 1, "H": 127}, "plain"),
+        ({"s_q": 1, "H": 128}, "seesaw"),
+        ({"s_q": 2, "H": 64}, "seesaw"),
+        ({"s_q": 2, "H": 128, "has_rope": False}, "plain"),
+        ({"s_q": 300, "H": 64, "is_ragged": True}, "plain"),
+        ({"s_q": 300, "H": 128, "is_ragged": True}, "seesaw"),
+        ({"s_q": 2, "H": 128, "has_bytes": True}, "bytes"),
+    ],
+    ids=str,
+)
+def test_many_rows_take_the_seesaw_and_bytes_are_gathered(dims, path):
+    assert repr(plan(**dims)).startswith(f"<{path}: ")
+
+
 @pytest.mark.parametrize(("page_size", "box"), [(1, 1), (3, 1), (16, 16), (48, 16), (64, 64), (576, 64)])
 def test_a_box_never_reaches_from_one_page_into_another(page_size, box):
     assert plan(1, 16, page_size=page_size).key_box == box
@@ -27,6 +44,16 @@ def test_a_box_never_reaches_from_one_page_into_another(page_size, box):
 def test_a_box_never_reaches_from_one_query_into_another_unless_they_are_evenly_spaced(H, box):
     assert plan(3, H, has_packed_rows=False).query_box == box
     assert plan(3, H).query_box == 64
+
+
+@pytest.mark.parametrize("H", [1, 9, 64, 128])
+@pytest.mark.parametrize("tokens", [[1], [0, 0, 300], [7, 0, 1, 64, 65], [1] * 90])
+def test_a_ragged_batch_has_items_for_all_tiles(tokens, H):
+    p = plan(sum(tokens), H, B=len(tokens), is_ragged=True)
+    assert (p.item_rows, p.tiles, p.num_parts) == (64, 1, 132)
+    needed = sum(-(-n * H // 64) for n in tokens)
+    assert needed <= p.items <= needed + len(tokens)
+    assert (plan(2, H, B=5).items, plan(2, H, B=5).item_rows) == (5, 2 * H)
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
@@ -41,5 +68,5 @@ def test_there_is_memory_for_every_piece(seed, batch_invariant):
 
 
 def test_prints_what_will_run():
-    text = "<2 tiles of rows x 66 parts of keys, boxes of 16 keys and 64 queries>"
+    text = "<seesaw: 1 x 128 rows, 2 tiles x 66 parts of keys, boxes of 16 keys and 64 queries>"
     assert repr(plan(1, 128, page_size=16)) == text

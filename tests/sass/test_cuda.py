@@ -23,10 +23,13 @@ KERNELS = {
     "fp8_gemm": sum(1 if tile.swaps else 2 for tile in TILES),
     "grouped_fp8_gemm": sum(1 if tile.swaps else 2 for tile in TILES),
     "mla_decode": 6,
+    "mla_decode_bytes": 2,
+    "mla_decode_seesaw": 4,
     "mla_merge": 4,
     "mla_schedule": 1,
     "mla_sparse": 8,
     "mla_sparse_merge": 4,
+    "mla_tiles": 1,
 }
 
 
@@ -159,10 +162,11 @@ def test_an_fp8_gemm_stays_within_the_registers_that_it_gives_each_role(sass):
             assert max(int(r) for r in re.findall(r"\bR(\d+)\b", code)) < most, tile
 
 
-def mla_decodes(sass: dict[str, str]) -> Iterator[tuple[int, int, str, str]]:
+def mla_decodes(sass: dict[str, str], path: str = "") -> Iterator[tuple[int, int, str, str]]:
     """(D, v_dim, type, listing) of the kernels of mla_decode."""
+    pattern = rf"mla_decode{path}_kernel.*Mla\w*ConfigILi(\d+)ELi(\d+)E\w*MlaFloatE([01])E"
     for name, listing in sass.items():
-        if found := re.search(r"mla_decode_kernel.*MlaConfigILi(\d+)ELi(\d+)E\w*MlaFloatE([01])E", name):
+        if found := re.search(pattern, name):
             yield int(found[1]), int(found[2]), ("BF16", "F16")[int(found[3])], listing
 
 
@@ -193,14 +197,63 @@ def test_mla_decode_loads_by_tma_and_writes_weights_as_matrices(sass):
         assert count(listing, "MUFU.EX2") == 32 + 2, (D, v_dim, dtype)
 
 
+def registers_of_roles(listing: str) -> list[tuple[int, int]]:
+    """(registers that it is given, the last that it uses) of each role, from its SETMAXREG to an EXIT or the
+    next one."""
+    pattern = r"USETMAXREG\.\w+\.CTAPOOL (?:UP0, )?0x(\w+) (.*?)(?=USETMAXREG|\bEXIT\b)"
+    roles = re.findall(pattern, listing, re.S)
+    return [(int(n, 16), max(int(r) for r in re.findall(r"\bR(\d+)\b", code))) for n, code in roles]
+
+
 def test_mla_decode_stays_within_the_registers_that_it_gives_each_role(sass):
-    """ptxas says 168 for the kernel. What loads lies between the DEALLOC and the next EXIT."""
-    for D, v_dim, dtype, listing in mla_decodes(sass):
-        assert count(listing, "USETMAXREG") == 2, (D, v_dim, dtype)
-        loads = re.search(r"USETMAXREG\.DEALLOC\.CTAPOOL 0x48.*?\bEXIT\b", listing, re.S)[0]
-        assert "UTMALDG" in loads, (D, v_dim, dtype)
-        for code, most in ((listing, 216), (loads, 72)):
-            assert max(int(r) for r in re.findall(r"\bR(\d+)\b", code)) < most, (D, v_dim, dtype)
+    """ptxas says 168 for the kernel. Right values, then scores and left values, then what loads."""
+    for *kind, listing in (*mla_decodes(sass), *mla_decodes(sass, "_seesaw")):
+        roles = registers_of_roles(listing)
+        assert [given for given, _ in roles] == [216, 216, 72], kind
+        assert all(used < given for given, used in roles), (kind, roles)
+
+
+def test_the_seesaw_multiplies_values_while_scores_are_under_way(sass):
+    """Both warpgroups: the scores of a piece's first block, and of others beside the values of the block
+    before: one wait leaves these under way. Where ptxas serialises products, it waits after each."""
+    for D, v_dim, dtype, listing in mla_decodes(sass, "_seesaw"):
+        products = {o: n for o, n in opcodes_of(listing).items() if "GMMA" in o}
+        suffix = ".BF16" if dtype == "BF16" else ""
+        assert products == {
+            f"HGMMA.64x64x16.F32{suffix}": 2 * 2 * D // 16,
+            f"HGMMA.64x{v_dim // 2}x16.F32{suffix}": 2 * 4 * 4,
+        }, (D, v_dim, dtype)
+        waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", listing)
+        assert waits == ["0", "0", "0", "1", "0", "0", "0"] * 2, (D, v_dim, dtype)
+        assert count(listing, "UTMALDG.3D") > 0, (D, v_dim, dtype)
+
+
+def mla_bytes(sass: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """(D, listing) of the kernels of mla_decode for caches of bytes."""
+    for name, listing in sass.items():
+        if found := re.search(r"mla_decode_bytes_kernel.*MlaBytesConfigILi(\d+)E", name):
+            yield int(found[1]), listing
+
+
+def test_mla_decode_of_bytes_multiplies_as_that_of_bfloat16_does(sass):
+    for D, listing in mla_bytes(sass):
+        products = {o: n for o, n in opcodes_of(listing).items() if "GMMA" in o}
+        assert products == {"HGMMA.64x64x16.F32.BF16": D // 16, "HGMMA.64x256x16.F32.BF16": 2 * 4}, D
+        assert re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", listing) == ["0"] * 3, D
+
+
+def test_mla_decode_of_bytes_converts_codes_by_moving_bits(sass):
+    for D, listing in mla_bytes(sass):
+        assert machine_code.fp8_opcodes(opcodes_of(listing)) == set(), D
+        assert count(listing, "STS.128") >= 2 * D // 64, D
+
+
+def test_mla_decode_of_bytes_stays_within_the_registers_that_it_gives_each_role(sass):
+    """Right values keep the 168 that the kernel begins with."""
+    for D, listing in mla_bytes(sass):
+        roles = registers_of_roles(listing)
+        assert [given for given, _ in roles] == [192, 144], D
+        assert all(used < given for given, used in roles), (D, roles)
 
 
 def mla_sparses(sass: dict[str, str]) -> Iterator[tuple[int, int, str, bool, str]]:
@@ -246,16 +299,11 @@ def test_mla_sparse_converts_codes_by_moving_bits(sass):
 
 
 def test_mla_sparse_stays_within_the_registers_that_it_gives_each_role(sass):
-    """Right values, then scores and left values, then rows; each lies between its SETMAXREG and an EXIT or
-    the next one."""
-    for D, v_dim, dtype, *kind, listing in mla_sparses(sass):
-        roles = re.findall(
-            r"USETMAXREG\.\w+\.CTAPOOL (?:UP0, )?0x(\w+) (.*?)(?=USETMAXREG|\bEXIT\b)", listing, re.S
-        )
-        assert [int(most, 16) for most, _ in roles] == [160, 192, 152], (D, v_dim, dtype, kind)
-        for most, code in roles:
-            used = max(int(r) for r in re.findall(r"\bR(\d+)\b", code))
-            assert used < int(most, 16), (D, v_dim, dtype, kind, most)
+    """Right values, then scores and left values, then rows."""
+    for *kind, listing in mla_sparses(sass):
+        roles = registers_of_roles(listing)
+        assert [given for given, _ in roles] == [160, 192, 152], kind
+        assert all(used < given for given, used in roles), (kind, roles)
 
 
 # --- the readers find what they are for ------------------------------------------------------------------

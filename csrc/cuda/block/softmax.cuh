@@ -63,6 +63,21 @@ struct Softmax {
     }
   }
 
+  // Of another thread that has weighed a tile in this one's place; rescale as in weigh().
+  MOELA_DEVICE void follow(const Vec4& state, float (&rescale)[2]) {
+    const float new_max[2] = {float_of(state.x), float_of(state.y)};
+    MOELA_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      rescale[r] = ex2_approx(max[r] - (new_max[r] == -kInfinity ? 0.f : new_max[r]));
+      max[r] = new_max[r];
+    }
+    sum[0] = float_of(state.z);
+    sum[1] = float_of(state.w);
+  }
+  MOELA_DEVICE Vec4 state() const {
+    return {bits_of(max[0]), bits_of(max[1]), bits_of(sum[0]), bits_of(sum[1])};
+  }
+
   // After the last tile: the sums of whole rows.
   MOELA_DEVICE void finish() {
     sum[0] = quad_sum(sum[0]);

@@ -1,32 +1,11 @@
-// The multiplying side of mla_decode. Warpgroup 0 multiplies queries and keys, makes weights of the scores
-// and hands them to warpgroup 1; each multiplies them with its half of the values' columns.
+// The products of attention over latent rows: queries with a block of keys, and weights with a warpgroup's
+// half of its values' columns.
 #pragma once
 
 #include "cuda/block/softmax.cuh"
-#include "cuda/mla_decode/mla_store.cuh"
+#include "cuda/mla_decode/mla_params.cuh"
 
 namespace moela::cuda::sm90 {
-
-// Which keys of a block the rows of a tile see: those before `all` every row, those from `some` on none.
-struct MlaSeen {
-  int all, some;
-};
-
-// Keys of the request that the row sees: bottom-right causal.
-MOELA_DEVICE int keys_seen(const MlaDecodeArgs& a, int seqlen, int row) {
-  return a.causal ? seqlen - (a.s_q - 1 - row / a.H) : seqlen;
-}
-
-template <class C>
-MOELA_DEVICE MlaSeen seen_in_block(const MlaDecodeArgs& a, int seqlen, int tile, int block) {
-  const auto within = [&](int keys) {
-    const int n = keys - block * C::kKeys;
-    return n < 0 ? 0 : n < C::kKeys ? n : C::kKeys;
-  };
-  const int rows = a.s_q * a.H, last = tile * C::kRows + C::kRows - 1;
-  return {within(keys_seen(a, seqlen, tile * C::kRows)),
-          within(keys_seen(a, seqlen, last < rows ? last : rows - 1))};
-}
 
 // An element of a swizzled panel: row, and column in bytes.
 MOELA_DEVICE uint32_t panel_byte(int row, int column_bytes) {
@@ -56,6 +35,30 @@ MOELA_DEVICE void multiply_rs(Acc<kN>& acc, const AFragment& a, uint64_t b) {
   }
 }
 
+template <MlaFloat kFloat>
+MOELA_DEVICE uint32_t rounded_pair(float low, float high) {
+  return kFloat == MlaFloat::kBFloat16 ? cvt_bf16x2(low, high) : cvt_f16x2(low, high);
+}
+
+// Weights of a block from the registers of scores to those of the left operand.
+template <class C>
+MOELA_DEVICE void round_weights(const Acc<C::kKeys>& scores, AFragment (&weights)[4]) {
+  MOELA_UNROLL
+  for (int i = 0; i < 16; ++i)
+    weights[i / 4].set(i % 4, rounded_pair<C::kFloat>(scores.get(2 * i), scores.get(2 * i + 1)));
+}
+
+// And to a panel [kRows][kKeys] of shared memory, by one warpgroup.
+template <class C>
+MOELA_DEVICE void store_weights(SmemAddr panel, const AFragment (&weights)[4]) {
+  MOELA_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const int row = warp() % 4 * 16 + (lane() & 15), chunk = 2 * j + (lane() >> 4);
+    const uint32_t r[4] = {weights[j].get(0), weights[j].get(1), weights[j].get(2), weights[j].get(3)};
+    stmatrix<4>(panel + panel_byte(row, chunk * 16), r);
+  }
+}
+
 // One of the two math warpgroups: its half of the values' columns, and a thread's two rows.
 template <class C, int kGroup>
 struct MlaHalf {
@@ -80,56 +83,7 @@ struct MlaHalf {
     for (int i = 0; i < C::kHalf / 2; ++i) sums.set(i, sums.get(i) * factor[i / 2 % 2]);
   }
 
-  // Of keys that only some rows of the tile see, for those: on the tensor core the weight 0 would make NaN of
-  // a NaN or an infinity, which may not reach the others. Every key has its own weight and value.
-  MOELA_DEVICE void add_keys_of_some(const MlaDecodeArgs& a, const MlaPiece& piece, int tile, int block,
-                                     const MlaSeen& seen, int stage) {
-    const SmemAddr values = MlaHalf::values(stage), weights = smem_base() + C::kSmemP;
-    int limit[2];
-    MOELA_UNROLL
-    for (int r = 0; r < 2; ++r)
-      limit[r] = keys_seen(a, piece.seqlen, tile * C::kRows + row(r)) - block * C::kKeys;
-    for (int key = seen.all; key < seen.some; ++key) {
-      float weight[2];
-      MOELA_UNROLL
-      for (int r = 0; r < 2; ++r)
-        weight[r] = to_float32<C>(lds<uint16_t>(weights + panel_byte(row(r), key * 2)));
-      MOELA_UNROLL
-      for (int i = 0; i < C::kHalf / 2; i += 4) {
-        const int column = i / 4 * 8 + 2 * (lane() % 4);
-        const auto pair = lds<uint32_t>(values + static_cast<uint32_t>(column / C::kPanel) * C::kPanelBytes +
-                                        panel_byte(key, column % C::kPanel * 2));
-        MOELA_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          const float value = to_float32<C>(static_cast<uint16_t>(pair >> 16 * (j % 2)));
-          const float sum = sums.get(i + j);
-          sums.set(i + j, key < limit[j / 2] ? sum + weight[j / 2] * value : sum);
-        }
-      }
-    }
-  }
-
-  // What no row or only some see: the tensor core multiplies zeros with the weight 0.
-  MOELA_DEVICE void clear_keys(int first, int stage) {
-    constexpr int kChunks = C::kHalfPanels * 8;  // 16 bytes each
-    for (int i = tid() % 128; i < (C::kKeys - first) * kChunks; i += 128)
-      sts(values(stage) + static_cast<uint32_t>(i % kChunks / 8) * C::kPanelBytes +
-              static_cast<uint32_t>((first + i / kChunks) * 128 + i % 8 * 16),
-          Vec4{0, 0, 0, 0});
-    fence_proxy_async_shared();
-  }
-
-  // Before the values are multiplied: the last keys of the piece's request.
-  MOELA_DEVICE void end_keys(const MlaDecodeArgs& a, const MlaPiece& piece, int tile, int block,
-                             const MlaSeen& seen, int stage) {
-    if (seen.all == C::kKeys) return;
-    add_keys_of_some(a, piece, tile, block, seen, stage);
-    sync();  // no warp overwrites keys that another still reads
-    clear_keys(seen.all, stage);
-    sync();
-  }
-
-  // sums += weights x values, with weights from registers or from smem_p.
+  // sums += weights x values, with weights from registers or from shared memory.
   MOELA_DEVICE void multiply_values(AFragment (&weights)[4], int stage) {
     const uint64_t v = make_descriptor(values(stage), C::kPanelBytes, 1024, OperandLayout::k128B);
     wgmma_fence(sums, weights[0], weights[1], weights[2], weights[3]);
@@ -140,16 +94,30 @@ struct MlaHalf {
     wgmma_wait<0>(sums, weights[0], weights[1], weights[2], weights[3]);
   }
   MOELA_DEVICE void multiply_values(int stage) {
-    const uint64_t p = make_descriptor(smem_base() + C::kSmemP, 0, 1024, OperandLayout::k128B);
+    start_values(stage);
+    wgmma_wait<0>(sums);
+  }
+  MOELA_DEVICE void start_values(int stage) {
+    const uint64_t p = make_descriptor(C::weights(stage), 0, 1024, OperandLayout::k128B);
     const uint64_t v = make_descriptor(values(stage), C::kPanelBytes, 1024, OperandLayout::k128B);
     wgmma_fence(sums);
     MOELA_UNROLL
     for (uint32_t step = 0; step < 4; ++step)
       multiply<C, true>(sums, advance_descriptor(p, step * 32), advance_descriptor(v, step * 16 * 128), true);
     wgmma_commit();
-    wgmma_wait<0>(sums);
   }
 };
+
+// Of 64 columns, queries and keys at these descriptors; the first panel overwrites the scores.
+template <class C>
+MOELA_DEVICE void multiply_panel(Acc<C::kKeys>& scores, uint64_t q, uint64_t k, uint32_t panel) {
+  MOELA_UNROLL
+  for (uint32_t step = 0; step < 4; ++step) {
+    const uint32_t bytes = panel * C::kPanelBytes + step * 32;
+    multiply<C, false>(scores, advance_descriptor(q, bytes), advance_descriptor(k, bytes),
+                       panel > 0 || step > 0);
+  }
+}
 
 template <class C>
 MOELA_DEVICE void multiply_keys(Acc<C::kKeys>& scores, int stage) {
@@ -158,14 +126,7 @@ MOELA_DEVICE void multiply_keys(Acc<C::kKeys>& scores, int stage) {
                                      0, 1024, OperandLayout::k128B);
   wgmma_fence(scores);
   MOELA_UNROLL
-  for (uint32_t panel = 0; panel < C::kPanels; ++panel) {
-    MOELA_UNROLL
-    for (uint32_t step = 0; step < 4; ++step) {
-      const uint32_t bytes = panel * C::kPanelBytes + step * 32;
-      multiply<C, false>(scores, advance_descriptor(q, bytes), advance_descriptor(k, bytes),
-                         panel > 0 || step > 0);
-    }
-  }
+  for (uint32_t panel = 0; panel < C::kPanels; ++panel) multiply_panel<C>(scores, q, k, panel);
   wgmma_commit();
   wgmma_wait<0>(scores);
 }

@@ -2,7 +2,7 @@
 // into another. The boxes of a tile are dealt to the loading warps.
 #pragma once
 
-#include "cuda/mla_decode/mla_pieces.cuh"
+#include "cuda/mla_decode/mla_decode_work.cuh"
 
 namespace moela::cuda::sm90 {
 
@@ -14,16 +14,17 @@ struct MlaRowGroups {
   MOELA_DEVICE int inner_of(int group) const { return shfl(group < 32 ? inner[0] : inner[1], group % 32); }
 };
 
-// This warp's boxes of a tile. load(to, column, outer, inner) is one copy, by the thread that issues.
-template <class C, class Load>
-MOELA_DEVICE void load_boxes(const MlaRowGroups& groups, int box, SmemAddr tile, SmemAddr barrier,
-                             bool issues, const Load& load) {
-  const int boxes = 64 / box * C::kPanels, first = warp() - C::kFirstLoadingWarp;
+// This warp's boxes of some panels of a tile. panel_of(i) is the i-th; load(to, column, outer, inner) is one
+// copy, by the thread that issues.
+template <class C, class PanelOf, class Load>
+MOELA_DEVICE void load_boxes(const MlaRowGroups& groups, int box, int panels, const PanelOf& panel_of,
+                             SmemAddr tile, SmemAddr barrier, bool issues, const Load& load) {
+  const int boxes = 64 / box * panels, first = warp() - C::kFirstLoadingWarp;
   const auto box_bytes = static_cast<uint32_t>(box * C::kPanel * 2);
   const auto mine = static_cast<uint32_t>((boxes - first + C::kLoadingWarps - 1) / C::kLoadingWarps);
   if (issues) mbarrier_arrive_expect_tx(barrier, mine * box_bytes);
   for (int i = first; i < boxes; i += C::kLoadingWarps) {
-    const int group = i / C::kPanels, panel = i % C::kPanels;
+    const int group = i / panels, panel = panel_of(i % panels);
     const int outer = groups.outer_of(group), inner = groups.inner_of(group);
     if (issues)
       load(tile + static_cast<uint32_t>(panel) * C::kPanelBytes + static_cast<uint32_t>(group) * box_bytes,
@@ -31,19 +32,27 @@ MOELA_DEVICE void load_boxes(const MlaRowGroups& groups, int box, SmemAddr tile,
   }
 }
 
-// Rows beyond those of the request lie outside of q and are loaded as zeros.
+MOELA_DEVICE int all_panels(int i) { return i; }
+
+// Where in q a tile begins: a row of its request, or, of a ragged batch, of all requests.
+MOELA_DEVICE int q_row_of(const MlaDecodeArgs& a, const MlaRows& rows) {
+  return a.tiles == nullptr ? rows.first : rows.first_query * a.H + rows.first;
+}
+
+// Rows beyond those of the request lie outside of q and are loaded as zeros, or are the next request's.
 template <class C>
-MOELA_DEVICE void load_queries(const MlaDecodeParams& p, int request, int tile, bool issues) {
+MOELA_DEVICE void load_queries(const MlaDecodeParams& p, int request, int q_row, bool issues) {
   MlaRowGroups groups;
   MOELA_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int row = tile * C::kRows + (half * 32 + lane()) * p.query_box;
+    const int row = q_row + (half * 32 + lane()) * p.query_box;
     groups.outer[half] = row / p.inner_rows;
     groups.inner[half] = row % p.inner_rows;
   }
-  load_boxes<C>(groups, p.query_box, smem_base() + C::kSmemQ, q_full<C>(), issues,
+  load_boxes<C>(groups, p.query_box, C::kPanels, all_panels, smem_base() + C::kSmemQ, q_full<C>(), issues,
                 [&](SmemAddr to, int column, int outer, int inner) {
-                  tma_load_4d(to, &p.q, column, inner, outer, request, q_full<C>());
+                  tma_load_4d(to, &p.q, column, inner, outer, p.args.tiles == nullptr ? request : 0,
+                              q_full<C>());
                 });
 }
 
@@ -61,44 +70,56 @@ MOELA_DEVICE MlaRowGroups find_keys(const MlaDecodeParams& p, const MlaPiece& pi
       groups.outer[half] = 0;
       groups.inner[half] = page_size;
     } else if (a.block_table == nullptr) {
-      groups.outer[half] = piece.request;
+      groups.outer[half] = piece.rows.request;
       groups.inner[half] = key;
     } else {
-      groups.outer[half] = ldg_nc(a.block_table + piece.request * a.stride_tb + key / page_size);
+      groups.outer[half] = ldg_nc(a.block_table + piece.rows.request * a.stride_tb + key / page_size);
       groups.inner[half] = key % page_size;
     }
   }
   return groups;
 }
 
-template <class C>
-MOELA_DEVICE void load_pieces(const MlaDecodeParams& p) {
+// Panels of a block of keys into a stage.
+template <class C, class PanelOf>
+MOELA_DEVICE void load_keys(const MlaDecodeParams& p, const MlaRowGroups& keys, int panels,
+                            const PanelOf& panel_of, int stage, SmemAddr barrier, bool issues) {
+  load_boxes<C>(keys, p.key_box, panels, panel_of,
+                smem_base() + C::kSmemKv + static_cast<uint32_t>(stage) * C::kTileBytes, barrier, issues,
+                [&](SmemAddr to, int column, int page, int slot) {
+                  tma_load_3d(to, &p.cache, column, slot, page, barrier);
+                });
+}
+
+// load_block(keys, at, issues): a block of keys into a stage.
+template <class C, class LoadBlock>
+MOELA_DEVICE void load_pieces(const MlaDecodeParams& p, const LoadBlock& load_block) {
   const bool issues = elect_one();
   if (issues) {
     tma_prefetch_map(&p.q);
     tma_prefetch_map(&p.cache);
   }
-  const int tile = block() % p.tiles;
   MlaPosition<C> at;
   uint32_t q_parity = 0;
-  MlaPieces pieces(p, block() / p.tiles);
+  MlaPieces pieces = pieces_of_block<C>(p);
   for (MlaPiece piece; pieces.next(&piece);) {
     for (int block = piece.begin; block < piece.end; ++block, at.advance()) {
-      const MlaRowGroups keys = find_keys<C>(p, piece, block);
-      const SmemAddr barrier = kv_full<C>(at.stage);
-      if (issues) mbarrier_wait(kv_empty<C>(at.stage), at.parity ^ 1);
-      load_boxes<C>(keys, p.key_box,
-                    smem_base() + C::kSmemKv + static_cast<uint32_t>(at.stage) * C::kTileBytes, barrier,
-                    issues, [&](SmemAddr to, int column, int page, int slot) {
-                      tma_load_3d(to, &p.cache, column, slot, page, barrier);
-                    });
+      load_block(find_keys<C>(p, piece, block), at, issues);
       if (block > piece.begin) continue;
       // After the first keys, so that these need not wait until the queries before are done with.
       if (issues) mbarrier_wait(q_empty<C>(), q_parity ^ 1);
-      load_queries<C>(p, piece.request, tile, issues);
+      load_queries<C>(p, piece.rows.request, q_row_of(p.args, piece.rows), issues);
       q_parity ^= 1;
     }
   }
+}
+
+template <class C>
+MOELA_DEVICE void load_whole_blocks(const MlaDecodeParams& p) {
+  load_pieces<C>(p, [&](const MlaRowGroups& keys, const MlaPosition<C>& at, bool issues) {
+    if (issues) mbarrier_wait(kv_empty<C>(at.stage), at.parity ^ 1);
+    load_keys<C>(p, keys, C::kPanels, all_panels, at.stage, kv_full<C>(at.stage), issues);
+  });
 }
 
 }  // namespace moela::cuda::sm90

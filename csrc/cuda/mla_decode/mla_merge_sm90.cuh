@@ -1,12 +1,13 @@
 // The merge of the pieces of split requests, as merge_states defines it.
 //
-// Bound: memory, reads each piece once. Grid: ceil(B * rows / kWarps) blocks; a warp owns a row. Requests of
-// one piece are written by mla_decode_kernel; without a schedule for the batch all become NaN. Numerics:
+// Bound: memory, reads each piece once. Grid: ceil(items * rows / kWarps) blocks; a warp owns a row. Requests
+// of one piece are written by mla_decode_kernel; without a schedule for the batch all become NaN. Numerics:
 // float32; pieces are added in their order, whatever the number of parts or blocks.
 #pragma once
 
 #include "cuda/block/softmax.cuh"
-#include "cuda/mla_decode/mla_store.cuh"
+#include "cuda/mla_decode/mla_attend.cuh"
+#include "cuda/mla_decode/mla_pieces.cuh"
 
 namespace moela::cuda::sm90 {
 
@@ -60,16 +61,17 @@ MOELA_KERNEL(MlaMergeConfig::kThreads)
 mla_merge_kernel(MOELA_PARAM MlaDecodeParams p) {
   griddep_wait();
   const MlaDecodeArgs& a = p.args;
-  const int rows = a.s_q * a.H;
-  const int64_t at = static_cast<int64_t>(block()) * MlaMergeConfig::kWarps + warp();
-  if (at >= static_cast<int64_t>(a.B) * rows) return;
-  const auto request = static_cast<int>(at / rows), row = static_cast<int>(at % rows);
+  const int64_t warp_at = static_cast<int64_t>(block()) * MlaMergeConfig::kWarps + warp();
+  if (warp_at >= static_cast<int64_t>(a.items) * a.item_rows) return;
+  const auto item = static_cast<int>(warp_at / a.item_rows), row = static_cast<int>(warp_at % a.item_rows);
   const bool has_pieces = is_scheduled(p);
-  const int of_request = p.num_parts + 2 + request, first = has_pieces ? planned(a, of_request, 0) : 0;
-  const int pieces = has_pieces ? planned(a, of_request + 1, 0) - first : 0;
-  if (pieces == 1) return;
-  const int64_t begin = static_cast<int64_t>(first) * rows + row;
-  merge_row<kV, kFloat>(a.piece_lse + begin, a.piece_out + begin * kV, pieces, rows, -kInfinity,
+  const int of_item = p.num_parts + 2 + item, first = has_pieces ? planned(a, of_item, 0) : 0;
+  const int pieces = has_pieces ? planned(a, of_item + 1, 0) - first : 0;
+  const MlaRows rows = rows_of(a, item, row);
+  if (pieces == 1 || rows.first >= rows.queries * a.H) return;
+  const int64_t begin = static_cast<int64_t>(first) * a.item_rows + row;
+  const int64_t at = static_cast<int64_t>(rows.first_query) * a.H + rows.first;
+  merge_row<kV, kFloat>(a.piece_lse + begin, a.piece_out + begin * kV, pieces, a.item_rows, -kInfinity,
                         static_cast<uint16_t*>(a.out) + at * kV, a.lse + at);
 }
 

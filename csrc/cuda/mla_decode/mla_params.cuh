@@ -6,6 +6,11 @@
 
 namespace moela::cuda::sm90 {
 
+// Of a thread of each role; 128 times their sum is 64512 of 65536.
+struct MlaRegisters {
+  int left, right, load;
+};
+
 template <int kD_, int kV_, MlaFloat kFloat_>
 struct MlaConfig {
   static constexpr int kD = kD_, kV = kV_;  // columns of a row, and of its value
@@ -15,8 +20,7 @@ struct MlaConfig {
   static constexpr int kPanels = kD / kPanel, kHalf = kV / 2, kHalfPanels = kHalf / kPanel;
   static constexpr int kStages = 2, kThreads = 3 * 128;
   static constexpr int kLoadingWarps = 4, kFirstLoadingWarp = 8;
-  // Of the threads' registers: 2 x 128 x 216 + 128 x 72 = 64512 of 65536.
-  static constexpr int kMathRegisters = 216, kLoadRegisters = 72;
+  static constexpr MlaRegisters kRegisters = {.left = 216, .right = 216, .load = 72};
 
   // smem_q [kPanels][kRows][kPanel], smem_kv [kStages][kPanels][kKeys][kPanel], smem_p [kRows][kKeys] of 16
   // bits, swizzled by 128 bytes; smem_factor [kRows] float32; then the barriers.
@@ -26,8 +30,16 @@ struct MlaConfig {
                             kKvFull = kSmemFactor + kRows * 4, kKvEmpty = kKvFull + kStages * 8,
                             kQFull = kKvEmpty + kStages * 8, kQEmpty = kQFull + 8, kPFull = kQEmpty + 8,
                             kPEmpty = kPFull + 8, kSmemBytes = kPEmpty + 8;
+  static MOELA_DEVICE SmemAddr weights(int) { return smem_base() + kSmemP; }  // of whatever stage
   static_assert(kSmemBytes <= kMaxSmemBytes, "two blocks of keys do not fit a thread block's shared memory");
   static_assert(kD % kPanel == 0 && kHalf % kPanel == 0, "a panel is one span of the swizzle");
+};
+
+// Of a cache of bytes, which become bfloat16.
+template <int kD>
+struct MlaBytesConfig : MlaConfig<kD, 512, MlaFloat::kBFloat16> {
+  static constexpr bool kHasBytes = true;
+  static constexpr MlaRegisters kRegisters = {.left = 192, .right = 168, .load = 144};
 };
 
 struct MlaDecodeParams {

@@ -10,8 +10,7 @@ template <int kD_, int kV_, MlaFloat kFloat_, bool kHasBytes_>
 struct MlaSparseConfig : MlaConfig<kD_, kV_, kFloat_> {
   using Dense = MlaConfig<kD_, kV_, kFloat_>;
   static constexpr bool kHasBytes = kHasBytes_;
-  // Of the threads' registers: 128 x (192 + 160 + 152) = 64512 of 65536.
-  static constexpr int kLeftRegisters = 192, kRightRegisters = 160, kLoadRegisters = 152;
+  static constexpr MlaRegisters kRegisters = {.left = 192, .right = 160, .load = 152};
 
   // After mla_decode's shared memory smem_named [kStages] uint64: bit i: entry i of the block names a slot.
   static constexpr uint32_t kSmemNamed = Dense::kSmemBytes,

@@ -83,13 +83,15 @@ def with_sink(a: Attended, attn_sink: Tensor) -> tuple[Tensor, Tensor]:
     return out, f[:, None] * a.error + out.abs() * relative[:, None] + a.lost
 
 
-def decode_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | None) -> Bounds:
+def decode_bound(
+    inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | None, k_dtype: torch.dtype | None = None
+) -> Bounds:
     """[(exact out, allowed error), (exact lse, allowed error)] of ``mla_decode``."""
     q, v_dim, sm_scale = inputs["q"], inputs["v_dim"], inputs["sm_scale"]
     names = ("q", "cache", "block_table", "seqlens", "v_dim", "causal", "cu_seqlens_q")
     rows = []
     for at, keys, is_seen in queries(*(inputs[name] for name in names)):
-        a = attended(q[at], keys, is_seen, sm_scale, v_dim, accum, p_dtype)
+        a = attended(q[at], keys, is_seen, sm_scale, v_dim, accum, p_dtype, k_dtype)
         # Weights times scale factors meet codes of at most 448.
         of_codes = len(keys) * 2.0**-125 if inputs["cache"].dtype == torch.uint8 else 0.0
         rows.append((a.out, a.error + of_codes, a.lse, a.error_lse))

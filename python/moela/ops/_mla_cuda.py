@@ -16,23 +16,8 @@ def has_tma_rows(t: Tensor) -> bool:
     return t.data_ptr() % 16 == 0 and not any(stride * t.element_size() % 16 for stride in strides[:-1])
 
 
-def decode_limits(q, cache, *_: Any, v_dim: int = 512, cu_seqlens_q=None, **__: Any) -> str | None:
-    """Of mla_decode."""
-    if q.dtype != cache.dtype or q.dtype == torch.float32:
-        types = " and ".join(_check.dtype_name(t.dtype) for t in (q, cache))
-        return f"it multiplies bfloat16 or float16, q and cache alike, these are {types}"
-    if (q.size(-1), v_dim) not in DIMS:
-        return f"it has rows of 512 + 64, 512 + 0 and 256 + 64 columns, not {v_dim} + {q.size(-1) - v_dim}"
-    if cu_seqlens_q is not None:
-        return "it takes the same number of queries of each request, not cu_seqlens_q"
-    for name, t in (("q", q), ("cache", cache)):
-        if not has_tma_rows(t):
-            return f"TMA reads rows that start at multiples of 16 bytes, those of {name} do not"
-    return None
-
-
-def sparse_limits(q, cache, indices, *, v_dim: int = 512, **_: Any) -> str | None:
-    """Of mla_sparse."""
+def cuda_limits(q, cache, *_: Any, v_dim: int = 512, **__: Any) -> str | None:
+    """Of mla_decode and mla_sparse."""
     is_bytes = cache.dtype == torch.uint8
     if q.dtype == torch.float32 or cache.dtype not in (q.dtype, torch.uint8):
         types = " and ".join(_check.dtype_name(t.dtype) for t in (q, cache))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moela.ops import _check
 from moela.ops._mla_bound import decode_bound
-from moela.ops._mla_cuda import decode_limits
+from moela.ops._mla_cuda import cuda_limits
 from moela.ops._spec import OpSpec, register
 from moela.ops.mla_cache_write import CACHE_DTYPES
 from moela.reference import mla_decode as reference
@@ -66,12 +66,13 @@ def mla_decode(
             is no token. See `merge_states`.
 
     Numerics: float32, out rounded once; on a GPU the weights are rounded to the type of q if that is
-        bfloat16 and the cache bfloat16 or uint8, or if both are float16. The error is bounded per element
-        (python/moela/ops/_mla_bound.py) by what scores and sums lose; on the CPU it is at most twice that of
-        the same formula in torch in float32. NaN and infinity of a token reach the queries that see it, and
-        no other. Pieces of a request's keys are merged in order, so a result is the same in every run and
-        for any number of threads. The same bits for every instruction set of the CPU, where keys are split
-        at fixed places: a request's result depends on that request only.
+        bfloat16 and the cache bfloat16 or uint8, or if both are float16, and the CUDA kernel rounds rows of
+        bytes to bfloat16, which loses nothing if their scale factors are powers of two. The error is bounded
+        per element (python/moela/ops/_mla_bound.py) by what scores and sums lose; on the CPU it is at most
+        twice that of the same formula in torch in float32. NaN and infinity of a token reach the queries that
+        see it, and no other. Pieces of a request's keys are merged in order, so a result is the same in every
+        run and for any number of threads. The same bits for every instruction set of the CPU, where keys are
+        split at fixed places: a request's result depends on that request only.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C.
     """
@@ -250,8 +251,14 @@ def p_dtype(q: Tensor, cache: Tensor) -> torch.dtype | None:
     return q.dtype if q.dtype == cache.dtype != torch.float32 else None
 
 
+def k_dtype(q: Tensor, cache: Tensor) -> torch.dtype | None:
+    """What the CUDA kernel rounds rows of bytes to."""
+    return torch.bfloat16 if q.dtype == torch.bfloat16 and cache.dtype == torch.uint8 else None
+
+
 def _bound(inputs: dict[str, Any], accum: float) -> list[tuple[Tensor, Tensor]]:
-    return decode_bound(inputs, accum, p_dtype(inputs["q"], inputs["cache"]))
+    q, cache = inputs["q"], inputs["cache"]
+    return decode_bound(inputs, accum, p_dtype(q, cache), k_dtype(q, cache))
 
 
 def _bytes(B, H, S, s_q=1, L=512, R=64, cache_dtype=torch.bfloat16, x_bytes=2, **_) -> int:
@@ -309,6 +316,6 @@ register(
         ),
         flops=lambda B, H, S, s_q=1, L=512, R=64, **_: 2 * B * s_q * H * S * (2 * L + R),
         bytes=_bytes,
-        cuda_limits=decode_limits,
+        cuda_limits=cuda_limits,
     )
 )

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from moela.ops import _check
 from moela.ops._mla_bound import sparse_bound
-from moela.ops._mla_cuda import sparse_limits
+from moela.ops._mla_cuda import cuda_limits
 from moela.ops._spec import OpSpec, register
 from moela.ops.mla_cache_write import CACHE_DTYPES
-from moela.ops.mla_decode import p_dtype
+from moela.ops.mla_decode import k_dtype, p_dtype
 from moela.reference import mla_sparse as reference
 from moela.reference._mla_cache import GROUP, encode, row_size
 
@@ -195,11 +195,6 @@ def make_inputs(
     }
 
 
-def k_dtype(q: Tensor, cache: Tensor) -> torch.dtype | None:
-    """What the CUDA kernel rounds rows of bytes to."""
-    return torch.bfloat16 if q.dtype == torch.bfloat16 and cache.dtype == torch.uint8 else None
-
-
 def _bound(inputs: dict[str, Any], accum: float) -> list[tuple[Tensor, Tensor]]:
     q, cache = inputs["q"], inputs["cache"]
     return sparse_bound(inputs, accum, p_dtype(q, cache), k_dtype(q, cache))
@@ -272,7 +267,7 @@ register(
         ),
         flops=lambda T, H, topk, L=512, R=64, **_: 2 * T * H * topk * (2 * L + R),
         bytes=_bytes,
-        cuda_limits=sparse_limits,
+        cuda_limits=cuda_limits,
         batch_args=("q", "indices", "topk_length"),
     )
 )

@@ -5,7 +5,6 @@
 
 #include "cuda/block/softmax.cuh"
 #include "cuda/mla_decode/mla_attend.cuh"
-#include "cuda/mla_sparse/mla_sparse_params.cuh"
 
 namespace moela::cuda::sm90 {
 
