@@ -121,6 +121,18 @@ def test_scores_of_minus_infinity_only_are_as_no_key(run):
     assert out[0, 0, 1].isnan().all()
 
 
+def test_a_score_of_infinity_makes_its_row_nan(run):
+    """In the second of two pieces; for another head it is -Inf, which weighs nothing."""
+    x = run.inputs(B=1, H=2, S=2100, page_size=None, **SMALL | {"L": 16}, batch_invariant=True, hostile=False)
+    x["q"][0, 0, 0, -1], x["q"][0, 0, 1, -1] = 1, -1
+    x["cache"][0, 2060, -1] = INF  # of the rotated part, so no value
+    out, lse = run(x)
+    assert out[0, 0, 0].isnan().all()
+    assert lse[0, 0, 0].isnan()
+    assert out[0, 0, 1].isfinite().all()
+    assert lse[0, 0, 1].isfinite()
+
+
 def test_huge_scores_choose_one_key(run):
     x = run.inputs(B=1, H=2, S=30, page_size=None, **SMALL, hostile=False)
     out, lse = run(x | {"sm_scale": 1e12})

@@ -117,6 +117,16 @@ def test_a_key_that_a_query_does_not_see_may_be_nan(run, name, value, dtype):
     )
 
 
+def test_a_score_of_infinity_makes_its_row_nan(run):
+    """For another head it is -Inf, which weighs nothing."""
+    x = run.inputs(T=2, lens=[(2, 130)], causal=False, **SMALL)
+    x["q"][:, 0, -1], x["q"][:, 1, -1] = 1, -1
+    x["k"][120, :, -1] = INF
+    for t in run(x):
+        assert t[:, 0].isnan().all()
+        assert t[:, 1].isfinite().all()
+
+
 def test_huge_scores_choose_one_key(run):
     x = run.inputs(T=2, lens=[(2, 30)], causal=False, **SMALL)
     out, lse = run(x | {"sm_scale": 1e12})

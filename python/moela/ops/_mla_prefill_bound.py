@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moela.ops._mla_bound import UNIT
 from moela.ops._spec import rounding
+from moela.reference.mla_decode import lse_of
 from moela.reference.mla_prefill import scores, sees, sequences, weighted
 
 Bounds = list[tuple[Tensor, Tensor]]
@@ -33,7 +34,7 @@ def prefill_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | N
         if seen.numel() == 0:
             continue
         s = scores(queries, all_keys, sm_scale, seen)  # [H, s_q, s_k]
-        total = s.logsumexp(-1)  # [H, s_q]
+        total = lse_of(s)  # [H, s_q]
         w = torch.where(total[..., None] == -torch.inf, 0.0, torch.exp(s - total[..., None]))
         out[rows], lse[rows] = weighted(w, values, seen), total.T
         magnitude = torch.einsum("qhd,khd->hqk", queries.abs(), all_keys.abs()) * abs(sm_scale)

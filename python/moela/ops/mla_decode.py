@@ -65,7 +65,8 @@ def mla_decode(
         out: [B, s_q, H, v_dim] or [total, H, v_dim] of q's dtype, contiguous; 0 where a query sees no token.
             The up-projection of the values is applied to it.
         lse: [B, s_q, H] or [total, H] float32: the natural logarithm of the sum of e^score; -Inf where there
-            is no token. See `merge_states`.
+            is no token. See `merge_states`. A score of +Inf makes out and lse of its head NaN, as softmax
+            does; scores of -Inf only are as no token.
 
     Numerics: float32, out rounded once; on a GPU the weights are rounded to the type of q if that is
         bfloat16 and the cache bfloat16 or uint8, or if both are float16. The error is bounded per element

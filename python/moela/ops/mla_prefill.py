@@ -45,7 +45,8 @@ def mla_prefill(
     Returns:
         out: [Tq, H, Dv] of q's dtype, contiguous; 0 where a query sees no key.
         lse: [Tq, H] float32: the natural logarithm of the sum of e^score; -Inf where there is no key. See
-            `merge_states`, which makes one result of those over pieces of the keys.
+            `merge_states`, which makes one result of those over pieces of the keys. A score of +Inf makes
+            out and lse NaN, as softmax does; scores of -Inf only are as no key.
         Differentiable with respect to q, k and v, also through lse, once: see `mla_prefill_backward`.
 
     Numerics: float32 sums, out rounded once; the weights are rounded to q's dtype, before they are multiplied
