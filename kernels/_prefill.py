@@ -8,6 +8,7 @@ finds its sequence by bisection. Rows beyond the last offset are one sequence mo
 import triton
 import triton.language as tl
 from moela.kernels import _fp8
+from moela.kernels._mla_cache import is_finite
 
 
 @triton.jit
@@ -39,6 +40,36 @@ def load_rows(
     kept = live[:, None] & (col < COLUMNS)
     tile = tl.load(ptr + row.to(tl.int64)[:, None] * stride_t + col, mask=kept, other=0.0)
     return tile if tile.dtype == DOT else _fp8.to_float32(tile, INTERPRETED)
+
+
+@triton.jit
+def is_any(x):
+    """Whether one of a tile of bools is true."""
+    return tl.max(tl.max(x.to(tl.int32), axis=1), axis=0) != 0
+
+
+@triton.jit
+def finite_or_zero(x, INTERPRETED: tl.constexpr):
+    return tl.where(is_finite(x, INTERPRETED), x, tl.zeros_like(x))
+
+
+@triton.jit
+def add_not_finite(
+    acc, weight, ptr, begin, end, least, limit, stride_t, COLUMNS: tl.constexpr, DOT: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """acc + weight * x, x what is not finite of rows [begin, end) that each row of acc sees.
+
+    Row i sees those from least[i] up to limit[i]. Steps that not all see have multiplied by 0 instead, as
+    0 * NaN would reach who does not see it. Rows are taken one by one, and twice does no harm.
+    """
+    for row in range(begin, end):
+        one = row + tl.arange(0, 1)
+        x = load_rows(ptr, one, one < end, stride_t, COLUMNS, acc.shape[1], DOT, INTERPRETED)
+        x = _fp8.to_float32(x, INTERPRETED)
+        is_seen = (least <= row) & (row < limit)
+        acc = tl.where(is_seen[:, None] & ~is_finite(x, INTERPRETED), acc + weight * x, acc)
+    return acc
 
 
 @triton.jit

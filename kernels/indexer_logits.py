@@ -16,17 +16,18 @@ def _indexer_logits_kernel(
 ):  # fmt: skip
     """One program owns BLOCK_N columns of the logits of QUERIES queries, whose keys it loads once.
 
-    Grid: (cdiv(S, BLOCK_N), cdiv(T, QUERIES)). Invariant: a key reaches its own column only, so one that a
-    query does not see may be anything.
+    Grid: (cdiv(S, BLOCK_N) * cdiv(T, QUERIES),), columns first; either factor may exceed 65535. Invariant: a
+    key reaches its own column only, so one that a query does not see may be anything.
     """
-    start = tl.program_id(0) * BLOCK_N
+    tiles = tl.cdiv(S, BLOCK_N)
+    start = tl.program_id(0) % tiles * BLOCK_N
     key = start + tl.arange(0, BLOCK_N)
     col = tl.arange(0, BLOCK_D)
     is_key = key < S
     k_ptrs = k_ptr + key.to(tl.int64)[:, None] * stride_ks + col[None, :]
     k = load_codes(k_ptrs, is_key[:, None] & (col < D)[None, :], DOT)
     sf = tl.load(sf_k_ptr + key.to(tl.int64) * stride_sf, mask=is_key, other=0.0)
-    first = tl.program_id(1) * QUERIES
+    first = tl.program_id(0) // tiles * QUERIES
     for query in range(first, tl.minimum(first + QUERIES, T)):
         begin, end = tl.load(ks_ptr + query), tl.load(ke_ptr + query)
         logits = tl.full((BLOCK_N,), float("-inf"), tl.float32)
@@ -57,7 +58,7 @@ def launch(
     (T, H, D), S = q.shape, k.size(0)
     target = _fp8.target_of(q.device)
     p = plan(H, D, T, target.interpreted)
-    _indexer_logits_kernel[(triton.cdiv(S, p.BLOCK_N), triton.cdiv(T, p.QUERIES))](
+    _indexer_logits_kernel[(triton.cdiv(S, p.BLOCK_N) * triton.cdiv(T, p.QUERIES),)](
         _fp8.codes_argument(q), _fp8.codes_argument(k), sf_k, weights, ks.contiguous(), ke.contiguous(),
         logits, T, S, H, D, *q.stride()[:2], k.stride(0), sf_k.stride(0), weights.stride(0),
         logits.stride(0), DOT=dot_dtype(target), QUERIES=p.QUERIES, BLOCK_N=p.BLOCK_N, BLOCK_H=p.BLOCK_H,

@@ -18,11 +18,12 @@ def _indexer_logits_paged_kernel(
 ):  # fmt: skip
     """One program owns BLOCK_N columns of the logits of all queries of a request, whose keys it loads once.
 
-    Grid: (cdiv(max_seqlen, BLOCK_N), B). Invariant: of keys at or beyond the length nothing is loaded, the
-    entries of their pages neither.
+    Grid: (cdiv(max_seqlen, BLOCK_N) * B,), columns first; either factor may exceed 65535. Invariant: of keys
+    at or beyond the length nothing is loaded, the entries of their pages neither.
     """
-    start = tl.program_id(0) * BLOCK_N
-    request = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(max_seqlen, BLOCK_N)
+    start = tl.program_id(0) % tiles * BLOCK_N
+    request = (tl.program_id(0) // tiles).to(tl.int64)
     key = start + tl.arange(0, BLOCK_N)
     col = tl.arange(0, BLOCK_D)
     seqlen = tl.load(seqlens_ptr + request)
@@ -62,7 +63,7 @@ def launch(
     B, s_q, H, D = q.shape
     target = _fp8.target_of(q.device)
     p = plan(H, D, s_q, target.interpreted)
-    _indexer_logits_paged_kernel[(triton.cdiv(max_seqlen, p.BLOCK_N), B)](
+    _indexer_logits_paged_kernel[(triton.cdiv(max_seqlen, p.BLOCK_N) * B,)](
         _fp8.codes_argument(q), cache, weights, block_table, seqlens, logits,
         s_q, H, D, max(cache.size(1), 1), max_seqlen, *q.stride()[:3], cache.stride(0),
         *weights.stride()[:2], block_table.stride(0), DOT=dot_dtype(target), BLOCK_N=p.BLOCK_N,

@@ -21,6 +21,7 @@ _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32
 PIECE_KEYS = PIECE_BLOCKS * BLOCK  # with batch_invariant
 WHOLE = 1 << 30  # keys of a piece that only the end of a part ends
 MERGE_ROWS = 2  # of one program
+SUMS_BYTES = 1 << 30  # of pieces with batch_invariant, unless a single request may have more
 INTERPRETED_PARTS = 3
 
 
@@ -53,6 +54,16 @@ def num_parts_for(rows: int, p: Plan, target: _fp8.Target) -> int:
     if target.interpreted:
         return INTERPRETED_PARTS
     return max(target.multiprocessors // triton.cdiv(rows, p.BLOCK_M), 1)
+
+
+def items_at_once(items: int, fixed_pieces: int, rows: int, v_dim: int) -> int:
+    """How many requests, or tiles of them, one launch attends. fixed_pieces: at most, of one; 0: not fixed.
+
+    With batch_invariant pieces follow from the width of the block table alone, and each needs memory. But
+    then a result does not depend on what is attended beside it: a batch may be attended some at a time.
+    """
+    bytes_of_one = fixed_pieces * rows * v_dim * 4
+    return max(min(SUMS_BYTES // max(bytes_of_one, 1), items), 1) if fixed_pieces else items
 
 
 def _alignment(cache: Tensor) -> int:
@@ -290,31 +301,43 @@ def launch(
     else:
         s_q, rows, items = q.size(1), q.size(1) * H, B
         tiles, lengths, strides_q = seqlens, seqlens, q.stride()[:3]
-    if schedule is None:
-        num_parts = num_parts_for(rows, p, target)
-        schedule = seqlens.new_empty(num_parts + items + 3, 4)
-        options = {"rows": rows, "num_parts": num_parts, "batch_invariant": batch_invariant}
-        mla_schedule.launch(lengths, **options, out=(schedule,))
-    num_parts = schedule.size(0) - items - 3
     capacity = cache.size(1) * (block_table.size(1) if is_paged else 1)
-    pieces = items * max(triton.cdiv(capacity, PIECE_KEYS), 1) if batch_invariant else items + num_parts
+    fixed_pieces = max(triton.cdiv(capacity, PIECE_KEYS), 1) if batch_invariant else 0
+    at_once = items_at_once(items, fixed_pieces, rows, v_dim)
+    num_parts = num_parts_for(rows, p, target)
+    if schedule is not None and at_once == items:
+        num_parts = schedule.size(0) - items - 3
+    else:
+        schedule = None
+    pieces = at_once * fixed_pieces if batch_invariant else items + num_parts
     sums, sums_lse = lse.new_empty(pieces, rows, v_dim), lse.new_empty(pieces, rows)
-    table = block_table if is_paged else seqlens
     BLOCK_L = max(triton.next_power_of_2(v_dim), 16)
-    _mla_decode_kernel[(triton.cdiv(rows, p.BLOCK_M), num_parts)](
-        q, cache, table, seqlens, schedule, tiles, result, lse, sums, sums_lse,
-        items, num_parts, rows, pieces, s_q, H, max(cache.size(1), 1), sm_scale,
-        *strides_q, *cache.stride()[:2], table.stride(0), schedule.stride(0),
-        L=v_dim, R=R, IS_PAGED=is_paged, BYTES=row_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
-        INVARIANT=batch_invariant, PIECE_KEYS=PIECE_KEYS if batch_invariant else WHOLE,
-        HAS_TAIL=causal and (is_ragged or s_q > 1), GROUPS=BLOCK_L // 128 if is_grouped else 0,
-        DOT=_TRITON[dtype], BLOCK_M=p.BLOCK_M, BLOCK_N=p.BLOCK_N, BLOCK_L=BLOCK_L,
-        BLOCK_R=max(triton.next_power_of_2(R), 16), INTERPRETED=target.interpreted,
-        num_warps=p.num_warps, num_stages=p.num_stages,
-    )  # fmt: skip
-    _merge_kernel[(items * triton.cdiv(rows, MERGE_ROWS),)](
-        sums, sums_lse, schedule, seqlens, tiles, result, lse, items, num_parts, rows, H, pieces,
-        schedule.stride(0),
-        L=v_dim, IS_RAGGED=is_ragged, INVARIANT=batch_invariant, BLOCK_ROWS=MERGE_ROWS, BLOCK_L=BLOCK_L,
-        INTERPRETED=target.interpreted, num_warps=4,
-    )  # fmt: skip
+    for first in range(0, items, at_once):
+        some = slice(first, min(first + at_once, items))
+        count = some.stop - first
+        # Of a ragged batch some tiles, whose requests are numbered as they are.
+        mine = slice(None) if is_ragged else some
+        table = block_table[mine] if is_paged else seqlens[mine]
+        ours = schedule
+        if ours is None:
+            ours = seqlens.new_empty(num_parts + count + 3, 4)
+            options = {"rows": rows, "num_parts": num_parts, "batch_invariant": batch_invariant}
+            mla_schedule.launch(lengths[some], **options, out=(ours,))
+        _mla_decode_kernel[(triton.cdiv(rows, p.BLOCK_M), num_parts)](
+            q[mine], cache if is_paged else cache[mine], table, seqlens[mine], ours, tiles[some],
+            result[mine], lse[mine], sums, sums_lse,
+            count, num_parts, rows, pieces, s_q, H, max(cache.size(1), 1), sm_scale,
+            *strides_q, *cache.stride()[:2], table.stride(0), ours.stride(0),
+            L=v_dim, R=R, IS_PAGED=is_paged, BYTES=row_bytes, CAUSAL=causal, IS_RAGGED=is_ragged,
+            INVARIANT=batch_invariant, PIECE_KEYS=PIECE_KEYS if batch_invariant else WHOLE,
+            HAS_TAIL=causal and (is_ragged or s_q > 1), GROUPS=BLOCK_L // 128 if is_grouped else 0,
+            DOT=_TRITON[dtype], BLOCK_M=p.BLOCK_M, BLOCK_N=p.BLOCK_N, BLOCK_L=BLOCK_L,
+            BLOCK_R=max(triton.next_power_of_2(R), 16), INTERPRETED=target.interpreted,
+            num_warps=p.num_warps, num_stages=p.num_stages,
+        )  # fmt: skip
+        _merge_kernel[(count * triton.cdiv(rows, MERGE_ROWS),)](
+            sums, sums_lse, ours, seqlens[mine], tiles[some], result[mine], lse[mine],
+            count, num_parts, rows, H, pieces, ours.stride(0),
+            L=v_dim, IS_RAGGED=is_ragged, INVARIANT=batch_invariant, BLOCK_ROWS=MERGE_ROWS, BLOCK_L=BLOCK_L,
+            INTERPRETED=target.interpreted, num_warps=4,
+        )  # fmt: skip

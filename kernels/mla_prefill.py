@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from moela.kernels import _fp8, _prefill
 from moela.kernels._gemm import DOT_DTYPE, dot
+from moela.kernels._mla_cache import is_finite
 from torch import Tensor
 
 
@@ -30,12 +31,13 @@ def plan(dtype: torch.dtype, columns: int, target: _fp8.Target) -> Plan:
 
 @triton.jit
 def _step(
-    q_1, q_2, most, total, acc, start, limit, end, k_ptr, v_ptr, stride_kt, stride_vt, sm_scale,
+    q_1, q_2, most, total, acc, odd, start, limit, end, k_ptr, v_ptr, stride_kt, stride_vt, sm_scale,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr,
     MASKED: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N keys from `start` on, of which row i sees those below limit[i]; those from `end` on are not
-    loaded. Without MASKED all rows see all of them."""
+    loaded. Without MASKED all rows see all of them; with it values that are not finite are left out, and
+    `odd` is at or before the first of them."""
     DOT: tl.constexpr = q_1.dtype
     BLOCK_V: tl.constexpr = acc.shape[1]
     key = start + tl.arange(0, BLOCK_N)
@@ -56,9 +58,14 @@ def _step(
     weights = tl.exp(scores - base[:, None])
     rescale = tl.exp(most - base)
     total = total * rescale + tl.sum(weights, axis=1)
+    weights = _fp8.round_to(weights, DOT, INTERPRETED)
     v = _prefill.load_rows(v_ptr, key, live, stride_vt, DV, BLOCK_V, DOT, INTERPRETED)
-    acc = dot(_fp8.round_to(weights, DOT, INTERPRETED), v, acc * rescale[:, None], INTERPRETED)
-    return new_most, total, acc
+    acc *= rescale[:, None]
+    if MASKED:
+        odd = tl.where(_prefill.is_any(~is_finite(v, INTERPRETED)), tl.minimum(odd, start), odd)
+        v = _prefill.finite_or_zero(v, INTERPRETED)
+    acc = dot(weights, v, acc, INTERPRETED)
+    return new_most, total, acc, odd
 
 
 @triton.jit
@@ -101,18 +108,21 @@ def _mla_prefill_kernel(
         total = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
         first = tl.maximum(k_count - (q_count - 1 - tile) if CAUSAL else k_count, 0)
-        unmasked = first // BLOCK_N * BLOCK_N
+        unmasked, odd = first // BLOCK_N * BLOCK_N, last
         for start in range(0, unmasked, BLOCK_N):
-            most, total, acc = _step(
-                q_1, q_2, most, total, acc, start, limit, k_count, k_ptr, v_ptr, stride_kt, stride_vt,
+            most, total, acc, odd = _step(
+                q_1, q_2, most, total, acc, odd, start, limit, k_count, k_ptr, v_ptr, stride_kt, stride_vt,
                 sm_scale, D, DV, BLOCK_N, BLOCK_1, BLOCK_2, False, INTERPRETED,
             )  # fmt: skip
         for start in range(unmasked, last, BLOCK_N):
-            most, total, acc = _step(
-                q_1, q_2, most, total, acc, start, limit, last, k_ptr, v_ptr, stride_kt, stride_vt,
+            most, total, acc, odd = _step(
+                q_1, q_2, most, total, acc, odd, start, limit, last, k_ptr, v_ptr, stride_kt, stride_vt,
                 sm_scale, D, DV, BLOCK_N, BLOCK_1, BLOCK_2, True, INTERPRETED,
             )  # fmt: skip
 
+        acc = _prefill.add_not_finite(
+            acc, 1.0, v_ptr, odd, last, query * 0, limit, stride_vt, DV, DOT, INTERPRETED
+        )
         is_empty = total == 0.0  # not so if it is NaN
         total = tl.where(is_empty, 1.0, total)
         out = tl.div_rn(acc, total[:, None] + tl.zeros_like(acc))

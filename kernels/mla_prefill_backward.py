@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from moela.kernels import _fp8, _prefill
 from moela.kernels._gemm import DOT_DTYPE, dot
+from moela.kernels._mla_cache import is_finite
 from torch import Tensor
 
 
@@ -44,12 +45,14 @@ def _pair(
 ):  # fmt: skip
     """(weights, gradients of scores) [rows of a, rows of b], rounded to the type of a; 0 where not seen.
 
-    a and b are q and k, x and y dout and v, or both the other way round.
+    a and b are q and k, x and y dout and v, or both the other way round. Third: whether a row of b or y may
+    not be finite that not all rows of a see, as then no product with it is.
     """
     scores = dot(a_1, b_1.T, tl.zeros((a_1.shape[0], b_1.shape[0]), tl.float32), INTERPRETED)
     if HAS_2:
         scores = dot(a_2, b_2.T, scores, INTERPRETED)
     gradients = dot(x, y.T, tl.zeros((a_1.shape[0], b_1.shape[0]), tl.float32), INTERPRETED)
+    is_odd = _prefill.is_any(~seen & ~(is_finite(scores, INTERPRETED) & is_finite(gradients, INTERPRETED)))
     if QUERY_IS_ROW:
         lse, delta = lse[:, None], delta[:, None]
     else:
@@ -57,7 +60,7 @@ def _pair(
     weights = tl.where(seen, tl.exp(scores * sm_scale - lse), 0.0)
     gradients = tl.where(seen, weights * (gradients - delta) * sm_scale, 0.0)
     rounded = _fp8.round_to(weights, a_1.dtype, INTERPRETED)
-    return rounded, _fp8.round_to(gradients, a_1.dtype, INTERPRETED)
+    return rounded, _fp8.round_to(gradients, a_1.dtype, INTERPRETED), is_odd
 
 
 @triton.jit
@@ -124,23 +127,34 @@ def _dq_kernel(
 
         dq_1 = tl.zeros((BLOCK_OWN, BLOCK_1), tl.float32)
         dq_2 = tl.zeros((BLOCK_OWN, BLOCK_2), tl.float32)
+        odd = last
         for start in range(0, last, BLOCK_STEP):
             key = start + tl.arange(0, BLOCK_STEP)
             is_key = key < last
             k_1, k_2 = _load_pieces(k_ptr, key, is_key, stride_kt, D, BLOCK_1, BLOCK_2, DOT, INTERPRETED)
             v = _prefill.load_rows(v_ptr, key, is_key, stride_vt, DV, BLOCK_V, DOT, INTERPRETED)
             seen = (key[None, :] < limit[:, None]) & is_query[:, None]
-            _, gradients = _pair(
+            _, gradients, is_odd = _pair(
                 q_1, q_2, k_1, k_2, dout, v, lse, delta, seen, sm_scale, D > BLOCK_1, True, INTERPRETED
             )
+            if is_odd:
+                odd = tl.minimum(odd, start)
+                k_1 = _prefill.finite_or_zero(k_1, INTERPRETED)
+                k_2 = _prefill.finite_or_zero(k_2, INTERPRETED)
             dq_1 = dot(gradients, k_1, dq_1, INTERPRETED)
             if D > BLOCK_1:
                 dq_2 = dot(gradients, k_2, dq_2, INTERPRETED)
-        # Of a query without keys it is 0 also beside others whose keys are NaN.
-        dq_1, dq_2 = tl.where(live[:, None], dq_1, 0.0), tl.where(live[:, None], dq_2, 0.0)
+        # With such a key the score is infinite or NaN, and its gradient 0 or NaN: the product is NaN.
+        dq_1 = _prefill.add_not_finite(
+            dq_1, 0.0, k_ptr, odd, last, query * 0, limit, stride_kt, min(D, BLOCK_1), DOT, INTERPRETED
+        )
         to = dq_ptr + head * D
         _prefill.store_rows(to, dq_1, row, is_query, H * D, D, INTERPRETED)
         if D > BLOCK_1:
+            dq_2 = _prefill.add_not_finite(
+                dq_2, 0.0, k_ptr + BLOCK_1, odd, last, query * 0, limit, stride_kt, D - BLOCK_1, DOT,
+                INTERPRETED,
+            )  # fmt: skip
             _prefill.store_rows(to + BLOCK_1, dq_2, row, is_query, H * D, D - BLOCK_1, INTERPRETED)
 
 
@@ -182,6 +196,8 @@ def _dkv_kernel(
         dk_1 = tl.zeros((BLOCK_OWN, BLOCK_1), tl.float32)
         dk_2 = tl.zeros((BLOCK_OWN, BLOCK_2), tl.float32)
         dv = tl.zeros((BLOCK_OWN, BLOCK_V), tl.float32)
+        least = key - k_count + q_count if CAUSAL else key * 0  # the first query that sees the key
+        limit, odd = key * 0 + q_count, q_count
         for start in range(first, q_count, BLOCK_STEP):
             query = start + tl.arange(0, BLOCK_STEP)
             is_query = query < q_count
@@ -190,18 +206,32 @@ def _dkv_kernel(
             lse = tl.load(lse_ptr + query.to(tl.int64) * stride_lt, mask=is_query, other=0.0)
             delta = tl.load(delta_ptr + query.to(tl.int64) * H, mask=is_query, other=0.0)
             seen = is_query[None, :] & is_key[:, None]
-            if CAUSAL:
-                seen &= key[:, None] < (k_count - q_count + 1 + query)[None, :]
-            weights, gradients = _pair(
+            seen &= query[None, :] >= least[:, None]
+            weights, gradients, is_odd = _pair(
                 k_1, k_2, q_1, q_2, v, dout, lse, delta, seen, sm_scale, D > BLOCK_1, False, INTERPRETED
             )
+            if is_odd:
+                odd = tl.minimum(odd, start)
+                dout = _prefill.finite_or_zero(dout, INTERPRETED)
+                q_1 = _prefill.finite_or_zero(q_1, INTERPRETED)
+                q_2 = _prefill.finite_or_zero(q_2, INTERPRETED)
             dv = dot(weights, dout, dv, INTERPRETED)
             dk_1 = dot(gradients, q_1, dk_1, INTERPRETED)
             if D > BLOCK_1:
                 dk_2 = dot(gradients, q_2, dk_2, INTERPRETED)
+        dk_1 = _prefill.add_not_finite(
+            dk_1, 0.0, q_ptr, odd, q_count, least, limit, stride_qt, min(D, BLOCK_1), DOT, INTERPRETED
+        )
+        dv = _prefill.add_not_finite(
+            dv, 1.0, dout_ptr, odd, q_count, least, limit, stride_dt, DV, DOT, INTERPRETED
+        )
         to = dk_ptr + head * D
         _prefill.store_rows(to, dk_1, row, is_key, H * D, D, INTERPRETED)
         if D > BLOCK_1:
+            dk_2 = _prefill.add_not_finite(
+                dk_2, 0.0, q_ptr + BLOCK_1, odd, q_count, least, limit, stride_qt, D - BLOCK_1, DOT,
+                INTERPRETED,
+            )  # fmt: skip
             _prefill.store_rows(to + BLOCK_1, dk_2, row, is_key, H * D, D - BLOCK_1, INTERPRETED)
         _prefill.store_rows(dv_ptr + head * DV, dv, row, is_key, H * DV, DV, INTERPRETED)
 

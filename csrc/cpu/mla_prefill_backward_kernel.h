@@ -77,13 +77,21 @@ inline void prefill_weights(const PrefillGradient& g, float sm_scale, int64_t ke
   }
 }
 
-// sums[key] += weights @ rows of queries.
+// sums[key] += weights @ rows of queries. has_own_chains: as 0 * NaN is NaN, each key gets a chain of its
+// own.
 inline void add_over_queries(const float* weights, int64_t keys, const float* rows, int64_t ld,
-                             int64_t queries, int64_t seen, float* sums) {
+                             int64_t queries, int64_t seen, bool has_own_chains, float* sums) {
   for (int64_t m = 0; m < keys; m += kPrefillGroup) {
     const int64_t from = first_that_sees(m, seen, queries) / 16 * 16;  // OfKey counts in sixteens
-    prefill_product<OfKey>(weights + from, m, kPrefillGroup, rows + from * ld, ld, ld, queries - from, sums,
-                           ld, Add{});
+    if (!has_own_chains) {
+      prefill_product<OfKey>(weights + from, m, kPrefillGroup, rows + from * ld, ld, ld, queries - from, sums,
+                             ld, Add{});
+      continue;
+    }
+    for (int64_t t = m; t < m + kPrefillGroup && t < keys; ++t) {
+      const int64_t own = first_that_sees(t, seen, queries);
+      prefill_product<OfKey, 1>(weights + own, t, 1, rows + own * ld, ld, ld, queries - own, sums, ld, Add{});
+    }
   }
 }
 
@@ -146,11 +154,16 @@ void mla_prefill_backward(const MlaPrefillBackwardParams& params, const PrefillS
       prefill_scores(keys_panels, keys, g.q_packed, tile.count, p.D, seen, scores);
       prefill_scores(values_panels, keys, g.dout_packed, tile.count, p.Dv, seen, gradients);
       prefill_weights(g, p.sm_scale, keys, tile.count, seen, scores, gradients);
-      add_over_queries(scores, keys, g.dout, Dv, tile.count, seen, dv + key * Dv);
-      add_over_queries(gradients, keys, g.q, D, tile.count, seen, dk + key * D);
-      for (int64_t m = 0; m < tile.count; m += kPrefillGroup)
-        prefill_product<OfQuery>(gradients, m, kPrefillGroup, keys_rows, D, D, keys_of_group(m, seen, keys),
-                                 g.dq, D, Add{});
+      // A tile of which all queries see all keys has no weights of 0.
+      const auto has_own_chains = [&](const float* rows, int64_t count, int64_t columns, int64_t ld) {
+        return seen < keys && !all_finite(rows, count, columns, ld);
+      };
+      add_over_queries(scores, keys, g.dout, Dv, tile.count, seen,
+                       has_own_chains(g.dout, tile.count, p.Dv, Dv), dv + key * Dv);
+      add_over_queries(gradients, keys, g.q, D, tile.count, seen, has_own_chains(g.q, tile.count, p.D, D),
+                       dk + key * D);
+      add_over_keys(gradients, tile.count, keys_rows, D, keys, seen, has_own_chains(keys_rows, keys, p.D, D),
+                    g.dq, Add{});
     }
     store_rows(g.dq, D, tile.count, p.D, p, sequence.query + first, head, params.dq);
   }

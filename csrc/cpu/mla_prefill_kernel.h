@@ -88,21 +88,20 @@ inline bool all_finite(const float* rows, int64_t count, int64_t columns, int64_
   return largest < 0x7F800000;
 }
 
-// sums[query] = sums * rescale + weights @ values.
-inline void prefill_values(const float* weights, int64_t queries, const float* values, int64_t ld,
-                           int64_t keys, int64_t columns, int64_t seen, const float* rescale, float* sums) {
-  const RescaleAndAdd to{rescale};
-  // 0 * NaN is NaN: where a value that not all queries see is one, each query gets a chain of its own.
-  const bool has_own_chains = seen < keys && !all_finite(values, keys, columns, ld);
+// sums[query] = To of it and weights @ rows of keys. has_own_chains: as 0 * NaN is NaN, each query gets a
+// chain of its own.
+template <class To>
+void add_over_keys(const float* weights, int64_t queries, const float* rows, int64_t ld, int64_t keys,
+                   int64_t seen, bool has_own_chains, float* sums, To to) {
   for (int64_t m = 0; m < queries; m += kPrefillGroup) {
     if (!has_own_chains) {
-      prefill_product<OfQuery>(weights, m, kPrefillGroup, values, ld, ld, keys_of_group(m, seen, keys), sums,
+      prefill_product<OfQuery>(weights, m, kPrefillGroup, rows, ld, ld, keys_of_group(m, seen, keys), sums,
                                ld, to);
       continue;
     }
     for (int64_t i = m; i < m + kPrefillGroup; ++i) {
       const int64_t own = seen + i < 0 ? 0 : seen + i > keys ? keys : seen + i;
-      prefill_product<OfQuery, 1>(weights, i, 1, values, ld, ld, own, sums, ld, to);
+      prefill_product<OfQuery, 1>(weights, i, 1, rows, ld, ld, own, sums, ld, to);
     }
   }
 }
@@ -137,7 +136,9 @@ void mla_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& 
     load_rows(p.v, p.dtype, token, tile.head, keys, p.Dv, values, ld);
     prefill_scores(panels, keys, packed, tile.count, p.D, seen, scores);
     prefill_softmax(softmax, p.sm_scale, keys, queries, seen, scores);
-    prefill_values(scores, tile.count, values, ld, keys, p.Dv, seen, softmax.rescale, sums);
+    const bool has_own_chains = seen < keys && !all_finite(values, keys, p.Dv, ld);
+    add_over_keys(scores, tile.count, values, ld, keys, seen, has_own_chains, sums,
+                  RescaleAndAdd{softmax.rescale});
   }
   for (int64_t i = 0; i < tile.count; ++i) {
     const int64_t row = (tile.sequence.query + tile.first + i) * p.H + tile.head;

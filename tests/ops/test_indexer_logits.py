@@ -9,6 +9,7 @@ from torch import Tensor
 
 NAN, INF = float("nan"), float("inf")
 E4M3 = torch.float8_e4m3fn
+PAIR = "triton-cuda" if torch.cuda.is_available() else "triton-cpu"
 
 
 def small(run: Any, **changes: Any) -> dict[str, Any]:
@@ -106,3 +107,25 @@ def test_a_query_may_have_any_strides_and_rows_of_the_result_too(run):
     assert testing.same_bits(out[:, 4:44], expected)
     assert out[:, :4].isnan().all()
     assert out[:, 44:].isnan().all()
+
+
+def test_in_triton_a_gpu_runs_any_number_of_queries_and_keys(make_runner, monkeypatch):
+    """The second and third extent of a grid end at 65535; one program has a few queries only."""
+    make_runner("indexer_logits", PAIR)
+    from moela.kernels import _fp8, indexer_logits
+
+    grids = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *args, **kwargs: None
+
+    monkeypatch.setattr(indexer_logits, "_indexer_logits_kernel", Recorder())
+    monkeypatch.setattr(_fp8, "target_of", lambda device: _fp8.cuda_target(90, 132))
+    for T, S in ((2**20, 1), (1, 2**24)):
+        q, k, sf_k = (torch.empty(n, *ones, dtype=E4M3) for n, *ones in ((T, 1, 1), (S, 1), (S,)))
+        ranges, weights = torch.empty(T, dtype=torch.int32), torch.empty(T, 1)
+        indexer_logits.launch(q, k, sf_k.float(), weights, ranges, ranges, out=(torch.empty(T, S),))
+    p = indexer_logits.plan(1, 1, 2**20, interpreted=False)
+    assert grids == [(2**20 // p.QUERIES,), (2**24 // p.BLOCK_N,)]

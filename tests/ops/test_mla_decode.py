@@ -121,6 +121,18 @@ def test_scores_of_minus_infinity_only_are_as_no_key(run):
     assert out[0, 0, 1].isnan().all()
 
 
+def test_a_score_of_infinity_makes_its_row_nan(run):
+    """In the second of two pieces; for another head it is -Inf, which weighs nothing."""
+    x = run.inputs(B=1, H=2, S=2100, page_size=None, **SMALL | {"L": 16}, batch_invariant=True, hostile=False)
+    x["q"][0, 0, 0, -1], x["q"][0, 0, 1, -1] = 1, -1
+    x["cache"][0, 2060, -1] = INF  # of the rotated part, so no value
+    out, lse = run(x)
+    assert out[0, 0, 0].isnan().all()
+    assert lse[0, 0, 0].isnan()
+    assert out[0, 0, 1].isfinite().all()
+    assert lse[0, 0, 1].isfinite()
+
+
 def test_huge_scores_choose_one_key(run):
     x = run.inputs(B=1, H=2, S=30, page_size=None, **SMALL, hostile=False)
     out, lse = run(x | {"sm_scale": 1e12})
@@ -234,6 +246,39 @@ def test_a_stale_schedule_of_more_pieces_than_there_are_sums_makes_all_nan(make_
     launch(**x, out=(out, lse))
     assert out.isnan().all()
     assert lse.isnan().all()
+
+
+@pytest.mark.parametrize("form", ["paged", "dense", "ragged"])
+def test_in_triton_a_batch_of_fixed_pieces_is_attended_some_at_a_time(make_runner, monkeypatch, form):
+    """With the bits of all at once: room for the pieces of three requests, or tiles, of five."""
+    run = make_runner("mla_decode", PAIR)
+    from moela.kernels import mla_decode as kernel
+
+    is_ragged = form == "ragged"
+    x = run.inputs(
+        B=5, H=2, S=2200, s_q=2, **SMALL | {"L": 16}, page_size=None if form == "dense" else 64,
+        ragged=is_ragged, batch_invariant=True, hostile=form != "dense", num_parts=None if is_ragged else 4,
+    )  # fmt: skip
+    expected = run(x)
+    rows = kernel.plan(2, torch.float32, False, kernel._fp8.target_of(x["q"].device)).BLOCK_M
+    of_one = 2 * (rows if is_ragged else 4) * 16 * 4
+    monkeypatch.setattr(kernel, "SUMS_BYTES", 3 * of_one)
+    assert kernel.items_at_once(5, 2, rows if is_ragged else 4, 16) == 3
+    for got, want in zip(run(x), expected, strict=True):
+        assert testing.same_bits(got, want)
+
+
+def test_in_triton_the_memory_of_fixed_pieces_has_a_bound(make_runner):
+    """DeepSeek-V3's heads, tables of 2^20 tokens; one request of any width is attended all the same."""
+    make_runner("mla_decode", PAIR)
+    from moela.kernels.mla_decode import PIECE_KEYS, SUMS_BYTES, items_at_once
+
+    for B in (1, 7, 512):
+        pieces = 2**20 // PIECE_KEYS
+        at_once = items_at_once(B, pieces, 128, 512)
+        assert 1 <= at_once <= B
+        assert at_once * pieces * 128 * 512 * 4 <= SUMS_BYTES
+    assert items_at_once(9, 2**20, 128, 512) == 1
 
 
 def test_scheduled_once_for_many_layers_it_compiles_as_one_graph():

@@ -98,18 +98,33 @@ def test_heads_do_not_depend_on_each_other(run):
         assert_same(alone, tuple(t[:, head : head + 1] for t in full))
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(INF, torch.float32), (NAN, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("name", ["k", "v"])
-def test_a_key_that_a_query_does_not_see_may_be_nan(run, name):
-    """0 * NaN too. On a GPU the values of a tile are multiplied whatever their weights."""
-    if run.backend == "triton" and name == "v":
-        pytest.skip("triton: a NaN of v reaches earlier queries of its sequence")
-    x = run.inputs(T=100, **SMALL, lens=[(100, 130)])
+def test_a_key_that_a_query_does_not_see_may_be_nan(run, name, value, dtype):
+    """0 * NaN too, and 0 * Inf; who sees an infinite value has it, and others of its columns as they were."""
+    x = run.inputs(T=40, **SMALL | {"H": 1, "x_dtype": dtype}, lens=[(40, 70)])
     expected = run(x)
-    x[name][70] = NAN  # the key of query 40
+    x[name][40, :, : 7 if name == "v" else None] = value  # the key of query 10
     out, lse = run(x)
-    assert_same((out[:40], lse[:40]), (expected[0][:40], expected[1][:40]))
-    assert out[40:].isnan().all()
-    assert lse[40:].isnan().all() == (name == "k")
+    assert_same((out[:10], lse[:10]), (expected[0][:10], expected[1][:10]))
+    if name == "k":
+        assert out[10:].isnan().all()
+        assert lse[10:].isnan().all()
+        return
+    assert_same((out[:, :, 7:], lse), (expected[0][:, :, 7:], expected[1]))
+    assert torch.equal(
+        out[10:, :, :7].nan_to_num(0.25), torch.full_like(out[10:, :, :7], value).nan_to_num(0.25)
+    )
+
+
+def test_a_score_of_infinity_makes_its_row_nan(run):
+    """For another head it is -Inf, which weighs nothing."""
+    x = run.inputs(T=2, lens=[(2, 130)], causal=False, **SMALL)
+    x["q"][:, 0, -1], x["q"][:, 1, -1] = 1, -1
+    x["k"][120, :, -1] = INF
+    for t in run(x):
+        assert t[:, 0].isnan().all()
+        assert t[:, 1].isfinite().all()
 
 
 def test_huge_scores_choose_one_key(run):

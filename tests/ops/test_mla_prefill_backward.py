@@ -34,6 +34,27 @@ def test_a_query_without_keys_has_no_gradient_beside_keys_that_are_nan(run):
     assert dq[8:].isnan().all()
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(INF, torch.float32), (NAN, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("name", ["q", "dout", "k", "v"])
+def test_what_is_not_finite_reaches_only_who_sees_it(run, name, value, dtype):
+    """Key 40 is that of query 10. out and lse are given, so that no query or key has it from another one."""
+    x = run.inputs(T=40, **SMALL | {"H": 1, "x_dtype": dtype}, lens=[(40, 70)])
+    expected = run(x)
+    is_key = name in "kv"
+    x[name][40 if is_key else 10] = value
+    everything, keys, queries = torch.arange(70), torch.arange(70) == 40, torch.arange(40)
+    reached = {
+        "dq": queries >= 10 if is_key else queries == 10,
+        "dk": keys if is_key else everything <= 40,
+        "dv": keys & (name == "k") if is_key else everything <= 40,
+    }
+    for (output, is_reached), got, want in zip(reached.items(), run(x), expected, strict=True):
+        is_reached = is_reached.to(run.device)
+        assert testing.same_bits(got[~is_reached], want[~is_reached]), output
+        if value != INF:
+            assert got[is_reached].isnan().all(), output
+
+
 def test_a_key_that_no_query_sees_has_no_gradient(run):
     x = run.inputs(T=3, lens=[(0, 4), (3, 5), (0, 2)], **SMALL)
     _, dk, dv = run(x)

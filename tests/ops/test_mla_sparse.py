@@ -138,6 +138,19 @@ def test_scores_of_minus_infinity_only_are_as_no_slot(run, sink):
     assert (lse == -INF).all()
 
 
+@pytest.mark.parametrize("sink", [None, 0.0, -INF, INF])
+def test_a_score_of_infinity_makes_its_row_nan(run, sink):
+    """For another head it is -Inf, which weighs nothing."""
+    x = run.inputs(T=1, H=2, topk=99, S=99, **SMALL, hostile=False)
+    x["q"][0, 0, -1], x["q"][0, 1, -1] = 1, -1
+    x["cache"][0, 60, -1] = INF  # of the rotated part, so no value
+    if sink is not None:
+        x["attn_sink"] = torch.full((2,), sink, device=run.device)
+    for t in run(x):
+        assert t[0, 0].isnan().all()
+        assert t[0, 1].isfinite().all()
+
+
 def test_a_page_may_be_larger_than_any_slot(run):
     """One of 2^32 rows, all of them the same memory."""
     x = run.inputs(T=1, H=2, topk=3, S=1, **SMALL, hostile=False)

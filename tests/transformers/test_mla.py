@@ -7,7 +7,7 @@ import models
 import moela
 import pytest
 import torch
-from moela.integrations.transformers import mla
+from moela.integrations.transformers import mla, mla_expanded
 from torch import nn
 
 ATTENTION = ("eager", "sdpa")
@@ -27,6 +27,19 @@ def absorbed(monkeypatch) -> list[int]:
     return latent.calls
 
 
+@pytest.fixture
+def expanded(monkeypatch) -> list[int]:
+    """Filled with the tokens of each prompt that mla_prefill reads."""
+    calls, attend = [], mla_expanded.attend_among
+
+    def note(q, *args):
+        calls.append(q.size(1))
+        return attend(q, *args)
+
+    monkeypatch.setattr(mla_expanded, "attend_among", note)
+    return calls
+
+
 class TestWholeModels:
     @pytest.mark.parametrize("attention", ATTENTION)
     @pytest.mark.parametrize("name", latent.NAMES)
@@ -37,11 +50,16 @@ class TestWholeModels:
         latent.assert_same(latent.read(patched, inputs, counts), theirs)
         assert absorbed == [1] * (8 * len(list(latent.layers_of(patched))))
 
+    @pytest.mark.parametrize("attention", ATTENTION)
     @pytest.mark.parametrize("name", latent.NAMES)
-    def test_the_prompt_is_read_by_the_layers_own_attention(self, name, absorbed):
-        stock, patched = latent.pair(name)
+    def test_the_prompt_is_read_expanded(self, name, attention, absorbed, expanded):
+        """By moela where torch's attention would, and needs no mask; else by the layer's own, bit for bit."""
+        stock, patched = latent.pair(name, attention=attention)
         inputs = models.prompt(rows=1)
-        assert torch.equal(models.logits_of(patched, inputs), models.logits_of(stock, inputs))
+        theirs, mine = models.logits_of(stock, inputs), models.logits_of(patched, inputs)
+        latent.assert_same(mine, theirs)
+        assert torch.equal(mine, theirs) or expanded
+        assert not expanded or attention == "sdpa"
         assert not absorbed
 
     @pytest.mark.parametrize("attention", ATTENTION)
@@ -205,7 +223,8 @@ class TestLeftToTheLayer:
                 loss = loss + logits.square().sum()
             loss.backward()
             grads.append([t.grad for t in prefix])
-        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        for mine, theirs in zip(grads[1], grads[0], strict=True):  # the prompt itself is read by moela
+            latent.assert_same(mine, theirs)
         assert not absorbed
 
     @pytest.mark.parametrize("name", ["deepseek_v3", "glm_moe_dsa"])
@@ -215,6 +234,18 @@ class TestLeftToTheLayer:
         theirs, mine = (models.gradients(m.train(), inputs) for m in (stock, patched))
         assert all(torch.equal(mine[n], g) for n, g in theirs.items())
         assert not absorbed
+
+    def test_training_on_torchs_attention_has_its_gradients(self, expanded):
+        """Of prompts without padding; one with padding is the layer's own, bit for bit."""
+        stock, patched = latent.pair("deepseek_v3", attention="sdpa")
+        inputs = models.prompt(rows=1, length=9)
+        theirs, mine = (models.gradients(m.train(), inputs) for m in (stock, patched))
+        for name, grad in theirs.items():
+            latent.assert_same(mine[name], grad)
+        assert expanded == [9, 9]
+        padded = models.prompt(rows=3)
+        assert torch.equal(models.logits_of(patched, padded), models.logits_of(stock, padded))
+        assert expanded == [9, 9]
 
     def test_float64(self, absorbed):
         stock, patched = latent.pair("deepseek_v3")

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from moela.nn.absorption import Dequantized, absorb, split_kv_b, unabsorb
 from moela.nn.fp8_linear import E4M3, Fp8Linear
-from moela.ops import _check, mla_cache_write, mla_decode
+from moela.ops import _check, mla_cache_write, mla_decode, mla_prefill
 
 NAME = "moela.nn.MlaAttention"
 
@@ -19,6 +19,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, is_interleaved: bool) -> Tensor:
     a, b = pairs.unbind(-1 if is_interleaved else -2)  # [..., R / 2]
     turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1 if is_interleaved else -2)
     return turned.flatten(-2).to(x.dtype)
+
+
+def attend_among(q: Tensor, k: Tensor, v: Tensor, sm_scale: float) -> Tensor:
+    """[B, S, H, ...] each -> [B, S, H, V]: each of the tokens of a request to those up to it."""
+    if q.dtype not in _check.FLOAT_DTYPES:  # float64, which checks of gradients take
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=sm_scale)
+        return out.transpose(1, 2)
+    B, S = q.shape[:2]
+    ends = torch.arange(B + 1, dtype=torch.int32, device=q.device) * S
+    tokens = (t.flatten(0, 1) for t in (q, k, v))
+    out, _ = mla_prefill(*tokens, ends, ends, sm_scale=sm_scale)
+    return out.unflatten(0, (B, S))
 
 
 class MlaAttention(nn.Module):
@@ -94,8 +107,8 @@ class MlaAttention(nn.Module):
         """Attend s_q new tokens of each of B requests to those before them.
 
         Without `seqlens` they are the first ones of their requests: they attend to each other, by keys and
-        values of every head, which is differentiable. With `seqlens` they attend to the cache, absorbed; that
-        has no derivative.
+        values of every head, by `mla_prefill`, which is differentiable once. With `seqlens` they attend to
+        the cache, absorbed; that has no derivative.
 
         Args:
             x: [B, s_q, hidden] bfloat16, float16 or float32.
@@ -108,11 +121,10 @@ class MlaAttention(nn.Module):
             seqlens: [B] int32: tokens of each request in the cache, the new ones among them.
 
         Returns:
-            [B, s_q, hidden] of x's dtype. Padding behind the last token of a request does not matter to it
-            while it is finite.
+            [B, s_q, hidden] of x's dtype. Padding behind the last token of a request does not matter to it.
 
-        Numerics: those of the projections and of `mla_decode`; absorbed, a query and an output of a head are
-            rounded to x's dtype once more. Angles turn in float32.
+        Numerics: those of the projections, of `mla_prefill` and of `mla_decode`; absorbed, a query and an
+            output of a head are rounded to x's dtype once more. Angles turn in float32.
 
         Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
         """
@@ -149,9 +161,7 @@ class MlaAttention(nn.Module):
         kv = self.kv_b_proj(kv_c).unflatten(-1, (self.num_heads, -1))  # [B, s_q, H, P + V]
         k_nope, v = kv.split([self.qk_nope_head_dim, self.v_head_dim], -1)
         k = torch.cat([k_nope, k_pe[:, :, None].expand(-1, -1, self.num_heads, -1)], -1)
-        q, k, v = (t.transpose(1, 2) for t in (torch.cat([q_nope, q_pe], -1), k, v))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.sm_scale)
-        return out.transpose(1, 2)
+        return attend_among(torch.cat([q_nope, q_pe], -1), k, v, self.sm_scale)
 
     def _absorbed(
         self, q_nope: Tensor, q_pe: Tensor, cache: Tensor, block_table: Tensor | None, seqlens: Tensor

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moela.ops._mla_bound import UNIT
 from moela.ops._spec import rounding
+from moela.reference.mla_decode import lse_of
 from moela.reference.mla_prefill import scores, sees, sequences, weighted
 
 Bounds = list[tuple[Tensor, Tensor]]
@@ -33,7 +34,7 @@ def prefill_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.dtype | N
         if seen.numel() == 0:
             continue
         s = scores(queries, all_keys, sm_scale, seen)  # [H, s_q, s_k]
-        total = s.logsumexp(-1)  # [H, s_q]
+        total = lse_of(s)  # [H, s_q]
         w = torch.where(total[..., None] == -torch.inf, 0.0, torch.exp(s - total[..., None]))
         out[rows], lse[rows] = weighted(w, values, seen), total.T
         magnitude = torch.einsum("qhd,khd->hqk", queries.abs(), all_keys.abs()) * abs(sm_scale)
@@ -74,7 +75,7 @@ def prefill_backward_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.
         seen = sees(len(x_q), s_k, causal, q.device)
         s = scores(x_q, x_k, sm_scale, seen)  # [H, s_q, s_k]
         under = s - lse[rows].double().T[..., None]
-        w = torch.exp(under)
+        w = torch.exp(under).masked_fill(~seen, 0.0)
 
         def pairs(a: Tensor, b: Tensor) -> Tensor:
             return torch.einsum("qhd,khd->hqk", a, b)  # [H, s_q, s_k]
@@ -85,7 +86,7 @@ def prefill_backward_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.
             delta, size_delta = delta - dlse, size_delta + dlse.abs()
         x = pairs(x_dout, x_v) - delta.T[..., None]
         size_x = pairs(x_dout.abs(), x_v.abs()) + size_delta.T[..., None]
-        ds = w * x * sm_scale
+        ds = (w * x * sm_scale).masked_fill(~seen, 0.0)
         of_s = (accum + 3 * UNIT) * abs(sm_scale) * pairs(x_q.abs(), x_k.abs())
         of_w = w * torch.expm1(of_s + UNIT * (8 + 4 * torch.where(w > 0, under.abs(), 0.0))) + TINY
         of_w = torch.where(seen, of_w, 0.0)
@@ -98,12 +99,14 @@ def prefill_backward_bound(inputs: dict[str, Any], accum: float, p_dtype: torch.
             of_ds += rounding(ds.abs() + of_ds, p_dtype) * smallest
         of_ds = torch.where(seen, of_ds, 0.0)
         sums = (
-            ("hqk,khd->qhd", ds, of_ds, x_k),
-            ("hqk,qhd->khd", ds, of_ds, x_q),
-            ("hqk,qhd->khd", w, of_w, x_dout),
+            (rows, seen, ds, of_ds, x_k),
+            (keys, seen.T, ds.mT, of_ds.mT, x_q),
+            (keys, seen.T, w.mT, of_w.mT, x_dout),
         )
-        for i, (equation, exact, off, b) in enumerate(sums):
-            part = rows if i == 0 else keys
-            wide[i][part] = torch.einsum(equation, exact, b)
-            errors[i][part] = torch.einsum(equation, off + accum * (exact.abs() + off), b.abs())
-    return [(e, off + rounding(e.abs() + off, q.dtype)) for e, off in zip(wide, errors, strict=True)]
+        for i, (part, of_part, exact, off, b) in enumerate(sums):
+            wide[i][part] = weighted(exact, b, of_part)
+            errors[i][part] = weighted(off + accum * (exact.abs() + off), b.abs(), of_part)
+    return [
+        (e, seen_by_nobody(off + rounding(e.abs() + off, q.dtype), e))
+        for e, off in zip(wide, errors, strict=True)
+    ]

@@ -57,13 +57,16 @@ def mla_decode(
             requests have different numbers of rows. One for other lengths is refused on the CPU and under
             MOELA_DEBUG; otherwise a GPU gives NaN for the requests whose lengths differ, or for all.
         batch_invariant: on a GPU, split a request at every 2048th key and nowhere else, so that its result
-            does not depend on its batch, bit for bit. On the CPU that is always so.
+            does not depend on its batch, bit for bit. On the CPU that is always so. Triton keeps a float32
+            result of every piece that block_table has room for, at most 1 GB of them (or those of one request
+            at any length): a larger batch is attended some requests at a time, by schedules of its own.
 
     Returns:
         out: [B, s_q, H, v_dim] or [total, H, v_dim] of q's dtype, contiguous; 0 where a query sees no token.
             The up-projection of the values is applied to it.
         lse: [B, s_q, H] or [total, H] float32: the natural logarithm of the sum of e^score; -Inf where there
-            is no token. See `merge_states`.
+            is no token. See `merge_states`. A score of +Inf makes out and lse of its head NaN, as softmax
+            does; scores of -Inf only are as no token.
 
     Numerics: float32, out rounded once; on a GPU the weights are rounded to the type of q if that is
         bfloat16 and the cache bfloat16 or uint8, or if both are float16, and the CUDA kernel rounds rows of

@@ -45,15 +45,15 @@ def mla_prefill(
     Returns:
         out: [Tq, H, Dv] of q's dtype, contiguous; 0 where a query sees no key.
         lse: [Tq, H] float32: the natural logarithm of the sum of e^score; -Inf where there is no key. See
-            `merge_states`, which makes one result of those over pieces of the keys.
+            `merge_states`, which makes one result of those over pieces of the keys. A score of +Inf makes
+            out and lse NaN, as softmax does; scores of -Inf only are as no key.
         Differentiable with respect to q, k and v, also through lse, once: see `mla_prefill_backward`.
 
     Numerics: float32 sums, out rounded once; the weights are rounded to q's dtype, before they are multiplied
         with v, on a GPU if it is bfloat16 or float16. The error is bounded per element
         (python/moela/ops/_mla_prefill_bound.py) by what scores and sums lose. NaN and infinity of a token
-        reach no other sequence; on the CPU only the queries that see it. A sequence's result depends on that
-        sequence only, not on its batch or on the number of threads. The same bits for every instruction set
-        of the CPU.
+        reach the queries that see it, and no other. A sequence's result depends on that sequence only, not on
+        its batch or on the number of threads. The same bits for every instruction set of the CPU.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; tiles of keys: FlashAttention-2, arXiv 2307.08691.
     """

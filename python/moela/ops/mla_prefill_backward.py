@@ -56,8 +56,9 @@ def mla_prefill_backward(
     Numerics: float32 sums, rounded once; on a GPU w and ds are rounded to q's dtype before the products. The
         error is bounded per element (python/moela/ops/_mla_prefill_bound.py). Deterministic: the sums over
         queries are made in one order, whatever the number of threads. A sequence's result depends on that
-        sequence only; NaN and infinity of a token reach no other one. Beside the results the CPU takes
-        float32 sums of dk and dv of one sequence and head a thread.
+        sequence only. NaN and infinity of a key, of q or of dout reach the pairs of a query and a key that it
+        sees, and what sums over these. Beside the results the CPU takes float32 sums of dk and dv of one
+        sequence and head a thread.
 
     Source: FlashAttention-2, arXiv 2307.08691, section 3.1.
     """

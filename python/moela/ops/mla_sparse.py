@@ -54,7 +54,8 @@ def mla_sparse(
         out: [..., H, v_dim] of q's dtype, contiguous; 0 where a row names no slot. The up-projection of the
             values is applied to it.
         lse: [..., H] float32: the natural logarithm of the sum of e^score, without the sink; -Inf where a row
-            names no slot. See `merge_states`.
+            names no slot. See `merge_states`. A score of +Inf makes out and lse of its head NaN, whatever the
+            sink, as softmax does; scores of -Inf only are as no slot.
 
     Numerics: as `mla_decode`, whose bits it has on the CPU for the same keys in the same order: float32, out
         rounded once; on a GPU the weights are rounded to bfloat16 or float16 if q and cache are such. The

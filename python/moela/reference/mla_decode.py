@@ -46,10 +46,16 @@ def queries(
             yield (request, query), *seen(rows, seqlens[request] - after)
 
 
+def lse_of(scores: Tensor) -> Tensor:
+    """[..., S] -> [...]: NaN if a score is +Inf, as its weight is, e^(Inf - Inf); torch would say +Inf."""
+    total = scores.logsumexp(-1)
+    return torch.where(total == torch.inf, torch.nan, total)
+
+
 def attend(q: Tensor, keys: Tensor, is_seen: Tensor, sm_scale: float) -> tuple[Tensor, Tensor]:
     """q [H, D], keys [capacity, D] -> (scores [H, capacity], -Inf where not seen; lse [H])."""
     scores = (q.double() @ keys.T * sm_scale).masked_fill(~is_seen, -torch.inf)
-    return scores, scores.logsumexp(-1)
+    return scores, lse_of(scores)
 
 
 def mla_decode(

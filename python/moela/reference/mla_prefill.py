@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from moela.reference.mla_decode import lse_of
+
 
 def sequences(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> list[tuple[slice, slice]]:
     """(rows of q, rows of k) of each sequence; reads the offsets on the host."""
@@ -46,7 +48,7 @@ def mla_prefill(
     for rows, keys in sequences(cu_seqlens_q, cu_seqlens_k):
         seen = sees(rows.stop - rows.start, keys.stop - keys.start, causal, q.device)  # [s_q, s_k]
         s = scores(q[rows].double(), k[keys].double(), sm_scale, seen)  # [H, s_q, s_k]
-        total = s.logsumexp(-1)  # [H, s_q]
+        total = lse_of(s)  # [H, s_q]
         weights = torch.where(total[..., None] == -torch.inf, 0.0, torch.exp(s - total[..., None]))
         out[rows] = weighted(weights, v[keys].double(), seen).to(q.dtype)
         lse[rows] = total.T.float()

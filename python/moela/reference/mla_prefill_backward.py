@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moela.reference.mla_prefill import scores, sees, sequences
+from moela.reference.mla_prefill import scores, sees, sequences, weighted
 
 
 def mla_prefill_backward(
@@ -29,14 +29,16 @@ def mla_prefill_backward(
             continue
         queries, d_out, of_out = (t[rows].double() for t in (q, dout, fwd_out))
         all_keys, values = k[keys].double(), v[keys].double()
-        s = scores(queries, all_keys, sm_scale, sees(len(queries), s_k, causal, q.device))  # [H, s_q, s_k]
-        weights = torch.exp(s - lse[rows].double().T[..., None])
+        seen = sees(len(queries), s_k, causal, q.device)  # [s_q, s_k]
+        s = scores(queries, all_keys, sm_scale, seen)  # [H, s_q, s_k]
+        weights = torch.exp(s - lse[rows].double().T[..., None]).masked_fill(~seen, 0.0)
         delta = (d_out * of_out).sum(-1)  # [s_q, H]
         if dlse is not None:
             delta = delta - dlse[rows].double()
         d_weights = torch.einsum("qhd,khd->hqk", d_out, values)
         d_scores = sm_scale * weights * (d_weights - delta.T[..., None])  # [H, s_q, s_k]
-        dq[rows] = torch.einsum("hqk,khd->qhd", d_scores, all_keys).to(q.dtype)
-        dk[keys] = torch.einsum("hqk,qhd->khd", d_scores, queries).to(k.dtype)
-        dv[keys] = torch.einsum("hqk,qhd->khd", weights, d_out).to(v.dtype)
+        d_scores = d_scores.masked_fill(~seen, 0.0)
+        dq[rows] = weighted(d_scores, all_keys, seen).to(q.dtype)
+        dk[keys] = weighted(d_scores.mT, queries, seen.T).to(k.dtype)
+        dv[keys] = weighted(weights.mT, d_out, seen.T).to(v.dtype)
     return dq, dk, dv

@@ -1,5 +1,7 @@
 """Latent attention of transformers' models on moela: decoding over the latents as the cache has them.
 
+Prompts are in mla_expanded.py.
+
 A layer's own forward computes queries, rotates, updates the cache and projects the result, whatever its model
 does there. Only where it expands latents to keys and values of every head and attends to these, it runs on a
 stand-in for the layer that hands the latents through, and attends to them absorbed.
@@ -13,7 +15,9 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from moela.integrations.transformers import fp8
+from moela.integrations.transformers.config_with import ConfigWith
 from moela.integrations.transformers.latent_cache import adopt, is_trained, rows_of
+from moela.integrations.transformers.mla_expanded import Expanded, is_expanded
 from moela.integrations.transformers.mla_mask import Tokens, chosen_tokens, tokens_of
 from moela.integrations.transformers.takeover import RECORD, forward_slot, why_not
 from moela.nn.absorption import absorb, is_cheaper, split_kv_b, unabsorb
@@ -31,7 +35,8 @@ KNOWN = ("eager", "sdpa")  # attention whose masks say all about who sees what
 
 
 def mla_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A forward for layers that have `expand_kv`: their own, absorbed where that is known to be the same."""
+    """A forward for layers that have `expand_kv`: their own, absorbed, or with moela's attention, where that
+    is known to be the same."""
     cache = next((v for v in (*args, *kwargs.values()) if isinstance(v, Cache)), None)
     if cache is not None:
         adopt(cache, self.layer_idx)
@@ -41,7 +46,8 @@ def mla_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             and (weight := _weight(self, kwargs["hidden_states"])) is not None
         ):
             return type(self).forward(Absorbed(self, weight), **kwargs)
-    return type(self).forward(self, *args, **kwargs)
+    layer = Expanded(self) if is_expanded(self, args, kwargs) else self
+    return type(self).forward(layer, *args, **kwargs)
 
 
 def is_absorbed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -114,17 +120,6 @@ class Absorbed:
     def expand_kv(self, kv_nope: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:
         self.latents = kv_nope, k_rot
         return self.latents
-
-
-class ConfigWith:
-    """A configuration that names another attention."""
-
-    def __init__(self, config: Any, attn_implementation: str) -> None:
-        self.config = config
-        self._attn_implementation = attn_implementation
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.config, name)
 
 
 def absorbed_attention(

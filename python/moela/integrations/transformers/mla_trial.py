@@ -12,18 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from moela.integrations.transformers.mla import (
-    KNOWN,
-    Absorbed,
-    ConfigWith,
-    mla_forward,
-    why_not_kv_b,
-)
+from moela.integrations.transformers.config_with import ConfigWith
+from moela.integrations.transformers.mla import KNOWN, Absorbed, mla_forward, why_not_kv_b
 from moela.integrations.transformers.takeover import Takeover, forward_slot, record_of, why_not
 from moela.nn._twin import tried_out, twin_of
 from moela.nn.absorption import Dequantized
 
-OPS = ("mla_decode", "grouped_gemm")
+OPS = ("mla_decode", "grouped_gemm", "mla_prefill")
 SIZES = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank")
 B, HIDDEN = 2, 32  # of the trial; what stands for projections takes any width
 CALLS = ((0, 5), (5, 1), (6, 3))  # first token and number of them, at once
