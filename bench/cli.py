@@ -57,6 +57,10 @@ def _run(args: argparse.Namespace) -> int:
         from moela.bench import demo
 
         return demo.run(args)
+    if args.command == "plan-ep":
+        from moela.bench import plan_ep
+
+        return plan_ep.run(args)
     from moela.bench import commands
 
     if args.op == "list":
@@ -76,6 +80,11 @@ def _parser(argv: Sequence[str]) -> Parser:
 
         demo.add_arguments(demo_parser)
     _add_bench(sub.add_parser("bench", help="measure ops against baselines and the roofs of this machine"))
+    plan_parser = sub.add_parser("plan-ep", help="time and memory of expert parallelism on N nodes x G GPUs")
+    if argv[:1] == ["plan-ep"]:
+        from moela.bench import plan_ep
+
+        plan_ep.add_arguments(plan_parser)
     return parser
 
 

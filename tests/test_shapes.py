@@ -1,7 +1,7 @@
 """shapes.py: the numbers of real models, held to what their own configurations imply."""
 
 import pytest
-from moela.shapes import MODELS, IndexerShape, LinearShape
+from moela.shapes import MODELS, GroupShape, IndexerShape, LinearShape
 
 # (N, K) of an expert's fused gate and up projections, and of its down projection, as collected independently.
 EXPERTS = (
@@ -66,3 +66,9 @@ def test_every_model_names_its_source_and_is_consistent(model):
 def test_the_indexers_are_those_of_the_models_that_have_one():
     found = {name: model.indexer for name, model in MODELS.items() if model.indexer}
     assert found == {"deepseek-v3.2": IndexerShape(64, 128, 2048), "glm-5": IndexerShape(32, 128, 2048)}
+
+
+def test_the_limits_on_groups_are_those_of_the_models_that_have_one():
+    found = {name: model.groups for name, model in MODELS.items() if model.groups}
+    v3 = GroupShape(8, 4, "top2sum")
+    assert found == {"deepseek-v2": GroupShape(8, 3, "max"), "deepseek-v3": v3, "deepseek-v3.2": v3}

@@ -57,6 +57,21 @@ class MlaShape:
 
 
 @dataclass(frozen=True)
+class GroupShape:
+    """A router's limit on groups: of `num` equal groups of experts a token uses the `topk` best.
+
+    score: what a group counts as, in the words of `moela.moe_topk`.
+    """
+
+    num: int
+    topk: int
+    score: str
+
+    def __str__(self) -> str:
+        return f"top {self.topk} of {self.num} groups"
+
+
+@dataclass(frozen=True)
 class IndexerShape:
     """The lightning indexer of sparse attention: heads that score keys, of which topk are attended to."""
 
@@ -84,6 +99,7 @@ class ModelShape:
     mla: MlaShape | None
     source: str
     indexer: IndexerShape | None = None
+    groups: GroupShape | None = None
 
     def linear_layers(self) -> dict[str, LinearShape]:
         """The linear layers by name. Routers are left out: they are not quantized."""
@@ -161,11 +177,18 @@ _TABLE = (
 
 # From the same sources.
 _INDEXERS = {"deepseek-v3.2": IndexerShape(64, 128, 2048), "glm-5": IndexerShape(32, 128, 2048)}
+_GROUPS = {
+    "deepseek-v2": GroupShape(8, 3, "max"),
+    "deepseek-v3": GroupShape(8, 4, "top2sum"),
+    "deepseek-v3.2": GroupShape(8, 4, "top2sum"),
+}
 
 
 def _model(name: str, *values) -> ModelShape:
     *numbers, mla, source = values
-    return ModelShape(name, *numbers, MlaShape(*mla) if mla else None, source, _INDEXERS.get(name))
+    return ModelShape(
+        name, *numbers, MlaShape(*mla) if mla else None, source, _INDEXERS.get(name), _GROUPS.get(name)
+    )
 
 
 MODELS = {row[0]: _model(*row) for row in _TABLE}

@@ -58,7 +58,10 @@ def result(contestant="cpu", median=10.0, p10=9.0, p90=11.0, case=CASE):
 
 REFUSED = {
     "no command": ([], "the following arguments are required: command"),
-    "a command": (["benhc"], "command: expected one of info, demo, bench, got 'benhc'; did you mean bench?"),
+    "a command": (
+        ["benhc"],
+        "command: expected one of info, demo, bench, plan-ep, got 'benhc'; did you mean bench?",
+    ),
     "an op": (["bench", "fp8_gem"], "op: expected one of fp8_gemm, "),
     "a close op": (["bench", "fp8_gem"], "got 'fp8_gem'; did you mean fp8_gemm?"),
     "a model": (["bench", "all", "--model", "deepseek-v33"], "--model: expected one of deepseek-v2-lite, "),
