@@ -2,17 +2,20 @@
 # make setup  only prepare .venv          make lint   check style       make bench   measure
 # make wheel  build dist/*.whl            make clean  remove what these made
 # make gpu    all that a Hopper GPU has to say, in nine minutes, into out/gpu (OUT=folder); no network needed
+# make test-all    also what `make test` has a sample of
 # make test-wheel  install in fresh environments, one with another torch (downloads it once, 5.5 GB)
 #
 # PYTHON=python3.12    another interpreter       TORCH="torch==2.14.1"   another torch than the one found
+# JOBS=4                test processes
 # MOELA_CUDA=ON|OFF    demand or skip the CUDA library (default: built if nvcc is found)
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: setup demo test test-wheel gpu lint bench wheel clean
+.PHONY: setup demo test test-all test-wheel gpu lint bench wheel clean
 
 setup: $(VENV)/.built
 
@@ -32,7 +35,10 @@ demo: setup
 	$(BIN)/moela demo
 
 test: setup
-	MOELA_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -q tests
+	MOELA_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests
+
+test-all: setup
+	MOELA_TEST_REQUIRE=cpu,triton $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not install" tests
 
 test-wheel: setup
 	MOELA_TEST_REQUIRE=install $(BIN)/python -m pytest -q -m install tests/install

@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Threads of torch that wait for work would take the cores of other test processes (pytest -n). OpenMP reads
+# it once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Triton reads it once, when it is imported. Without a GPU its kernels run in the interpreter, on CPU tensors.
@@ -25,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent / "ops"))  # pytest's importlib mod
 
 import bad_inputs
 import calls
+import interpreter
 import moela
 from moela import backends, testing
 from moela.ops import SPECS, OpSpec
@@ -113,7 +119,10 @@ def usable_or_skip(op: str, backend: str, device: str) -> None:
 def runner(op: str, pair: str) -> Runner:
     backend, device = pair.split("-")
     usable_or_skip(op, backend, device)
-    return Runner(SPECS[op], backend, device)
+    found = Runner(SPECS[op], backend, device)
+    if found.is_slow:
+        interpreter.hasten()
+    return found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -160,6 +169,26 @@ batch_run = sf_run = run
 def make_runner() -> Callable[[str, str], Runner]:
     """For a test of one op that needs another: (op, "<backend>-<device>") -> Runner."""
     return runner
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], Any]], Any]:
+    """(name, make) -> what make() gives, as JSON: one process of the run makes it, the others wait for it."""
+    import fcntl  # Windows has none
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # that of the run; each process has one inside
+
+    def get(name: str, make: Callable[[], Any]) -> Any:
+        made = folder / f"{name}.json"
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                made.write_text(json.dumps(make()))
+        return json.loads(made.read_text())
+
+    return get
 
 
 @pytest.fixture(scope="session")

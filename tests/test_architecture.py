@@ -20,9 +20,9 @@ SOURCES = (".py", ".cpp", ".h", ".cu", ".cuh", ".c")
 MAX_LINES = 500
 RUN_TIME = {"MOELA_BACKEND", "MOELA_CPU_ISA", "MOELA_DEBUG"}
 ENVIRONMENT = RUN_TIME | {"MOELA_CUDA", "MOELA_CUDA_ARCHS", "MOELA_TEST_REQUIRE"}
-# Not ours: Triton's switch, and what tells a build or a subprocess where things are.
+# Not ours: Triton's switch, and what tells a build, a test or a subprocess where things are and how to wait.
 FOREIGN_ENVIRONMENT = {"TRITON_INTERPRET"}
-BUILD_ENVIRONMENT = {"CUDA_HOME", "CUDA_PATH", "CUDACXX", "LIBRARY_PATH", "PATH"}
+BUILD_ENVIRONMENT = {"CUDA_HOME", "CUDA_PATH", "CUDACXX", "LIBRARY_PATH", "OMP_WAIT_POLICY", "PATH"}
 
 
 def files(root: Path, *folders: str) -> Iterator[Path]:

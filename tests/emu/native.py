@@ -1,9 +1,13 @@
 """Builds the emulator and the C++ programs of tests/emu and tests/conform, cached by content in build/emu."""
 
+import fcntl
 import hashlib
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,6 @@ FOLDERS = ("csrc/emu", "csrc/cuda", "csrc/plan", "tests/emu", "tests/conform")
 # -ffp-contract=off: a*b+c is one rounding only where a kernel says so.
 OPTIONS = (
     "-std=c++20",
-    "-O2",
     "-g1",
     "-ffp-contract=off",
     "-Wall",
@@ -22,6 +25,8 @@ OPTIONS = (
     "-Wno-psabi",
     "-DMOELA_EMULATE",
 )
+FAST = "-O2"
+ONCE = "-O0"  # of a program that runs once: it compiles in half the time
 INCLUDES = ("-I", "csrc", "-I", "tests/emu")
 FAILED: set[Path] = set()
 SCHEDULES = ("eager", "lazy", "1", "2", "3")
@@ -34,8 +39,9 @@ def compiler() -> str:
     return found
 
 
+@cache
 def content() -> bytes:
-    """What a build depends on: every source, whether it includes it or not."""
+    """What a build depends on: every source, whether it includes it or not. Sources stay during a run."""
     paths = [
         p
         for folder in FOLDERS
@@ -45,15 +51,25 @@ def content() -> bytes:
     return b"".join(p.as_posix().encode() + p.read_bytes() for p in sorted(paths))
 
 
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One process of a test run at a time (pytest-xdist): the next finds what the first has made."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def compile_once(name: str, command: list[str | Path], suffix: str = "", text: str | None = None) -> Path:
     """Runs `command -o <output>` unless its output is there; `text` is piped to it as a source file."""
     key = hashlib.sha256(content() + repr(command).encode() + (text or "").encode()).hexdigest()[:16]
     output = CACHE / f"{name}-{key}{suffix}"
     if output in FAILED:  # the other tests that need it need not compile it again
         pytest.fail(f"{name} does not compile, see the first failure", pytrace=False)
-    if not output.exists():
+    with alone(name):
+        if output.exists():
+            return output
         FAILED.add(output)
-        CACHE.mkdir(parents=True, exist_ok=True)
         for old in CACHE.glob(f"{name}-????????????????{suffix}"):
             old.unlink()
         partial = output.with_suffix(".partial")
@@ -73,13 +89,15 @@ def emulator(*defines: str) -> Path:
     sources = sorted((ROOT / "csrc" / "emu").glob("*.cpp"))
     text = "".join(f'#include "emu/{source.name}"\n' for source in sources)
     name = "-".join(["emulator", *(d.removeprefix("-D").lower() for d in defines)])
-    return compile_once(name, [compiler(), *OPTIONS, *defines, *INCLUDES, "-x", "c++", "-c", "-"], ".o", text)
+    return compile_once(
+        name, [compiler(), *OPTIONS, FAST, *defines, *INCLUDES, "-x", "c++", "-c", "-"], ".o", text
+    )
 
 
 def program(source: str, *defines: str) -> Path:
     """An executable from one file of tests/ and the emulator."""
     name = "-".join([Path(source).stem, *(d.removeprefix("-D").lower() for d in defines)])
-    return compile_once(name, [compiler(), *OPTIONS, *defines, *INCLUDES, source, emulator(*defines)])
+    return compile_once(name, [compiler(), *OPTIONS, FAST, *defines, *INCLUDES, source, emulator(*defines)])
 
 
 def program_without(line: str, header: str, source: str) -> Path:
@@ -88,11 +106,13 @@ def program_without(line: str, header: str, source: str) -> Path:
     assert text.count(line) == 1, f"{header} has the line {text.count(line)} times"
     mutant = text.replace(line, "")
     folder = CACHE / f"without-{hashlib.sha256(mutant.encode()).hexdigest()[:16]}"
-    (folder / header).parent.mkdir(parents=True, exist_ok=True)
-    (folder / header).write_text(mutant)
+    with alone(folder.name):
+        if not (folder / header).exists():
+            (folder / header).parent.mkdir(parents=True)
+            (folder / header).write_text(mutant)
     return compile_once(
         f"{Path(source).stem}-{folder.name}",
-        [compiler(), *OPTIONS, "-I", folder, *INCLUDES, source, emulator()],
+        [compiler(), *OPTIONS, ONCE, "-I", folder, *INCLUDES, source, emulator()],
     )
 
 

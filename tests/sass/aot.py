@@ -1,6 +1,6 @@
 """Compile what every Triton launch() launches on a target, without a GPU; print facts of the code as JSON.
 
-    python tests/sass/aot.py sm_90
+    python tests/sass/aot.py sm_90 [sample | VARIANT ...]
 
 A process of its own, because Triton reads TRITON_INTERPRET once. launch() runs with tensors in host memory
 and a driver that only names the target; a hook takes the signature, the constants and the alignments that
@@ -24,7 +24,7 @@ from launches import Launch
 from moela.kernels import _fp8
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
 VARIANTS = launches.VARIANTS | launches_attention.VARIANTS
 
@@ -70,9 +70,8 @@ def what_is_launched(launch: Launch) -> dict[str, dict[str, Any]]:
     return seen
 
 
-def facts(compilation: dict[str, Any], target: GPUTarget) -> dict[str, Any]:
-    started = time.perf_counter()
-    kernel = triton.compile(target=target, **compilation)
+def facts(compilation: dict[str, Any], kernel: CompiledKernel) -> dict[str, Any]:
+    """Without those of NVIDIA's machine code."""
     result = {
         "num_warps": kernel.metadata.num_warps,
         "num_stages": compilation["options"]["num_stages"],
@@ -81,18 +80,22 @@ def facts(compilation: dict[str, Any], target: GPUTarget) -> dict[str, Any]:
             str(t).startswith("tensordesc") for t in compilation["src"].signature.values()
         ),
     }
-    if target.backend == "cuda":
-        result |= machine_code.of_cubin(kernel.asm["cubin"], kernel.asm["ptx"])
-    else:
-        result |= machine_code.of_amdgcn(kernel.asm["amdgcn"])
-    return result | {"seconds": round(time.perf_counter() - started, 2)}
+    if "amdgcn" in kernel.asm:
+        return result | machine_code.of_amdgcn(kernel.asm["amdgcn"])
+    return result | {"ptx": machine_code.opcodes_of_assembly(kernel.asm["ptx"])}
+
+
+def sample() -> list[str]:
+    """The first variant of each op and type."""
+    return list({tuple(variant.split("-")[:2]): variant for variant in reversed(VARIANTS)}.values())
 
 
 def main(name: str, *only: str) -> None:
+    only = sample() if only == ("sample",) else only
     target = gpu_target(name)
     triton.runtime.driver.set_active(NoDevice(target))
     _fp8.target_of = lambda device: moela_target(name)
-    result = {}
+    result, cubins = {}, {}
     for variant, make in VARIANTS.items():
         if only and variant not in only:
             continue
@@ -100,9 +103,16 @@ def main(name: str, *only: str) -> None:
             kernels = what_is_launched(make())
             for kernel, compilation in kernels.items():
                 label = variant if len(kernels) == 1 else f"{variant}-{kernel}"
-                result[label] = facts(compilation, target)
+                started = time.perf_counter()
+                compiled = triton.compile(target=target, **compilation)
+                seconds = round(time.perf_counter() - started, 2)
+                result[label] = facts(compilation, compiled) | {"seconds": seconds}
+                if target.backend == "cuda":
+                    cubins[label] = compiled.asm["cubin"]
         except Exception as error:
             result[variant] = {"error": f"{type(error).__name__}: {error}"[-2000:]}
+    for label, found in zip(cubins, machine_code.of_cubins(cubins.values(), name), strict=True):
+        result[label] |= found
     json.dump(result, sys.stdout)
 
 

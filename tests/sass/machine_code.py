@@ -1,6 +1,8 @@
 """Opcodes, registers and stack of compiled kernels, from what Triton brings along; no toolkit, no GPU."""
 
+import itertools
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
@@ -11,6 +13,7 @@ from typing import Any
 # "/*0080*/   @!P0 LDG.E R4, ..." -> LDG.E; "@p bra.uni L" -> bra.uni; "v_mfma_f32_... a[0:3]" ->
 # v_mfma_f32_...
 _SASS = re.compile(r"^\s*(?:/\*[0-9a-f]+\*/)?\s*(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[\w:]+)*)", re.M)
+INSTRUCTION = 16  # bytes
 _ASM = re.compile(r"^\s*(?:@!?%\w+\s+)?([a-z][a-z0-9_]*(?:[.:][\w:]+)*)", re.M)
 
 
@@ -27,10 +30,11 @@ def opcodes_of_sass(listing: str) -> Counter[str]:
 
 
 def innermost_loops(listing: str) -> list[str]:
-    """The parts of `nvdisasm -c` between a label and the last branch back to it, with no such part inside."""
-    places = {m[1]: m.end() for m in re.finditer(r"^(\.L_\w+):", listing, re.M)}
-    branches = re.finditer(r"\bBRA\b[^;]*`\((\.L_\w+)\)", listing)
-    loops = [(places[m[1]], m.end()) for m in branches if places.get(m[1], m.end()) < m.start()]
+    """The parts of a listing between an instruction and the last branch back to it, with none inside."""
+    places = {int(m[1], 16): m.start() for m in re.finditer(r"^[ \t]*/\*([0-9a-f]+)\*/", listing, re.M)}
+    branches = re.finditer(r"^[ \t]*/\*([0-9a-f]+)\*/[^;\n]*\bBRA\b[^;\n]*\b0x([0-9a-f]+)\s*;", listing, re.M)
+    jumps = ((int(m[1], 16), int(m[2], 16), m.end()) for m in branches)
+    loops = [(places[to], end) for at, to, end in jumps if to <= at]
     inner = [x for x in loops if not any(y != x and x[0] <= y[0] and y[1] <= x[1] for y in loops)]
     return [listing[begin:end] for begin, end in inner]
 
@@ -59,22 +63,49 @@ def opcodes_of_assembly(listing: str) -> Counter[str]:
     return Counter(_ASM.findall(listing))
 
 
-def of_cubin(cubin: bytes, ptx: str) -> dict[str, Any]:
-    """Opcodes of SASS, of its innermost loops and of PTX; what a missing tool would tell is left out."""
-    sass, usage = None, {}
+def code_of(cubin: bytes) -> bytes:
+    """The instructions of the one kernel of an ELF file."""
+    sections, size, count, names = *struct.unpack_from("<Q", cubin, 40), *struct.unpack_from("<3H", cubin, 58)
+    headers = [struct.unpack_from("<2I4Q", cubin, sections + i * size) for i in range(count)]
+    name_of = lambda header: cubin[headers[names][4] + header[0] :].split(b"\0", 1)[0]  # noqa: E731
+    [(*_, offset, length)] = [header for header in headers if name_of(header).startswith(b".text.")]
+    return cubin[offset : offset + length]
+
+
+def disassembled(codes: Iterable[bytes], target: str) -> list[str]:
+    """The listing of each piece of code, of one run of nvdisasm, which takes a fifth of a second to start."""
+    number = int(target.removeprefix("sm_"))
+    with tempfile.NamedTemporaryFile() as file:
+        ends = [file.write(code) for code in codes]
+        file.flush()
+        command = [bundled("nvdisasm"), "-b", f"SM{number}{'a' * (number >= 90)}", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = re.findall(r"^[ \t]*/\*[0-9a-f]+\*/.*\n", listing, re.M)
+    assert len(lines) * INSTRUCTION == sum(ends), "nvdisasm left out instructions"
+    places = [0, *itertools.accumulate(size // INSTRUCTION for size in ends)]
+    return ["".join(lines[begin:end]) for begin, end in itertools.pairwise(places)]
+
+
+def of_cubins(cubins: Iterable[bytes], target: str) -> list[dict[str, Any]]:
+    """Opcodes of SASS and of its innermost loops, registers and stack of each."""
+    cubins = list(cubins)
+    listings = disassembled(map(code_of, cubins), target)
+    return [
+        {
+            "sass": opcodes_of_sass(listing),
+            "in_loops": opcodes_of_sass("\n".join(innermost_loops(listing))),
+            **usage_of(cubin),
+        }
+        for cubin, listing in zip(cubins, listings, strict=True)
+    ]
+
+
+def usage_of(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        if nvdisasm := bundled("nvdisasm"):
-            done = subprocess.run([nvdisasm, "-c", file.name], capture_output=True, text=True, check=True)
-            sass = opcodes_of_sass(done.stdout)
-            usage["in_loops"] = opcodes_of_sass("\n".join(innermost_loops(done.stdout)))
-        if cuobjdump := bundled("cuobjdump"):
-            command = [cuobjdump, "--dump-resource-usage", file.name]
-            usage |= resource_usage(
-                subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            )
-    return {"sass": sass, "ptx": opcodes_of_assembly(ptx), **usage}
+        command = [bundled("cuobjdump"), "--dump-resource-usage", file.name]
+        return resource_usage(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def resource_usage(text: str) -> dict[str, int]:

@@ -70,15 +70,12 @@ def test_registers_and_stack_of_a_cubin_are_found():
 
 LOOPS = """
         /*0000*/                   STL [R1], R0 ;
-.L_x_1:
         /*0010*/                   LDL R5, [R1] ;
-.L_x_2:
         /*0020*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
-        /*0030*/               @P0 BRA `(.L_x_3) ;
-        /*0040*/               @P1 BRA `(.L_x_2) ;
-.L_x_3:
+        /*0030*/               @P0 BRA 0x50 ;
+        /*0040*/               @P1 BRA !P3, 0x20;
         /*0050*/                   STG.E [R2], R4 ;
-        /*0060*/               @P2 BRA `(.L_x_1) ;
+        /*0060*/               @P2 BRA 0x10 ;
         /*0070*/                   EXIT ;
 """
 
@@ -86,11 +83,23 @@ LOOPS = """
 def test_the_loop_inside_a_loop_is_found_without_what_is_around_it():
     [loop] = machine_code.innermost_loops(LOOPS)
     assert machine_code.opcodes_of_sass(loop) == {"HMMA.16816.F32": 1, "BRA": 2}
-    assert machine_code.innermost_loops(LOOPS.replace("@P1 BRA `(.L_x_2)", "@P1 BRA `(.L_x_9)")) != [loop]
+    assert machine_code.innermost_loops(LOOPS.replace("BRA !P3, 0x20", "BRA !P3, 0x60")) != [loop]
 
 
 def test_a_jump_ahead_is_no_loop():
-    assert machine_code.innermost_loops("  BRA `(.L_x_1) ;\n.L_x_1:\n  EXIT ;\n") == []
+    assert machine_code.innermost_loops("  /*0000*/ BRA 0x10 ;\n  /*0010*/ EXIT ;\n") == []
+
+
+def test_pieces_of_code_are_disassembled_in_one_run():
+    """EXIT, and twice NOP, of sm_80."""
+    pytest.importorskip("triton")
+    if machine_code.bundled("nvdisasm") is None:
+        pytest.skip("this triton brings no nvdisasm")
+    stop, nothing = (
+        bytes.fromhex(h) for h in ("4d790000000000000000800300ea0f00", "18790000000000000000000000c00f00")
+    )
+    listings = machine_code.disassembled([stop, 2 * nothing], "sm_80")
+    assert [machine_code.opcodes_of_sass(listing) for listing in listings] == [{"EXIT": 1}, {"NOP": 2}]
 
 
 TENSOR_CORE = ["HMMA.16816.F32.BF16", "QMMA.16832.F32.E4M3.E4M3", "QGMMA.64x128x32.F32.E4M3.E4M3", "UTCQMMA"]

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,12 +26,17 @@ pytestmark = pytest.mark.aot
 
 @dataclass(frozen=True)
 class Target:
-    """shared: bytes of shared memory that one block may use. dots: what multiplies, by the type of `a`."""
+    """shared: bytes of shared memory that one block may use. dots: what multiplies, by the type of `a`.
+
+    sampled: it gets the first variant of each op and type, which have its tensor cores, number formats and
+    memory. What else variants differ in (strides, layouts, options) another target tells, and `-m thorough`.
+    """
 
     shared: int
     dots: dict[str, str]
     has_fp8: bool = True
     has_tma: bool = False
+    sampled: bool = False
 
 
 HMMA = {"bf16": r"HMMA\.16816\.F32\.BF16", "f16": r"HMMA\.16816\.F32"}
@@ -47,15 +52,22 @@ MFMA = {"bf16": r"v_mfma_f32_\w+_bf16", "f16": r"v_mfma_f32_\w+_f16", "f32": r"v
 
 TARGETS = {
     "sm_80": Target(163 << 10, DECODED, has_fp8=False),
-    "sm_86": Target(99 << 10, DECODED, has_fp8=False),
-    "sm_89": Target(99 << 10, QMMA),
+    "sm_86": Target(99 << 10, DECODED, has_fp8=False, sampled=True),
+    "sm_89": Target(99 << 10, QMMA, sampled=True),
     "sm_90": Target(227 << 10, WGMMA, has_tma=True),
     "sm_100": Target(227 << 10, TCGEN05, has_tma=True),
-    "sm_120": Target(99 << 10, QMMA, has_tma=True),
+    "sm_120": Target(99 << 10, QMMA, has_tma=True, sampled=True),
     # gfx942 has e4m3fnuz, another number format.
     "gfx942": Target(64 << 10, MFMA | {"e4m3": MFMA["f16"]}, has_fp8=False),
-    "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}),
+    "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}, sampled=True),
 }
+PARAMS = [pytest.param((name, ["sample"] if t.sampled else []), id=name) for name, t in TARGETS.items()]
+PARAMS += [
+    pytest.param((name, []), id=f"{name}-all", marks=pytest.mark.thorough)
+    for name, t in TARGETS.items()
+    if t.sampled
+]
+NVIDIA = [param for param in PARAMS if param.id.startswith("sm_")]
 
 PRODUCTS = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_gemm", "grouped_gemm_wgrad")
 # Products whose sums over heads follow at once.
@@ -88,42 +100,43 @@ def why_not(target: str) -> str | None:
     return None
 
 
-def compile_all(target: str) -> Variants:
-    env = os.environ | {"TRITON_CACHE_DIR": str(CACHE)}
+def compile_all(target: str, *which: str) -> Variants:
+    # Line numbers take a seventh of the time and change no instruction.
+    env = os.environ | {"TRITON_CACHE_DIR": str(CACHE), "TRITON_DISABLE_LINE_INFO": "1"}
     env.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-W", "ignore", HERE / "aot.py", target]
+    command = [sys.executable, "-W", "ignore", HERE / "aot.py", target, *which]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"aot.py {target}: {done.stderr}")
     return json.loads(done.stdout)
 
 
-POOL = ThreadPoolExecutor(1)
+@pytest.fixture(scope="session")
+def compilation(once) -> Callable[..., Variants]:
+    """compile_all, which takes a minute."""
+    return cache(lambda *args: once("-".join(["aot", *args]), lambda: compile_all(*args)))
 
 
-@cache
-def compilation(target: str) -> Future[Variants]:
-    """One after the other, each in a process of its own.
-
-    They take minutes, so conftest.py calls this before the first test: the other core compiles meanwhile.
-    """
-    return POOL.submit(compile_all, target)
-
-
-@pytest.fixture(params=TARGETS)
+@pytest.fixture(params=PARAMS)
 def target(request: pytest.FixtureRequest) -> str:
-    reason = why_not(request.param)
+    name, _ = request.param
+    reason = why_not(name)
     if reason and "triton" in os.environ.get("MOELA_TEST_REQUIRE", "").split(","):
         pytest.fail(f"MOELA_TEST_REQUIRE asks for triton, but {reason}", pytrace=False)
     if reason:
         pytest.skip(reason)
-    return request.param
+    return name
 
 
 @pytest.fixture
-def compiled(target: str) -> Variants:
+def variants(request: pytest.FixtureRequest, target: str, compilation: Callable[..., Variants]) -> Variants:
+    return compilation(target, *request.node.callspec.params["target"][1])
+
+
+@pytest.fixture
+def compiled(variants: Variants) -> Variants:
     """The facts of what compiled."""
-    return {variant: f for variant, f in compilation(target).result().items() if "error" not in f}
+    return {variant: f for variant, f in variants.items() if "error" not in f}
 
 
 def opcodes(facts: dict[str, Any]) -> dict[str, int]:
@@ -147,8 +160,7 @@ def products(variants: Variants) -> Variants:
     return {variant: facts for op in PRODUCTS for variant, facts in of_op(variants, op).items()}
 
 
-def test_every_variant_of_every_op_compiles(target):
-    variants = compilation(target).result()
+def test_every_variant_of_every_op_compiles(variants):
     assert {v: f["error"] for v, f in variants.items() if "error" in f} == {}
     assert {v.split("-")[0] for v in variants} == {*SPECS, "clear_rest"}
 
@@ -190,7 +202,7 @@ def test_products_load_by_tma_where_the_rows_are_aligned(target, compiled):
         assert facts["uses_descriptors"] == has_any, variant
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith("sm_")], indirect=True)
+@pytest.mark.parametrize("target", NVIDIA, indirect=True)
 def test_products_by_pointers_load_while_they_multiply(target, compiled):
     """Rows of 8-byte pieces still come by asynchronous copies."""
     by_pointers = [v for v in products(compiled) if v.endswith("-pointers")]
@@ -209,7 +221,7 @@ def test_casts_divide_exactly(compiled):
                 assert opcodes(facts)["v_div_fixup_f32"] > 0, variant
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if t.startswith("sm_")], indirect=True)
+@pytest.mark.parametrize("target", NVIDIA, indirect=True)
 def test_what_is_defined_bit_by_bit_rounds_every_operation(target, compiled):
     """A fused multiply-add, an approximation or a flushed subnormal could choose another expert or code."""
     for op in ("moe_topk", "moe_unpermute", "mla_norm_rope_cache_write"):
