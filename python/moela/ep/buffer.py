@@ -163,8 +163,8 @@ class EpBuffer:
         self._drain(epoch)
         if epoch != self._received + 1:
             raise ValueError(
-                f"ep: token: expected the exchange of epoch {self._received + 1}, got that of {epoch}; receive "
-                "each once, in the order in which they were sent"
+                f"ep: token: expected the exchange of epoch {self._received + 1}, got that of {epoch}; "
+                "receive each once, in the order in which they were sent"
             )
         with self._watched():
             self._received = epoch
