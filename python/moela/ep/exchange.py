@@ -16,6 +16,8 @@ from moela.ep.transports import Received
 from moela.ep.wire import WireFormat, as_bytes
 from moela.ops import _check
 
+EXACT = -1  # a capacity: that of what came
+
 
 class EpHandle(NamedTuple):
     """Where the rows of a dispatch went: for `ep_combine`, and for derivatives."""
@@ -53,7 +55,7 @@ def send_tokens(
 def receive_tokens(
     buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], layout: str, capacity: int | None
 ) -> Placed:
-    """like: x and the extras, of any number of rows. capacity -1: no row to spare."""
+    """like: x and the extras, of any number of rows. EXACT: no row to spare."""
     topk, E, device = buffer.topk, buffer.num_local_experts, like[0].device
     form = _form(*like, *[torch.empty((0, topk), dtype=torch.int32)] * 2)
     with buffer.receive(epoch) as received:
@@ -62,13 +64,13 @@ def receive_tokens(
         is_here = (ids >= 0) & (ids < E)
         ids = torch.where(is_here, ids, -1)
         weights = torch.where(is_here, _column(form, wire, len(like) + 1, torch.float32), 0)  # [N, topk]
-        room = layouts.shapes(buffer, layout, None if capacity == -1 else capacity).rows[-1]
+        room = layouts.shapes(buffer, layout, None if capacity == EXACT else capacity).rows[-1]
         places = layouts.places(layout, ids, E, room)
         if places.needed > room:
             message = f"{op}: capacity: expected at least {places.needed} for what came, got {room}"
             buffer.give_up(message)
             raise ValueError(message)
-        shapes = layouts.shapes(buffer, layout, places.needed if capacity == -1 else room)
+        shapes = layouts.shapes(buffer, layout, places.needed if capacity == EXACT else room)
         outs = [wire.new_zeros((*shapes.rows, width)) for width in form.widths[:-2]]  # [*, bytes]
         for i, out in enumerate(outs):
             places.fill(out.flatten(0, -2), form.column(wire, i))
