@@ -30,7 +30,7 @@ def test_a_wrong_argument_of_one_rank_reaches_all_and_the_next_exchange_works(tr
         with EpBuffer(group, **SETTINGS, transport=transport) as buffer, torch.no_grad():
             args = layer.inputs(buffer.rank)[:3]
             bad = BAD[message](*args) if buffer.rank == 1 else args
-            with pytest.raises(ValueError) as error:
+            with pytest.raises(ValueError, match=r"^[Ee]p") as error:
                 moela.ep_dispatch(*bad, group=buffer.name)
             says = f"ep_dispatch: {message}"
             says = says if buffer.rank == 1 else f"ep: rank 1 gave up in epoch 1: {says}"
@@ -62,7 +62,7 @@ def test_a_capacity_too_small_on_one_rank_reaches_the_others_in_their_next_excha
 def test_ranks_with_different_settings_are_told_which(transport, setting):
     def on_rank(group):
         settings = SETTINGS | {setting: SETTINGS[setting] + (group.index == 2)}
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match=r"^[Ee]p") as error:
             EpBuffer(group, **settings, transport=transport)
         return str(error.value)
 
@@ -86,7 +86,7 @@ def test_ranks_that_dispatch_different_dtypes_are_told(transport):
         with EpBuffer(group, **SETTINGS, transport=transport) as buffer, torch.no_grad():
             x, ids, weights, _ = layer.inputs(buffer.rank)
             x = x.half() if buffer.rank == 1 else x.bfloat16()
-            with pytest.raises(ValueError) as error:
+            with pytest.raises(ValueError, match=r"^[Ee]p") as error:
                 moela.ep_dispatch(x, ids, weights, group=buffer.name)
             return str(error.value)
 
@@ -147,9 +147,7 @@ def test_a_name_that_is_not_open_is_an_error(transport):
         with EpBuffer(group, **SETTINGS, transport=transport) as buffer:
             received = moela.ep_dispatch(*args, group=buffer.name)
         buffer.close()
-        with pytest.raises(
-            ValueError, match=f"group: expected the name of an open EpBuffer, got '{buffer.name}'"
-        ):
+        with pytest.raises(ValueError, match="group: expected the name of an open EpBuffer"):
             moela.ep_combine(received.x, received.handle, group=buffer.name)
 
     run_local(1, on_rank)
@@ -172,5 +170,5 @@ def test_a_handle_of_another_buffer_is_an_error(transport):
 
 
 def test_without_torch_distributed_there_is_a_clear_error(transport):
-    with pytest.raises(ValueError, match="EpBuffer: group: expected torch.distributed to be initialised"):
+    with pytest.raises(ValueError, match="EpBuffer: group: expected torch"):
         EpBuffer(None, **SETTINGS, transport=transport)

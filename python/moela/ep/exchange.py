@@ -43,12 +43,12 @@ class Placed(NamedTuple):
 
 
 def send_tokens(
-    buffer: EpBuffer, op: str, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
+    buffer: EpBuffer, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
 ) -> tuple[int, Tensor, Tensor]:
     """-> (epoch, slots, send_counts)."""
     send_rows, counts, slots = torch.ops.moela.ep_plan(topk_ids, buffer.num_experts, buffer.num_ranks)
     ids = torch.where(slots >= 0, topk_ids, -1).int()  # what int32 cannot hold is dropped anyway
-    text = _text(op, x, *extras)
+    text = _text("ep_dispatch", x, *extras)  # whatever its form is on this rank
     return buffer.send(text, _bytes_of(x, *extras, ids, topk_weights), send_rows, counts), slots, counts
 
 

@@ -13,7 +13,6 @@ from moela.ops import _ep
 from moela.ops.ep_combine import OP as COMBINE_OP
 from moela.ops.ep_combine import check_rows
 from moela.ops.ep_combine import send as send_combine
-from moela.ops.ep_dispatch import OP as DISPATCH_OP
 from moela.ops.ep_dispatch import EpReceived, as_received, check_layout, check_tokens, fake_outputs
 
 
@@ -131,7 +130,7 @@ def _no_rows(*columns: Tensor) -> list[Tensor]:
 
 
 def _dispatch_send(buffer: EpBuffer, x, topk_ids, topk_weights, extras):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, DISPATCH_OP, x, topk_ids, topk_weights, extras)
+    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
     return _token(epoch), slots, send_counts, _no_rows(x, *extras)
 
 
