@@ -139,7 +139,9 @@ def _form(*columns: Tensor) -> WireFormat:
 
 def _column(form: WireFormat, wire: Tensor, i: int, dtype: torch.dtype) -> Tensor:
     """A copy, so that it outlives the transport's memory and is aligned."""
-    return form.column(wire, i).clone(memory_format=torch.contiguous_format).view(dtype)
+    out = wire.new_empty((wire.size(0), form.widths[i] // dtype.itemsize), dtype=dtype)
+    as_bytes(out).copy_(form.column(wire, i))
+    return out
 
 
 def _in_one_piece(received: Received) -> Tensor:
