@@ -1,0 +1,145 @@
+"""What a transport is: wire rows from every rank to every rank, one exchange (epoch) after another."""
+
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from moela.ep.local import LocalGroup
+from moela.ep.rendezvous import Member
+
+HEADER_BYTES = 256
+_FIXED = struct.Struct("<qqqq")  # epoch, count, row_bytes, is_abort
+_TEXT_BYTES = HEADER_BYTES - _FIXED.size
+
+
+class Header(NamedTuple):
+    """What a rank tells each of its peers, and itself, at the beginning of an epoch."""
+
+    epoch: int
+    count: int  # rows that follow for that peer
+    row_bytes: int
+    is_abort: bool  # no rows follow: text is the reason
+    # What the rows are ("ep_dispatch x=bfloat16[7168] ..."), the same on every rank of a correct program.
+    text: str
+
+    def pack(self) -> bytes:
+        """HEADER_BYTES bytes: four little-endian int64, then the text in UTF-8 with zeros after it."""
+        text = self.text.encode()
+        if len(text) > _TEXT_BYTES:  # what is cut off has to differ still
+            text = text[: _TEXT_BYTES - 8] + f"{zlib.crc32(text):08x}".encode()
+        text = text.ljust(_TEXT_BYTES, b"\0")
+        return _FIXED.pack(self.epoch, self.count, self.row_bytes, self.is_abort) + text
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Header":
+        epoch, count, row_bytes, is_abort = _FIXED.unpack_from(raw)
+        text = raw[_FIXED.size : HEADER_BYTES].rstrip(b"\0").decode(errors="replace")
+        return cls(epoch, count, row_bytes, bool(is_abort), text)
+
+
+def expect_agreement(headers: Sequence[Header]) -> None:
+    """Raise ValueError where a rank aborted the epoch, or the ranks do not do the same in it.
+
+    headers: that of every rank, this one's too, by rank. All ranks get the same words.
+    """
+    for rank, header in enumerate(headers):
+        if header.is_abort:
+            raise ValueError(f"ep: rank {rank} gave up in epoch {header.epoch}: {header.text}")
+    first = headers[0]
+    for rank, header in enumerate(headers):
+        for what in ("text", "epoch", "row_bytes"):
+            mine, theirs = getattr(first, what), getattr(header, what)
+            if mine != theirs:
+                what = "exchange" if what == "text" else what
+                raise ValueError(
+                    f"ep: ranks disagree: expected the same {what} on all, got {mine!r} on rank 0 and "
+                    f"{theirs!r} on rank {rank}"
+                )
+
+
+class Received(NamedTuple):
+    """The rows of one epoch at this rank: those of source s are wire[starts[s] : starts[s] + counts[s]]."""
+
+    wire: Tensor  # [*, row_bytes] uint8; may be the transport's own memory: valid until release(epoch)
+    starts: Tensor  # [R] int32
+    counts: Tensor  # [R] int32
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a transport is built from; all but rank is the same on every rank."""
+
+    rank: int
+    num_ranks: int
+    max_tokens: int  # rows that one rank sends another in an epoch, at most
+    row_bytes: int  # of a wire row, at most
+    deadline: float  # seconds that one wait may take
+    key: str  # unique among all buffers that are open on these hosts
+    members: tuple[Member, ...]
+    store: "dist.Store"  # the buffer's own part of it
+    group: "dist.ProcessGroup | None"  # the user's, of ranks that are processes
+    local: LocalGroup | None  # of ranks that are threads
+
+
+class Transport(ABC):
+    """Moves wire rows and knows nothing of experts.
+
+    Epochs count from 1 without gaps; each rank calls, for each epoch, send (or abort), receive and release in
+    this order. A second epoch may be sent before the first is received, a third may not. Waits end at the
+    deadline that the transport was built with. After EpTimeout or EpPeerLost only abort and close are called;
+    after a ValueError the epoch is over on every rank, release included, and the next one may follow.
+    """
+
+    name: str
+    rank: int
+    num_ranks: int
+
+    @abstractmethod
+    def __init__(self, setup: Setup) -> None:
+        """Called by every rank; may raise, and then every rank goes without this transport."""
+
+    @staticmethod
+    @abstractmethod
+    def why_not() -> str | None:
+        """Why this process cannot use it; None: it can."""
+
+    @staticmethod
+    @abstractmethod
+    def unfit(members: list[Member], is_local: bool) -> str | None:
+        """Why it does not connect these processes (is_local: threads of one); None: it does."""
+
+    @abstractmethod
+    def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
+        """Begin the epoch: a header with `text` to every rank, this one too, then its rows.
+
+        columns: [*, w] uint8 each, rows may be strided. send_rows: [m] int32, the row of the columns in each
+        place of the send order, by destination; what is past sum(counts) is not read. counts: [R] int32.
+        The inputs may change after the call. Raises EpTimeout or EpPeerLost of a rank that has not released
+        epoch - 2.
+        """
+
+    @abstractmethod
+    def receive(self, epoch: int) -> Received:
+        """End the epoch: wait for the rows of every rank.
+
+        Raises EpTimeout, EpPeerLost, or the ValueError of expect_agreement on the headers.
+        """
+
+    @abstractmethod
+    def release(self, epoch: int) -> None:
+        """What receive(epoch) returned is not used any more; peers are told, no waiting."""
+
+    @abstractmethod
+    def abort(self, epoch: int, reason: str) -> None:
+        """In place of send(epoch), without waiting: every receive(epoch) raises ValueError with the reason,
+        this rank's too."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what it owns. A peer that waits for this rank gets EpPeerLost. May be called twice."""

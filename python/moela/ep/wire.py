@@ -1,0 +1,54 @@
+"""The row that travels: its columns one after another, each on a 16-byte boundary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes: vector loads of every backend may assume it
+
+
+def _padded(width: int) -> int:
+    return -(-width // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class WireFormat:
+    """Where in a wire row each column is. Every rank computes the same from the same widths."""
+
+    widths: tuple[int, ...]  # bytes of each column
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        offsets, end = [], 0
+        for width in self.widths:
+            offsets.append(end)
+            end += _padded(width)
+        return tuple(offsets)
+
+    @cached_property
+    def row_bytes(self) -> int:
+        return sum(_padded(width) for width in self.widths)
+
+    def pack(self, columns: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """Row rows[i] of every column as one wire row: [*, w] uint8 each, [m] int32 -> [m, row_bytes]."""
+        wire = rows.new_zeros((rows.numel(), self.row_bytes), dtype=torch.uint8)
+        for column, offset, width in zip(columns, self.offsets, self.widths, strict=True):
+            wire[:, offset : offset + width] = column[rows]
+        return wire
+
+    def column(self, wire: Tensor, i: int) -> Tensor:
+        """Column i of wire rows, a view: [m, row_bytes] uint8 -> [m, widths[i]] uint8."""
+        return wire[:, self.offsets[i] : self.offsets[i] + self.widths[i]]
+
+
+def as_bytes(t: Tensor) -> Tensor:
+    """[T, w] of any dtype, last dimension contiguous -> [T, w * itemsize] uint8, a view."""
+    return t.view(torch.uint8)
+
+
+def from_bytes(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in [m, bytes] uint8, a copy that is aligned for dtype."""
+    return t.contiguous().view(dtype)
