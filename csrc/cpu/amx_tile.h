@@ -22,6 +22,8 @@ class Tiles {
       uint8_t rows[16] = {};
     } config;
     for (int i = 0; i < kTileRegisters; ++i) config.row_bytes[i] = 64, config.rows[i] = kTile;
+    // gcc 12 takes this for a read of its first bytes only, and may leave out the rest.
+    asm volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }

@@ -56,6 +56,7 @@ const Kernels* amx_bf16() {
     k.isa = "amx_bf16";
     k.indexer_logits = kAmxIndexerLogits;
     k.mla_attend = kAmxMlaAttend;
+    k.mla_prefill = kAmxMlaPrefill;
     return k;
   }();
   return &kernels;

@@ -4,10 +4,12 @@
 #include "cpu/indexer_logits_amx.h"
 #include "cpu/isa.h"
 #include "cpu/mla_attend_amx.h"
+#include "cpu/mla_prefill_amx.h"
 
 namespace moela::cpu {
 
 constinit const IndexerLogitsKernels kAmxIndexerLogits = {indexer_pack, indexer_score_tiles};
 constinit const MlaKernels kAmxMlaAttend = kMlaTileKernels;
+constinit const MlaPrefillKernel kAmxMlaPrefill = kMlaPrefillTileKernel;
 
 }  // namespace moela::cpu
