@@ -85,6 +85,15 @@ inline void weights_to_tiles(const float* weights, int64_t ld, int64_t tiles, fl
   }
 }
 
+// sums[row][ld] = sums * rescale[row] + products[row][32].
+inline void add_products(const float* products, int64_t rows, const float* rescale, float* sums, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i, products += kTileColumns, sums += ld) {
+    const F factor = set1(rescale[i]);
+    store(sums, fma(load(sums), factor, load(products)));
+    store(sums + kTile, fma(load(sums + kTile), factor, load(products + kTile)));
+  }
+}
+
 // Sixteen rows, of which row(i) is null where there is none, as the second operand of scores: tile after tile
 // of 32 columns. Returns whether they are ordinary.
 template <class Row>

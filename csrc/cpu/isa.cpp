@@ -58,6 +58,7 @@ const Kernels* amx_bf16() {
     k.fused_experts = kAmxFusedExperts;
     k.indexer_logits = kAmxIndexerLogits;
     k.mla_attend = kAmxMlaAttend;
+    k.mla_prefill = kAmxMlaPrefill;
     return k;
   }();
   return &kernels;

@@ -6,6 +6,7 @@
 #include "cpu/indexer_logits_amx.h"
 #include "cpu/isa.h"
 #include "cpu/mla_attend_amx.h"
+#include "cpu/mla_prefill_amx.h"
 
 namespace moela::cpu {
 
@@ -13,5 +14,6 @@ constinit const GemmKernels kAmxGemm = kGemmKernels;
 constinit const FusedExpertsKernels kAmxFusedExperts = kFusedExpertsKernels;
 constinit const IndexerLogitsKernels kAmxIndexerLogits = {indexer_pack, indexer_score_tiles};
 constinit const MlaKernels kAmxMlaAttend = kMlaTileKernels;
+constinit const MlaPrefillKernel kAmxMlaPrefill = kMlaPrefillTileKernel;
 
 }  // namespace moela::cpu

@@ -121,14 +121,8 @@ inline void values_of_tiles(int64_t heads, int64_t ld, int64_t tiles, const MlaT
       const TileOperand weights =
           whole_tiles(scratch.weights + tile * tiles * kTileFloats, tiles * kTileFloats);
       multiply_tiles<rows, 2>(weights, values, tiles, scratch.products, kTileColumns, fetch);
-      for (int i = 0; i < rows * kTile; ++i) {
-        const int64_t head = tile * kTile + i;
-        const F factor = set1(scratch.rescale[head]);
-        float* to = sums + head * ld + column;
-        const float* products = scratch.products + i * kTileColumns;
-        store(to, fma(load(to), factor, load(products)));
-        store(to + kTile, fma(load(to + kTile), factor, load(products + kTile)));
-      }
+      add_products(scratch.products, rows * kTile, scratch.rescale + tile * kTile,
+                   sums + tile * kTile * ld + column, ld);
     });
   }
 }

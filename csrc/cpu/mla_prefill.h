@@ -59,12 +59,9 @@ struct MlaPrefillParams {
   float* lse;  // [Tq, H]
 };
 
-// What one call uses while it runs: columns of queries, keys and values, weights, sums, states.
-inline int64_t mla_prefill_scratch_floats(const PrefillProblem& p) {
-  constexpr int64_t kRows = kPrefillTile;
-  return (2 * kRows + 1) * p.padded_D() + 2 * kRows * p.padded_Dv() + kRows * kRows + 3 * kRows;
-}
-
-using MlaPrefill = void (*)(const MlaPrefillParams&, const PrefillTile&, float* scratch);
+struct MlaPrefillKernel {
+  int64_t (*scratch_floats)(const PrefillProblem&);  // what one run uses
+  void (*run)(const MlaPrefillParams&, const PrefillTile&, float* scratch);
+};
 
 }  // namespace moela::cpu

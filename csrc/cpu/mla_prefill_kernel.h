@@ -106,10 +106,34 @@ void add_over_keys(const float* weights, int64_t queries, const float* rows, int
   }
 }
 
-void mla_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& tile, float* scratch) {
-  [[maybe_unused]] const ExactSubnormals guard;
+// Sums of columns and queries that there are not become whatever they become.
+inline void init_prefill(const PrefillSoftmax& softmax, float* sums, int64_t ld) {
   // Less than every score, and finite: its difference to itself is 0.
   constexpr float kLeast = -0x1.fffffep127f;
+  std::memset(sums, 0, kPrefillRows * ld * sizeof(float));
+  for (int64_t i = 0; i < kPrefillRows; ++i) {
+    softmax.max[i] = kLeast;
+    softmax.sum[i] = 0.f;
+  }
+}
+
+// Divides the sums.
+inline void store_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& tile,
+                          const PrefillSoftmax& softmax, float* sums, int64_t ld) {
+  const PrefillProblem& p = params.problem;
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const int64_t row = (tile.sequence.query + tile.first + i) * p.H + tile.head;
+    const float total = softmax.sum[i];
+    float* out = sums + i * ld;
+    const bool is_empty = total == 0.f;  // not so if it is NaN
+    params.lse[row] = is_empty ? -__builtin_inff() : softmax.max[i] + log_of(total);
+    for (int64_t k = 0; k < p.Dv; ++k) out[k] = is_empty ? 0.f : out[k] / total;
+    store_floats(out, p.Dv, p.dtype, params.out, row * p.Dv);
+  }
+}
+
+void mla_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& tile, float* scratch) {
+  [[maybe_unused]] const ExactSubnormals guard;
   const PrefillProblem& p = params.problem;
   const int64_t D = p.padded_D(), ld = p.padded_Dv(), queries = (tile.count + 15) / 16 * 16;
   float* packed = scratch;                    // [D][kPrefillRows]
@@ -121,12 +145,7 @@ void mla_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& 
                                   .sum = scores + kPrefillRows * (kPrefillRows + 1),
                                   .rescale = scores + kPrefillRows * (kPrefillRows + 2)};
   load_transposed(p.q, p.dtype, tile.sequence.query + tile.first, tile.head, tile.count, p.D, D, packed);
-  // Sums of columns and queries that there are not become whatever they become.
-  std::memset(sums, 0, kPrefillRows * ld * sizeof(float));
-  for (int64_t i = 0; i < kPrefillRows; ++i) {
-    softmax.max[i] = kLeast;
-    softmax.sum[i] = 0.f;
-  }
+  init_prefill(softmax, sums, ld);
 
   const int64_t num_keys = tile.num_keys(p.causal);
   for (int64_t key = 0; key < num_keys; key += kPrefillRows) {
@@ -140,15 +159,14 @@ void mla_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& 
     add_over_keys(scores, tile.count, values, ld, keys, seen, has_own_chains, sums,
                   RescaleAndAdd{softmax.rescale});
   }
-  for (int64_t i = 0; i < tile.count; ++i) {
-    const int64_t row = (tile.sequence.query + tile.first + i) * p.H + tile.head;
-    const float total = softmax.sum[i];
-    float* out = sums + i * ld;
-    const bool is_empty = total == 0.f;  // not so if it is NaN
-    params.lse[row] = is_empty ? -__builtin_inff() : softmax.max[i] + log_of(total);
-    for (int64_t k = 0; k < p.Dv; ++k) out[k] = is_empty ? 0.f : out[k] / total;
-    store_floats(out, p.Dv, p.dtype, params.out, row * p.Dv);
-  }
+  store_prefill(params, tile, softmax, sums, ld);
 }
+
+int64_t mla_prefill_scratch_floats(const PrefillProblem& p) {
+  constexpr int64_t kRows = kPrefillRows;
+  return (2 * kRows + 1) * p.padded_D() + 2 * kRows * p.padded_Dv() + kRows * kRows + 3 * kRows;
+}
+
+constexpr moela::cpu::MlaPrefillKernel kMlaPrefillKernel = {mla_prefill_scratch_floats, mla_prefill};
 
 }  // namespace

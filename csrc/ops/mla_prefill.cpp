@@ -27,11 +27,12 @@ void launch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_
         keys += static_cast<double>(tiles.back().num_keys(causal));
       }
   const auto count = static_cast<int64_t>(tiles.size());
+  const cpu::MlaPrefillKernel& kernel = cpu::kernels().mla_prefill;
   const double columns = static_cast<double>(p.problem.D + p.problem.Dv);
   parallel(count, 1e3 + 0.02 * cpu::kPrefillTile * columns * keys / static_cast<double>(count),
            [&](int64_t begin, int64_t end) {
-             float* scratch = scratch_of_thread(cpu::mla_prefill_scratch_floats(p.problem));
-             for (int64_t i = begin; i < end; ++i) cpu::kernels().mla_prefill(p, tiles[i], scratch);
+             float* scratch = scratch_of_thread(kernel.scratch_floats(p.problem));
+             for (int64_t i = begin; i < end; ++i) kernel.run(p, tiles[i], scratch);
            });
 }
 

@@ -143,12 +143,12 @@ void prefill(const Kernels& kernels, Dtype dtype, bool causal) {
   std::vector<float> scratch(moela::cpu::mla_prefill_backward_scratch_floats(problem, kKeys),
                              __builtin_nanf(""));
   for (int64_t first = 0; first < kQueries; first += moela::cpu::kPrefillTile)
-    kernels.mla_prefill({.problem = problem, .out = out.data(), .lse = lse.data()},
-                        {.sequence = sequence,
-                         .head = 0,
-                         .first = first,
-                         .count = std::min(kQueries - first, moela::cpu::kPrefillTile)},
-                        scratch.data());
+    kernels.mla_prefill.run({.problem = problem, .out = out.data(), .lse = lse.data()},
+                            {.sequence = sequence,
+                             .head = 0,
+                             .first = first,
+                             .count = std::min(kQueries - first, moela::cpu::kPrefillTile)},
+                            scratch.data());
   kernels.mla_prefill_backward({.problem = problem,
                                 .dout = {dout.data(), kDv, kDv},
                                 .fwd_out = {out.data(), kDv, kDv},
