@@ -9,6 +9,7 @@ import pytest
 import torch
 from moela.integrations.transformers import mla, mla_expanded
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 ATTENTION = ("eager", "sdpa")
 OPTIONS = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -306,6 +307,22 @@ class TestLeftToTheLayer:
         with torch.no_grad():
             assert torch.equal(self.decode(patched).logits, self.decode(stock).logits)
         assert not absorbed
+
+    def test_a_hook_of_all_modules_sees_what_it_would_see(self, absorbed):
+        stock, patched = latent.pair("deepseek_v3", attention="sdpa")
+        names = {module: name for m in (stock, patched) for name, module in m.named_modules()}
+        results, seen = [], ([], [])
+        for model, calls in zip((stock, patched), seen, strict=True):
+            hook = register_module_forward_hook(lambda module, *_, calls=calls: calls.append(names[module]))
+            with torch.no_grad():
+                results.append(self.decode(model).logits)
+            hook.remove()
+        assert seen[0] == seen[1]
+        assert not absorbed
+        latent.assert_same(*results)
+        with torch.no_grad():
+            self.decode(patched)
+        assert absorbed
 
     def test_another_attention_that_was_chosen_afterwards(self, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention="sdpa")

@@ -10,6 +10,7 @@ import torch
 from moela import backends
 from moela.integrations.transformers import mla_trial, takeover
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 REPORT = """\
 moela.patch
@@ -157,6 +158,18 @@ class TestPatch:
         moela.patch(model)
         models.logits_of(model, models.prompt())
         assert seen == [(14, models.HIDDEN)]
+
+    def test_hooks_of_an_activation_still_run(self, model, moe):
+        """Its own, and those of all modules."""
+        moela.patch(model)
+        expected = models.logits_of(model, models.prompt())
+        for register in (moe.experts.act_fn.register_forward_hook, register_module_forward_hook):
+            seen = []
+            hook = register(lambda module, args, out, seen=seen: seen.append(module))
+            got = models.logits_of(model, models.prompt())
+            hook.remove()
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # other steps, in float32 too
+            assert moe.experts.act_fn in seen
 
 
 class TestUnpatch:

@@ -9,6 +9,7 @@ from transformers.activations import SiLUActivation
 from transformers.integrations import moe
 
 from moela import nn as layers
+from moela.integrations.transformers.takeover import is_watched
 from moela.nn import Gate, SwiGlu
 
 Settings = tuple[float | None, float | None]  # limit and alpha of a SwiGlu
@@ -18,9 +19,11 @@ _found: WeakKeyDictionary[nn.Module, tuple[Any, Settings | None]] = WeakKeyDicti
 
 
 def gate_of(experts: nn.Module) -> Gate:
-    """The activation of `experts`: a SwiGlu if it is one, else what the module calls."""
+    """The activation of `experts`: a SwiGlu if it is one that nobody watches, else what the module calls."""
     if not experts.has_gate:
         return experts.act_fn
+    if isinstance(act_fn := getattr(experts, "act_fn", None), nn.Module) and is_watched(act_fn):
+        return experts._apply_gate
     if type(experts)._apply_gate is moe._default_apply_gate and _is_silu(experts.act_fn):
         return SwiGlu()
     settings = _swiglu_settings(experts)

@@ -19,7 +19,7 @@ from moela.integrations.transformers.config_with import ConfigWith
 from moela.integrations.transformers.latent_cache import adopt, is_trained, rows_of
 from moela.integrations.transformers.mla_expanded import Expanded, is_expanded
 from moela.integrations.transformers.mla_mask import Tokens, chosen_tokens, tokens_of
-from moela.integrations.transformers.takeover import RECORD, forward_slot, why_not
+from moela.integrations.transformers.takeover import RECORD, forward_slot, is_watched, why_not
 from moela.nn.absorption import absorb, is_cheaper, split_kv_b, unabsorb
 from moela.nn.fp8_linear import Fp8Linear
 from moela.ops import mla_decode
@@ -80,7 +80,7 @@ def _is_inference(layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> b
 def _weight(layer: nn.Module, hidden: Tensor) -> Tensor | None:
     """[H * (P + V), L] of hidden's dtype, if there is one."""
     kv_b_proj, note = layer.kv_b_proj, getattr(layer, RECORD).note
-    if why_not_kv_b(kv_b_proj) or kv_b_proj.weight.device != hidden.device:
+    if is_watched(kv_b_proj) or why_not_kv_b(kv_b_proj) or kv_b_proj.weight.device != hidden.device:
         return None
     if fp8.is_quantized(kv_b_proj.weight):
         return note.get(kv_b_proj.weight, kv_b_proj.weight_scale_inv, hidden.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from moela import backends
 
@@ -56,6 +57,11 @@ def forward_slot(module: nn.Module) -> str:
     """
     is_hooked = "_hf_hook" in vars(module) and "_old_forward" in vars(module)
     return "_old_forward" if is_hooked else "forward"
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see the calls of a module, or those of all: it has to be called then."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or _has_any_global_hook())
 
 
 def why_not(owner: nn.Module, attribute: str) -> str | None:
