@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 examples/expert_parallel.py
 
-Each process has its own tokens, all of the gate and the shared experts, and a part of the experts. Gradients of
+Each process has its own tokens, the whole gate and shared experts, and a part of the experts. Gradients of
 what all processes have are averaged; those of the experts are complete where the experts are.
 """
 
