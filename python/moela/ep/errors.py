@@ -9,24 +9,24 @@ class EpError(RuntimeError):
         epoch: the exchange, counted from 1 in the life of the buffer.
     """
 
-    verb = "failed"
+    what = "no answer from"
 
     def __init__(self, ranks: list[int], epoch: int, detail: str) -> None:
         self.ranks, self.epoch, self.detail = list(ranks), epoch, detail
         who = " and ".join(f"rank {rank}" for rank in self.ranks) or "a rank"
-        super().__init__(f"ep: epoch {epoch}: {who} {self.verb}: {detail}")
+        super().__init__(f"ep: epoch {epoch}: {self.what} {who}: {detail}")
 
     def __reduce__(self):  # a process pool sends exceptions home by pickle
         return type(self), (self.ranks, self.epoch, self.detail)
 
 
-class EpTimeout(EpError):
+class EpTimeout(EpError):  # noqa: N818 (the name of what it tells)
     """A rank did not take part before the deadline, though it may be alive: it is slow, stopped or gone."""
 
-    verb = "is late"
+    what = "no answer in time from"
 
 
-class EpPeerLost(EpError):
+class EpPeerLost(EpError):  # noqa: N818
     """A rank has ended, or has closed its buffer: it will never take part."""
 
-    verb = "is lost"
+    what = "lost"

@@ -3,9 +3,14 @@
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch.distributed as dist
 from torch import Tensor
+
+from moela.ep.local import LocalGroup
+from moela.ep.rendezvous import Member
 
 HEADER_BYTES = 256
 _FIXED = struct.Struct("<qqqq")  # epoch, count, row_bytes, is_abort
@@ -62,6 +67,22 @@ class Received(NamedTuple):
     counts: Tensor  # [R] int32
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a transport is built from; all but rank is the same on every rank."""
+
+    rank: int
+    num_ranks: int
+    max_tokens: int  # rows that one rank sends another in an epoch, at most
+    row_bytes: int  # of a wire row, at most
+    deadline: float  # seconds that one wait may take
+    key: str  # unique among all buffers that are open on these hosts
+    members: tuple[Member, ...]
+    store: "dist.Store"  # the buffer's own part of it
+    group: "dist.ProcessGroup | None"  # the user's, of ranks that are processes
+    local: LocalGroup | None  # of ranks that are threads
+
+
 class Transport(ABC):
     """Moves wire rows and knows nothing of experts.
 
@@ -74,6 +95,20 @@ class Transport(ABC):
     name: str
     rank: int
     num_ranks: int
+
+    @abstractmethod
+    def __init__(self, setup: Setup) -> None:
+        """Called by every rank; may raise, and then every rank goes without this transport."""
+
+    @staticmethod
+    @abstractmethod
+    def why_not() -> str | None:
+        """Why this process cannot use it; None: it can."""
+
+    @staticmethod
+    @abstractmethod
+    def unfit(members: list[Member], is_local: bool) -> str | None:
+        """Why it does not connect these processes (is_local: threads of one); None: it does."""
 
     @abstractmethod
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
@@ -98,8 +133,9 @@ class Transport(ABC):
 
     @abstractmethod
     def abort(self, epoch: int, reason: str) -> None:
-        """In place of send(epoch): every peer's receive(epoch) raises ValueError with the reason. No waiting."""
+        """In place of send(epoch), without waiting: every receive(epoch) raises ValueError with the reason,
+        this rank's too."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the transport owns. A peer that waits for this rank gets EpPeerLost. Twice is once."""
+        """Give back what it owns. A peer that waits for this rank gets EpPeerLost. May be called twice."""
