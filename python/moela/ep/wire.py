@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from moela.ep.rows import gather_rows
+
 ALIGNMENT = 16  # bytes: vector loads of every backend may assume it
 
 
@@ -32,11 +34,14 @@ class WireFormat:
     def row_bytes(self) -> int:
         return sum(_padded(width) for width in self.widths)
 
-    def pack(self, columns: Sequence[Tensor], rows: Tensor) -> Tensor:
-        """Row rows[i] of every column as one wire row: [*, w] uint8 each, [m] int32 -> [m, row_bytes]."""
-        wire = rows.new_zeros((rows.numel(), self.row_bytes), dtype=torch.uint8)
+    def pack(self, columns: Sequence[Tensor], rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Row rows[i] of every column as one wire row: [*, w] uint8 each, [m] int32 -> [m, row_bytes].
+
+        What lies between the columns is not written.
+        """
+        wire = rows.new_empty((rows.numel(), self.row_bytes), dtype=torch.uint8) if out is None else out
         for column, offset, width in zip(columns, self.offsets, self.widths, strict=True):
-            wire[:, offset : offset + width] = column[rows]
+            gather_rows(column, rows, wire[:, offset : offset + width])
         return wire
 
     def column(self, wire: Tensor, i: int) -> Tensor:
