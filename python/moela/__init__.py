@@ -3,6 +3,10 @@
 from moela.backends import explain, use_backend
 from moela.integrations import disable_cpu_fp8, enable_cpu_fp8, patch, register, unpatch
 from moela.ops import (
+    ep_combine,
+    ep_dispatch,
+    ep_plan,
+    ep_plan_out,
     fp8_gemm,
     fp8_gemm_out,
     fused_experts,
@@ -59,6 +63,10 @@ __version__ = "0.1.0"
 __all__ = [
     "disable_cpu_fp8",
     "enable_cpu_fp8",
+    "ep_combine",
+    "ep_dispatch",
+    "ep_plan",
+    "ep_plan_out",
     "explain",
     "fp8_gemm",
     "fp8_gemm_out",

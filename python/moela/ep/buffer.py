@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,6 +92,7 @@ class EpBuffer:
     def _agree(self, meeting: Rendezvous, settings: dict[str, Any], is_local: bool) -> list[Member]:
         """Compare what the ranks were given, and learn who they are."""
         answer = {"settings": settings, "member": Member.of_this_process(), "faults": faults_here()}
+        answer["key"] = uuid.uuid4().hex
         answer["error"] = _error_in(settings)
         answers = meeting.gather("settings", answer)
         for rank, theirs in enumerate(answers):
@@ -104,6 +106,7 @@ class EpBuffer:
                         f"{value!r} on rank {rank}"
                     )
         members = [Member(*theirs["member"]) for theirs in answers]
+        self._key = answers[0]["key"]
         self._reasons = reasons_against([theirs["faults"] for theirs in answers], members, is_local)
         return members
 
@@ -119,7 +122,7 @@ class EpBuffer:
                 max_tokens=self.max_tokens,
                 row_bytes=self.row_bytes,
                 deadline=self.deadline,
-                key=meeting.key,
+                key=self._key,
                 members=tuple(members),
                 store=dist.PrefixStore(name, meeting.store),
                 group=None if isinstance(group, LocalRank) else group,
@@ -163,8 +166,8 @@ class EpBuffer:
         self._drain(epoch)
         if epoch != self._received + 1:
             raise ValueError(
-                f"ep: token: expected the exchange of epoch {self._received + 1}, got that of {epoch}; receive "
-                "each once, in the order in which they were sent"
+                f"ep: token: expected the exchange of epoch {self._received + 1}, got that of {epoch}; "
+                "receive each once, in the order in which they were sent"
             )
         with self._watched():
             self._received = epoch
@@ -245,7 +248,7 @@ def _meeting(group: Any, deadline: float) -> Rendezvous:
     if isinstance(group, LocalRank):
         store, label, rank, size = (
             group.group.store,
-            f"threads {id(group.group)}",
+            group.group.name,
             group.index,
             group.group.num_ranks,
         )

@@ -1,5 +1,6 @@
 """Ranks that are threads of one process: for tests, examples, and programs before they are spread."""
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,12 +9,15 @@ import torch.distributed as dist
 
 from moela.ep.errors import EpError
 
+_numbers = itertools.count()
+
 
 class LocalGroup:
     """The ranks of one process. Each is a thread, with an EpBuffer of its own on `group.rank(i)`."""
 
     def __init__(self, num_ranks: int) -> None:
         self.num_ranks = num_ranks
+        self.name = f"threads {next(_numbers)}"
         self.store = dist.HashStore()
         self.condition = threading.Condition()
         self.shared: dict[str, Any] = {}  # what transports of this process share, by the key of their buffer

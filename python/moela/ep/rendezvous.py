@@ -51,7 +51,7 @@ class Rendezvous:
     """A part of a store that belongs to one buffer, the same on every rank."""
 
     def __init__(self, store: "dist.Store", key: str, rank: int, num_ranks: int, deadline: float) -> None:
-        self.store, self.key = dist.PrefixStore(key, store), key
+        self.store = dist.PrefixStore(key, store)
         self.rank, self.num_ranks, self.deadline = rank, num_ranks, deadline
 
     def gather(self, step: str, value: Any) -> list[Any]:

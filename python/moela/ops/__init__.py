@@ -1,6 +1,9 @@
 """The ops. Importing this defines them under torch.ops.moela."""
 
 from moela.ops._spec import SPECS, OpSpec
+from moela.ops.ep_combine import ep_combine
+from moela.ops.ep_dispatch import ep_dispatch
+from moela.ops.ep_plan import ep_plan, ep_plan_out
 from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
 from moela.ops.fused_experts import fused_experts, fused_experts_out
 from moela.ops.grouped_fp8_gemm import grouped_fp8_gemm, grouped_fp8_gemm_out
@@ -31,6 +34,10 @@ from moela.ops.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8, silu_and_mu
 __all__ = [
     "SPECS",
     "OpSpec",
+    "ep_combine",
+    "ep_dispatch",
+    "ep_plan",
+    "ep_plan_out",
     "fp8_gemm",
     "fp8_gemm_out",
     "fused_experts",
