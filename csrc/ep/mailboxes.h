@@ -12,9 +12,10 @@
 //                                  await_releases(epoch): its next stores there come after d's reads
 // The rows need release and acquire; the words are seq_cst because of sleepers, see sleep().
 //
-// Words only grow and are compared with >=: a rank that looks late finds a larger one, and is not stuck. Of
-// two epochs under way at most, the rows need two places and the headers three: a header that gives an epoch
-// up is posted without a wait, so the reader may be one epoch further behind. There are four.
+// Words only grow and are compared with >=: a rank that looks late finds a larger one, and is not stuck. With
+// two epochs of a rank under way at most the rows need two places. The headers need four, because one that
+// gives an epoch up is posted without a wait: when a source posts epoch e, it has received e - 2, which d
+// sent when it had received e - 4. So d may yet read e - 3.
 //
 // Waiting: a while in user space, then asleep in the kernel, until the bell that whoever changes a word rings
 // for each sleeper. A wait ends after `seconds` at the latest and says who is missing: it is the caller who

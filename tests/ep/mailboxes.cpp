@@ -1,5 +1,5 @@
-// Threads as ranks: mailboxes <ranks> <epochs> <first epoch> <seed>. Built with ThreadSanitizer, which sees
-// the rows, plain memory, and knows of no order between the threads but that of the mailboxes.
+// Threads as ranks: mailboxes <ranks> <epochs> <first epoch> <deadline> <seed>. Built with ThreadSanitizer,
+// which sees the rows, plain memory, and knows of no order between the threads but that of the mailboxes.
 #include "ep/mailboxes.h"
 
 #include <sched.h>
@@ -21,7 +21,6 @@ using moela::ep::Mailboxes;
 
 constexpr int kMaxRows = 64;
 constexpr uint32_t kPoison = 0x7FC00000;  // a float32 NaN
-constexpr double kDeadline = 60;
 
 struct Header {
   uint64_t epoch;
@@ -43,8 +42,13 @@ void require(bool holds, const char* what, int rank, uint64_t epoch) {
 
 class Rank {
  public:
-  Rank(void* memory, std::vector<uint32_t>& rows, int num_ranks, int rank, uint64_t seed)
-      : boxes_(memory, num_ranks, rank), rows_(rows), num_ranks_(num_ranks), rank_(rank), random_(seed) {}
+  Rank(void* memory, std::vector<uint32_t>& rows, int num_ranks, int rank, double deadline, uint64_t seed)
+      : boxes_(memory, num_ranks, rank),
+        rows_(rows),
+        num_ranks_(num_ranks),
+        rank_(rank),
+        deadline_(deadline),
+        random_(seed) {}
 
   void join(uint64_t first) { boxes_.join(first); }
 
@@ -75,7 +79,7 @@ class Rank {
     jitter();
     Header header{.epoch = epoch, .count = 0, .is_abort = random_() % 16 == 0, .rest = {}};
     if (!header.is_abort)
-      require(boxes_.await_releases(epoch - 2, kDeadline) == 0, "no release", rank_, epoch);
+      require(boxes_.await_releases(epoch - 2, deadline_) == 0, "no release", rank_, epoch);
     for (int step = 1; step <= num_ranks_; ++step) {
       const int to = (rank_ + step) % num_ranks_;
       header.count = header.is_abort ? 0 : static_cast<int64_t>(random_() % (kMaxRows + 1));
@@ -87,7 +91,7 @@ class Rank {
 
   void receive(uint64_t epoch) {
     jitter();
-    require(boxes_.await_posts(epoch, kDeadline) == 0, "no post", rank_, epoch);
+    require(boxes_.await_posts(epoch, deadline_) == 0, "no post", rank_, epoch);
     for (int from = 0; from < num_ranks_; ++from) {
       Header header;
       std::memcpy(&header, boxes_.header(epoch, from), sizeof header);
@@ -105,16 +109,18 @@ class Rank {
   std::vector<uint32_t>& rows_;
   int num_ranks_;
   int rank_;
+  double deadline_;
   std::mt19937_64 random_;
 };
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 5) return 2;
+  if (argc != 6) return 2;
   const int num_ranks = std::atoi(argv[1]);
   const uint64_t epochs = std::strtoull(argv[2], nullptr, 10), first = std::strtoull(argv[3], nullptr, 10);
-  const uint64_t seed = std::strtoull(argv[4], nullptr, 10);
+  const double deadline = std::atof(argv[4]);
+  const uint64_t seed = std::strtoull(argv[5], nullptr, 10);
   const auto bytes = static_cast<size_t>(Mailboxes::bytes(num_ranks));
   const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(64, bytes), std::free);
   std::memset(memory.get(), 0, bytes);
@@ -122,7 +128,7 @@ int main(int argc, char** argv) {
 
   std::vector<Rank> ranks;
   for (int rank = 0; rank < num_ranks; ++rank)
-    ranks.emplace_back(memory.get(), rows, num_ranks, rank, seed * 100 + rank);
+    ranks.emplace_back(memory.get(), rows, num_ranks, rank, deadline, seed * 100 + rank);
   for (Rank& rank : ranks) rank.join(first);
   std::vector<std::thread> threads;
   for (Rank& rank : ranks) threads.emplace_back([&] { rank.run(first, epochs); });

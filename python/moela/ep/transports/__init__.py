@@ -7,7 +7,9 @@ from moela.ep.transports.local import LocalTransport
 from moela.ep.transports.shm import ShmTransport
 
 # In the order of preference.
-TRANSPORTS: dict[str, type[Transport]] = {t.name: t for t in (LocalTransport, ShmTransport, CollectiveTransport)}
+TRANSPORTS: dict[str, type[Transport]] = {
+    t.name: t for t in (LocalTransport, ShmTransport, CollectiveTransport)
+}
 
 
 def reasons_against(

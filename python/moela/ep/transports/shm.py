@@ -1,11 +1,11 @@
 """Processes of one host: rows are written straight into memory that all of them map.
 
-The memory is a file without a name (memfd), which rank 0 makes and the others open through its entry in /proc:
-nothing is left behind however a rank ends, and /dev/shm, a few megabytes in most containers, does not matter.
-Pages exist once they are used. Which epoch is where, and who may touch what when: csrc/ep/mailboxes.h.
+The memory is a file without a name (memfd), which rank 0 makes and the others open through its entry in
+/proc: nothing is left behind however a rank ends, and /dev/shm, a few megabytes in most containers, does not
+matter. Pages exist once they are used. Which epoch is where, and who may touch what when:
+csrc/ep/mailboxes.h.
 """
 
-import ctypes
 import mmap
 import os
 import time
@@ -46,7 +46,9 @@ class ShmTransport(Transport):
     @staticmethod
     def why_not() -> str | None:
         if torch.cuda.is_available():
-            return "there is a GPU, and only rows of CPU tensors can travel (to hide it: CUDA_VISIBLE_DEVICES=)"
+            return (
+                "there is a GPU, and only rows of CPU tensors can travel (to hide it: CUDA_VISIBLE_DEVICES=)"
+            )
         return mailboxes.why_not()
 
     @staticmethod
@@ -130,7 +132,9 @@ class ShmTransport(Transport):
             return EpTimeout(sorted(suspects), epoch, f"rank {left[0]} waited in vain and has left")
         if left:
             return EpPeerLost(left, epoch, "it has closed its buffer, or given up on this rank")
-        return EpTimeout(missing, epoch, f"nothing came within {self._setup.deadline:g} s") if is_late else None
+        return (
+            EpTimeout(missing, epoch, f"nothing came within {self._setup.deadline:g} s") if is_late else None
+        )
 
     def _has_ended(self, rank: int) -> bool:
         local = self._setup.local
