@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moela.ep import layout as layouts
 from moela.ep.buffer import EpBuffer
-from moela.ep.transports import Received
+from moela.ep.rows import gather_rows, received_rows, returned_rows
 from moela.ep.wire import WireFormat, as_bytes
 from moela.ops import _check
 
@@ -54,41 +54,35 @@ def receive_tokens(
     buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], layout: str, capacity: int | None
 ) -> Placed:
     """like: x and the extras, of any number of rows. capacity -1: no row to spare."""
-    topk, E, device = buffer.topk, buffer.num_local_experts, like[0].device
-    form = _form(*like, *[torch.empty((0, topk), dtype=torch.int32)] * 2)
+    device = like[0].device
+    form = _form(*like, *[torch.empty((0, buffer.topk), dtype=torch.int32)] * 2)
+    if capacity is None:
+        capacity = layouts.shapes(buffer, layout, None).rows[-1]
     with buffer.receive(epoch) as received:
-        wire = _in_one_piece(received).to(device)  # [N, row_bytes]
-        ids = _column(form, wire, len(like), torch.int32) - buffer.first_expert  # [N, topk]
-        is_here = (ids >= 0) & (ids < E)
-        ids = torch.where(is_here, ids, -1)
-        weights = torch.where(is_here, _column(form, wire, len(like) + 1, torch.float32), 0)  # [N, topk]
-        room = layouts.shapes(buffer, layout, None if capacity == -1 else capacity).rows[-1]
-        places = layouts.places(layout, ids, E, room)
-        if places.needed > room:
-            message = f"{op}: capacity: expected at least {places.needed} for what came, got {room}"
+        received = received.to(device)
+        placed = layouts.place(buffer, received, *form.offsets[-2:], layout, capacity)
+        if placed.needed > capacity >= 0:
+            message = f"{op}: capacity: expected at least {placed.needed} for what came, got {capacity}"
             buffer.give_up(message)
             raise ValueError(message)
-        shapes = layouts.shapes(buffer, layout, places.needed if capacity == -1 else room)
-        outs = [wire.new_zeros((*shapes.rows, width)) for width in form.widths[:-2]]  # [*, bytes]
+        rows = layouts.shapes(buffer, layout, placed.needed if capacity < 0 else capacity).rows
+        outs = [received.wire.new_empty((*rows, width)) for width in form.widths[:-2]]  # [*, bytes]
         for i, out in enumerate(outs):
-            places.fill(out.flatten(0, -2), form.column(wire, i))
-    N = ids.size(0)
-    out_ids = ids.new_full(shapes.ids, -1)
-    out_weights = weights.new_zeros(shapes.weights)
-    if layout == "compact":
-        out_ids[:N], out_weights[:N] = ids, weights
-    else:
-        out_weights.view(-1)[places.positions[is_here]] = weights[is_here]
-    positions = ids.new_full(shapes.positions, -1)
-    positions[:N] = places.positions
+            gather_rows(form.column(received.wire, i), placed.source, out.flatten(0, -2))
     x, *extras = (out.view(t.dtype) for out, t in zip(outs, like, strict=True))
-    counts = received.counts.to(device)
-    return Placed(x, out_ids, out_weights, extras, places.experts, counts, positions)
+    _, ids, weights, experts, positions, _ = placed
+    return Placed(x, ids, weights, extras, experts, received.counts, positions)
 
 
-def send_back(buffer: EpBuffer, op: str, columns: Sequence[Tensor], recv_counts: Tensor) -> int:
-    """A row per received row to where it came from -> the epoch. columns: [N, *], in received order."""
-    rows = torch.arange(columns[0].size(0), dtype=torch.int32, device=columns[0].device)
+def send_back(
+    buffer: EpBuffer, op: str, columns: Sequence[Tensor], rows: Tensor | None, recv_counts: Tensor
+) -> int:
+    """A row per received row to where it came from -> the epoch.
+
+    columns: [*, w]. rows: [N] int32, in received order, those of the columns; None: the columns are in it.
+    """
+    if rows is None:
+        rows = torch.arange(columns[0].size(0), dtype=torch.int32, device=columns[0].device)
     return buffer.send(_text(op, *columns), _bytes_of(*columns), rows, recv_counts)
 
 
@@ -98,12 +92,10 @@ def receive_back(
     """Sum what a token's rows came back as, float32, in the order of the ranks, rounded once. -> [T, *]."""
     form = _form(*like)
     with buffer.receive(epoch) as received:
-        wire = _in_one_piece(received).to(slots.device)
-        columns = [_column(form, wire, i, t.dtype) for i, t in enumerate(like)]
-    rows = slots.sort(dim=1).values  # [T, topk]: by rank, as send order is; those of one rank are equal
-    is_again = torch.nn.functional.pad(rows[:, 1:] == rows[:, :-1], (1, 0))
-    rows = rows.masked_fill_(is_again, -1)
-    return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
+        received = received.to(slots.device)
+        rows = returned_rows(slots, *received)  # [T, topk]
+        columns = [form.column(received.wire, i).view(t.dtype) for i, t in enumerate(like)]
+        return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
 
 
 def send_again(buffer: EpBuffer, op: str, x: Tensor, slots: Tensor, counts: Tensor) -> int:
@@ -119,7 +111,11 @@ def receive_again(buffer: EpBuffer, epoch: int, like: Tensor) -> Tensor:
     """-> [N, *], in received order."""
     form = _form(like)
     with buffer.receive(epoch) as received:
-        return _column(form, _in_one_piece(received).to(like.device), 0, like.dtype)
+        wire, *where = received.to(like.device)
+        rows = received_rows(*where)
+        out = wire.new_empty((rows.numel(), form.widths[0]))
+        gather_rows(form.column(wire, 0), rows, out)
+        return out.view(like.dtype)
 
 
 def _text(op: str, *columns: Tensor) -> str:
@@ -133,20 +129,6 @@ def _bytes_of(*columns: Tensor) -> list[Tensor]:
 
 def _form(*columns: Tensor) -> WireFormat:
     return WireFormat(tuple(c.size(1) * c.element_size() for c in columns))
-
-
-def _column(form: WireFormat, wire: Tensor, i: int, dtype: torch.dtype) -> Tensor:
-    """A copy, so that it outlives the transport's memory and is aligned."""
-    return form.column(wire, i).clone(memory_format=torch.contiguous_format).view(dtype)
-
-
-def _in_one_piece(received: Received) -> Tensor:
-    """[N, row_bytes]: the rows of all sources, one after another; a view where they lie so."""
-    starts, counts = received.starts.tolist(), received.counts.tolist()
-    ends = [start + count for start, count in zip(starts, counts, strict=True)]
-    if all(end == start for end, start in zip(ends, starts[1:], strict=False)):
-        return received.wire[starts[0] : ends[-1]]
-    return torch.cat([received.wire[start:end] for start, end in zip(starts, ends, strict=True)])
 
 
 def row_bytes(x: Tensor, *extras: Tensor, topk: int) -> int:

@@ -1,5 +1,6 @@
-"""The one copy of expert parallelism: rows from where they are to where they go."""
+"""What is done to rows, in C++ where they are in the memory of a CPU: csrc/ops/_ep_rows.cpp."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -9,6 +10,24 @@ from moela import backends
 
 _lib = torch.library.Library("moela_ep", "DEF")
 _lib.define("gather_rows(Tensor source, Tensor rows, Tensor(a!) out) -> ()")
+_lib.define("pack(Tensor[] columns, Tensor rows, int[] offsets, Tensor(a!) wire) -> ()")
+_lib.define(
+    "place(Tensor wire, Tensor starts, Tensor counts, int ids_at, int weights_at, int topk, "
+    "int first_expert, int num_local_experts, int layout, int capacity, int most) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, int)"
+)
+_lib.define("returned_rows(Tensor slots, Tensor wire, Tensor starts, Tensor counts) -> Tensor")
+
+
+def is_compiled(t: Tensor) -> bool:
+    """Whether the kernels of csrc are to be used for this tensor."""
+    return t.device.type == "cpu" and backends.forced() in (None, "cpu") and _has_kernels()
+
+
+@cache
+def _has_kernels() -> bool:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return backends.library("cpu").handle is not None and has_kernel("moela_ep::pack", "CPU")
 
 
 def gather_rows(source: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -16,7 +35,7 @@ def gather_rows(source: Tensor, rows: Tensor, out: Tensor) -> None:
 
     source: [N, w] uint8, out: [M, w] uint8, rows of both may be strided; rows: [M] int32, below N.
     """
-    if out.device.type == "cpu" and backends.forced() in (None, "cpu") and _is_compiled():
+    if is_compiled(out):
         torch.ops.moela_ep.gather_rows(source, rows, out)
         return
     is_row = rows >= 0
@@ -24,7 +43,30 @@ def gather_rows(source: Tensor, rows: Tensor, out: Tensor) -> None:
     out[~is_row] = 0
 
 
-@cache
-def _is_compiled() -> bool:
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return backends.library("cpu").handle is not None and has_kernel("moela_ep::gather_rows", "CPU")
+def pack(columns: Sequence[Tensor], rows: Tensor, offsets: Sequence[int], wire: Tensor) -> None:
+    """Column i, [N, w] uint8, to byte offsets[i] of wire, [M, *] uint8: of its rows rows[0 .. M], below N."""
+    if is_compiled(wire):
+        torch.ops.moela_ep.pack(columns, rows, offsets, wire)
+        return
+    for column, offset in zip(columns, offsets, strict=True):
+        gather_rows(column, rows, wire[:, offset : offset + column.size(1)])
+
+
+def received_rows(starts: Tensor, counts: Tensor) -> Tensor:
+    """[R], [R] -> [N] int32: in received order, the row of wire."""
+    pairs = zip(starts.tolist(), counts.tolist(), strict=True)
+    ranges = [torch.arange(start, start + n, dtype=torch.int32, device=starts.device) for start, n in pairs]
+    return torch.cat(ranges)
+
+
+def returned_rows(slots: Tensor, wire: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
+    """Where in wire what was sent as slots [T, topk] int32 came back to, each row once, the rest -1.
+
+    The rows of a token are in the order of the ranks, as slots are.
+    """
+    if is_compiled(wire):
+        return torch.ops.moela_ep.returned_rows(slots, wire, starts, counts)
+    slots = slots.sort(dim=1).values  # [T, topk]; those of one rank are equal
+    is_again = torch.nn.functional.pad(slots[:, 1:] == slots[:, :-1], (1, 0))
+    rows = torch.cat([received_rows(starts, counts), starts.new_full((1,), -1)])  # the last one for slot -1
+    return torch.where(is_again, -1, rows[slots])

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from moela.ep.rows import gather_rows
+from moela.ep.rows import pack
 
 ALIGNMENT = 16  # bytes: vector loads of every backend may assume it
 
@@ -40,8 +40,7 @@ class WireFormat:
         What lies between the columns is not written.
         """
         wire = rows.new_empty((rows.numel(), self.row_bytes), dtype=torch.uint8) if out is None else out
-        for column, offset, width in zip(columns, self.offsets, self.widths, strict=True):
-            gather_rows(column, rows, wire[:, offset : offset + width])
+        pack(columns, rows, self.offsets, wire)
         return wire
 
     def column(self, wire: Tensor, i: int) -> Tensor:

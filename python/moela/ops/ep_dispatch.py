@@ -180,7 +180,7 @@ def _backward(buffer: EpBuffer, grad_x, grad_weights, topk_ids, layout, *handle)
         weights = torch.where(topk_ids[:N] >= 0, grad_weights[:N], 0)  # [N, topk]
     else:
         weights = at(grad_weights, positions)
-    epoch = exchange.send_back(buffer, BACKWARD, (rows, weights), recv_counts)
+    epoch = exchange.send_back(buffer, BACKWARD, (rows, weights), None, recv_counts)
     return tuple(exchange.receive_back(buffer, BACKWARD, epoch, (rows, weights), slots))
 
 
