@@ -1,5 +1,6 @@
 """The ops. Importing this defines them under torch.ops.moela."""
 
+from moela.ops._ep import DISTRIBUTED
 from moela.ops._spec import SPECS, OpSpec
 from moela.ops.ep_combine import ep_combine
 from moela.ops.ep_dispatch import ep_dispatch
@@ -32,6 +33,7 @@ from moela.ops.silu_and_mul import silu_and_mul, silu_and_mul_out
 from moela.ops.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8, silu_and_mul_quant_fp8_out
 
 __all__ = [
+    "DISTRIBUTED",
     "SPECS",
     "OpSpec",
     "ep_combine",

@@ -57,8 +57,9 @@ def ep_dispatch(
             "expert": a row per token and expert of this rank that it has, sorted by expert, then as
             received, then by k: as `grouped_gemm` takes it.
             "masked": the same, at the beginning of [E, capacity]: as `grouped_fp8_gemm_masked` takes it.
-        capacity: of the layout; if more comes, this rank raises ValueError, and the others do in their next
-            exchange. None: as much as can come, num_ranks * max_tokens, for "expert" times min(topk, E).
+        capacity: of the layout; if more comes, this rank raises ValueError, and the others do in their
+            next exchange. None: num_ranks * max_tokens, for "expert" times min(topk, E): as much as can
+            come, unless a token has an expert twice.
 
     Returns:
         x [capacity, hidden] ("masked": [E, capacity, hidden]), and extras alike: bit for bit what was sent.

@@ -1,5 +1,7 @@
 """The definitions in plain torch: the oracle of every test, and the fallback on every device."""
 
+from moela.reference.ep_combine import ep_combine
+from moela.reference.ep_dispatch import ep_dispatch
 from moela.reference.ep_plan import ep_plan
 from moela.reference.fp8_gemm import fp8_gemm
 from moela.reference.fused_experts import fused_experts
@@ -29,6 +31,8 @@ from moela.reference.silu_and_mul import silu_and_mul
 from moela.reference.silu_and_mul_quant_fp8 import silu_and_mul_quant_fp8
 
 __all__ = [
+    "ep_combine",
+    "ep_dispatch",
     "ep_plan",
     "fp8_gemm",
     "fused_experts",

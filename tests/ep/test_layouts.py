@@ -1,0 +1,111 @@
+"""What every layout and transport promises, bit for bit: against the definition, which moves row by row."""
+
+import moela
+import pytest
+import routing
+import torch
+from moela import reference
+from moela.ep import EpBuffer, run_local
+
+E, TOPK, HIDDEN, MAX_TOKENS = 7, 3, 5, 6
+# Nothing in common with the sizes of rows: x alone ends off every boundary.
+EXTRAS = ((torch.float8_e4m3fn, 3), (torch.float8_e8m0fnu, 1), (torch.int64, 2), (torch.bool, 0))
+
+
+def extras_of(rank: int, T: int) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(100 + rank)
+    bits = [torch.randint(0, 256, (T, w * d.itemsize), generator=g, dtype=torch.uint8) for d, w in EXTRAS]
+    return [(b % 2 if d == torch.bool else b).view(d) for b, (d, _) in zip(bits, EXTRAS, strict=True)]
+
+
+def as_bytes(t: torch.Tensor) -> torch.Tensor:
+    return t.contiguous().view(torch.uint8)
+
+
+def exchanged(group, transport: str, all_tokens: list, layout: str, dtype: torch.dtype, capacity: int | None):
+    """On one rank: a dispatch with extras, experts that multiply by their number plus one, a combine."""
+    with EpBuffer(
+        group,
+        num_experts=E,
+        hidden=HIDDEN,
+        topk=TOPK,
+        max_tokens=MAX_TOKENS,
+        transport=transport,
+        row_bytes=256,
+        deadline=20,
+    ) as buffer:
+        x, ids, weights = all_tokens[buffer.rank]
+        x = x.to(dtype)
+        got = moela.ep_dispatch(
+            x, ids, weights, group=buffer.name, extras=extras_of(buffer.rank, len(x)), layout=layout,
+            capacity=capacity,
+        )  # fmt: skip
+        y = got.x.float().nan_to_num(0.0).bfloat16()
+        weights = None if layout == "compact" else got.topk_weights
+        return got, y, moela.ep_combine(y, got.handle, group=buffer.name, topk_weights=weights)
+
+
+def expect_defined(all_tokens: list, dtype: torch.dtype, layout: str, results: list) -> None:
+    capacity = [got.x.size(-2) for got, _, _ in results]
+    ids, weights = [t.topk_ids for t in all_tokens], [t.topk_weights for t in all_tokens]
+    rows = [as_bytes(t.x.to(dtype)) for t in all_tokens]
+    defined = reference.ep_dispatch(rows, ids, weights, E, layout, capacity)
+    for (got, _, _), (x, topk_ids, topk_weights, experts, _) in zip(results, defined, strict=True):
+        assert torch.equal(as_bytes(got.x), x)
+        assert torch.equal(got.topk_weights, topk_weights)
+        mine = {"compact": got.topk_ids, "expert": got.expert_offsets, "masked": got.expert_counts}
+        wanted = {"compact": topk_ids, "expert": experts, "masked": experts}
+        assert torch.equal(mine.pop(layout), wanted[layout])
+        assert [*mine.values()] == [None, None]
+    for i in range(len(EXTRAS)):
+        rows = [as_bytes(extras_of(rank, len(t.x))[i]) for rank, t in enumerate(all_tokens)]
+        defined_extra = reference.ep_dispatch(rows, ids, weights, E, layout, capacity)
+        for (got, _, _), (x, *_) in zip(results, defined_extra, strict=True):
+            assert got.extras[i].dtype == EXTRAS[i][0]
+            assert torch.equal(as_bytes(got.extras[i]), x)
+    T = [len(t.x) for t in all_tokens]
+    outs = reference.ep_combine([y for _, y, _ in results], defined, T, TOPK, layout != "compact")
+    for (_, _, got), want in zip(results, outs, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
+@pytest.mark.parametrize("R", [1, 2, 3, 8])  # 8: more ranks than experts
+def test_rows_arrive_as_defined(R, layout):
+    for case in routing.CASES:
+        all_tokens = routing.tokens(case, R, E, TOPK, HIDDEN, MAX_TOKENS)
+        repeats = layout != "compact" and case in ("one expert", "one rank", "repeated")
+        capacity = R * MAX_TOKENS * TOPK if repeats else None
+        results = run_local(R, exchanged, "local", all_tokens, layout, torch.float16, capacity)
+        expect_defined(all_tokens, torch.float16, layout, results)
+
+
+@pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
+@pytest.mark.parametrize("transport", ["collective"])
+def test_every_transport_gives_the_same_bits(transport, layout):
+    all_tokens = routing.tokens("dropped", 3, E, TOPK, HIDDEN, MAX_TOKENS)
+    for dtype in (torch.float8_e4m3fn, torch.float64):
+        results = run_local(3, exchanged, transport, all_tokens, layout, dtype, None)
+        expect_defined(all_tokens, dtype, layout, results)
+
+
+@pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
+def test_a_capacity_that_is_just_enough(layout):
+    all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
+    [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, layout, torch.float32, None)
+    came = {
+        "compact": got.handle.recv_counts.sum(),
+        "expert": got.expert_offsets,
+        "masked": got.expert_counts,
+    }
+    capacity = int(came[layout].max())
+    results = run_local(2, exchanged, "local", all_tokens, layout, torch.float32, capacity)
+    expect_defined(all_tokens, torch.float32, layout, results)
+
+
+def test_a_token_travels_once_to_a_rank_with_several_of_its_experts():
+    all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
+    [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, "expert", torch.float32, None)
+    T = torch.tensor([len(t.x) for t in all_tokens])
+    assert torch.equal(got.handle.recv_counts, T.int())
+    assert got.expert_offsets[-1] == TOPK * T.sum()
