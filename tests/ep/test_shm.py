@@ -1,68 +1,25 @@
 """Ranks on one host: rows in shared memory, and what survivors are told when a rank is gone."""
 
-import gc
-import os
-import random
 import signal
-import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from forks import Ended, Forks
 from moela.ep import EpPeerLost, EpTimeout
 from moela.ep.transports.shm import ShmTransport
-
-sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode adds no folder itself
-
-from forks import connect, run_forked
 
 if ShmTransport.why_not():
     pytest.skip(f"shm: {ShmTransport.why_not()}", allow_module_level=True)
 
-WIDTHS = (40, 7, 1)  # of the columns: more than a line, and no multiple of 16
+
+@pytest.fixture(scope="module")
+def run_forked() -> Iterator[Callable[..., list[Ended]]]:
+    with Forks("shm_ranks") as forks:
+        yield forks.run
 
 
-def rows_of(epoch: int, rank: int, num_rows: int) -> list[torch.Tensor]:
-    """Columns whose every byte says where it comes from."""
-    g = torch.Generator().manual_seed(epoch * 100 + rank)
-    return [torch.randint(256, (num_rows, width), dtype=torch.uint8, generator=g) for width in WIDTHS]
-
-
-def plan_of(epoch: int, rank: int, num_ranks: int, max_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(epoch * 1000 + rank)
-    counts = torch.randint(max_tokens + 1, (num_ranks,), dtype=torch.int32, generator=g)
-    rows = torch.randint(max_tokens, (int(counts.sum()),), dtype=torch.int32, generator=g)
-    return torch.cat([rows, rows.new_full((3,), -1)]), counts
-
-
-def send(transport: ShmTransport, epoch: int, max_tokens: int = 16) -> None:
-    rows, counts = plan_of(epoch, transport.rank, transport.num_ranks, max_tokens)
-    transport.send(epoch, "test", rows_of(epoch, transport.rank, max_tokens), rows, counts)
-
-
-def receive(transport: ShmTransport, epoch: int, max_tokens: int = 16) -> None:
-    """What came is right; then it is overwritten, so that a row that stays away cannot look right."""
-    me, num_ranks = transport.rank, transport.num_ranks
-    received = transport.receive(epoch)
-    for source in range(num_ranks):
-        rows, counts = plan_of(epoch, source, num_ranks, max_tokens)
-        first, n = int(counts[:me].sum()), int(counts[me])
-        assert received.counts[source] == n
-        wire = received.wire[received.starts[source] :][:n]
-        for column, offset in zip(rows_of(epoch, source, max_tokens), (0, 48, 64), strict=True):
-            expected = column[rows[first : first + n]]
-            assert torch.equal(wire[:, offset : offset + column.size(1)], expected), (epoch, source)
-    received.wire.fill_(0xFF)
-    transport.release(epoch)
-
-
-def exchange(transport: ShmTransport, epoch: int) -> None:
-    send(transport, epoch)
-    receive(transport, epoch)
-
-
-def succeed(ended) -> list:
+def succeed(ended: list[Ended]) -> list:
     errors = [e.error or e.exitcode for e in ended if e.error or e.exitcode]
     assert errors == []
     return [e.result for e in ended]
@@ -71,60 +28,18 @@ def succeed(ended) -> list:
 # --- rows ------------------------------------------------------------------------------------------------
 
 
-def many_epochs(rank: int, store: Path, num_ranks: int, epochs: int) -> None:
-    jitter = random.Random(rank)
-    with_next = range(1, epochs + 1, 2)  # of every other pair both are sent before the first is received
-    transport = connect(store, rank, num_ranks, deadline=50.0)
-    for epoch in with_next:
-        send(transport, epoch)
-        if epoch % 4 == 1:
-            send(transport, epoch + 1)
-        time.sleep(jitter.choice([0, 0, 0, 0.0005]))
-        receive(transport, epoch)
-        if epoch % 4 == 3:
-            send(transport, epoch + 1)
-        receive(transport, epoch + 1)
-    transport.close()
-
-
 @pytest.mark.parametrize(("num_ranks", "epochs"), [(1, 200), (2, 1000), (4, 500)])
-def test_every_row_arrives_in_every_epoch(tmp_path, num_ranks, epochs):
-    succeed(run_forked(num_ranks, many_epochs, tmp_path / "store", num_ranks, epochs))
+def test_every_row_arrives_in_every_epoch(run_forked, tmp_path, num_ranks, epochs):
+    succeed(run_forked(num_ranks, "many_epochs", tmp_path / "store", num_ranks, epochs))
 
 
-def give_up_in_the_second(rank: int, store: Path) -> list[str]:
-    transport = connect(store, rank, 3)
-    errors = []
-    for epoch in range(1, 5):
-        if epoch == 2 and rank == 1:
-            transport.abort(epoch, "too much")
-        else:
-            send(transport, epoch)
-        try:
-            receive(transport, epoch)
-        except ValueError as error:
-            errors.append(str(error))
-    transport.close()
-    return errors
-
-
-def test_an_epoch_that_one_rank_gives_up_is_an_error_on_all_and_the_next_is_not(tmp_path):
+def test_an_epoch_that_one_rank_gives_up_is_an_error_on_all_and_the_next_is_not(run_forked, tmp_path):
     expected = ["ep: rank 1 gave up in epoch 2: too much"]
-    assert succeed(run_forked(3, give_up_in_the_second, tmp_path / "store")) == [expected] * 3
+    assert succeed(run_forked(3, "give_up_in_the_second", tmp_path / "store")) == [expected] * 3
 
 
-def send_different_things(rank: int, store: Path) -> str:
-    transport = connect(store, rank, 2)
-    x = torch.zeros(4, 8 + 16 * rank, dtype=torch.uint8)
-    transport.send(1, "test", [x], torch.zeros(0, dtype=torch.int32), torch.zeros(2, dtype=torch.int32))
-    with pytest.raises(ValueError, match="row_bytes") as error:
-        transport.receive(1)
-    transport.close()
-    return str(error.value)
-
-
-def test_ranks_that_send_different_rows_get_the_same_words(tmp_path):
-    one, other = succeed(run_forked(2, send_different_things, tmp_path / "store"))
+def test_ranks_that_send_different_rows_get_the_same_words(run_forked, tmp_path):
+    one, other = succeed(run_forked(2, "send_different_things", tmp_path / "store"))
     assert one == other == (
         "ep: ranks disagree: expected the same row_bytes on all, got 16 on rank 0 and 32 on rank 1"
     )  # fmt: skip
@@ -133,29 +48,9 @@ def test_ranks_that_send_different_rows_get_the_same_words(tmp_path):
 # --- ranks that do not answer ----------------------------------------------------------------------------
 
 
-def lose(rank: int, store: Path, sig: signal.Signals, where: str, deadline: float) -> float:
-    """Rank 1 of 3 gets a signal; the others say how long it took them to hear of it."""
-    transport = connect(store, rank, 3, deadline=deadline)
-    exchange(transport, 1)
-    start = time.monotonic()
-    try:
-        for epoch in (2, 3, 4):
-            if rank == 1 and where == "before sending":
-                os.kill(os.getpid(), sig)
-            send(transport, epoch)
-            if rank == 1 and where == "after sending":
-                os.kill(os.getpid(), sig)
-            receive(transport, epoch)
-    except Exception as error:
-        error.args = (*error.args, time.monotonic() - start)
-        raise
-    finally:
-        transport.close()
-
-
 @pytest.mark.parametrize("where", ["before sending", "after sending"])
-def test_a_rank_that_is_killed_is_named_at_once(tmp_path, where):
-    ended = run_forked(3, lose, tmp_path / "store", signal.SIGKILL, where, 30.0)
+def test_a_rank_that_is_killed_is_named_at_once(run_forked, tmp_path, where):
+    ended = run_forked(3, "lose", tmp_path / "store", signal.SIGKILL, where, 30.0)
     assert ended[1].exitcode == -signal.SIGKILL
     for rank in (0, 2):
         assert type(ended[rank].error) is EpPeerLost
@@ -165,8 +60,8 @@ def test_a_rank_that_is_killed_is_named_at_once(tmp_path, where):
 
 
 @pytest.mark.parametrize("where", ["before sending", "after sending"])
-def test_a_rank_that_is_stopped_is_named_at_the_deadline_and_told_later(tmp_path, where):
-    ended = run_forked(3, lose, tmp_path / "store", signal.SIGSTOP, where, 1.0)
+def test_a_rank_that_is_stopped_is_named_at_the_deadline_and_told_later(run_forked, tmp_path, where):
+    ended = run_forked(3, "lose", tmp_path / "store", signal.SIGSTOP, where, 1.0)
     for rank in (0, 2):
         assert type(ended[rank].error) is EpTimeout
         assert ended[rank].error.ranks == [1]
@@ -174,118 +69,44 @@ def test_a_rank_that_is_stopped_is_named_at_the_deadline_and_told_later(tmp_path
     assert type(ended[1].error) is EpPeerLost  # the others have left
 
 
-def be_slow(rank: int, store: Path, deadline: float) -> None:
-    transport = connect(store, rank, 2, deadline=deadline)
-    if rank == 1:
-        time.sleep(0.5)
-    for epoch in (1, 2):
-        exchange(transport, epoch)
-    transport.close()
-
-
-def test_a_rank_that_is_slow_is_waited_for_until_the_deadline(tmp_path):
-    succeed(run_forked(2, be_slow, tmp_path / "patient", 30.0))
-    ended = run_forked(2, be_slow, tmp_path / "impatient", 0.1)
+def test_a_rank_that_is_slow_is_waited_for_until_the_deadline(run_forked, tmp_path):
+    succeed(run_forked(2, "be_slow", tmp_path / "patient", 30.0))
+    ended = run_forked(2, "be_slow", tmp_path / "impatient", 0.1)
     assert type(ended[0].error) is EpTimeout
     assert (ended[0].error.ranks, ended[0].error.epoch) == ([1], 1)
     assert type(ended[1].error) is EpPeerLost
 
 
-def rebuild(rank: int, store: Path) -> int:
-    transport = connect(store / "before", rank, 3)
-    exchange(transport, 1)
-    if rank == 0:  # the one that made the memory
-        os.kill(os.getpid(), signal.SIGKILL)
-    with pytest.raises(EpPeerLost):
-        exchange(transport, 2)
-    transport.close()
-    transport = connect(store / "after", rank - 1, 2)
-    for epoch in (1, 2, 3):
-        exchange(transport, epoch)
-    transport.close()
-    return transport.num_ranks
-
-
-def test_survivors_of_a_loss_build_a_smaller_group(tmp_path):
-    ended = run_forked(3, rebuild, tmp_path)
+def test_survivors_of_a_loss_build_a_smaller_group(run_forked, tmp_path):
+    ended = run_forked(3, "rebuild", tmp_path)
     assert ended[0].exitcode == -signal.SIGKILL
     assert [ended[1].result, ended[2].result] == [2, 2]
 
 
-def last_words(rank: int, store: Path) -> None:
-    transport = connect(store, rank, 2)
-    send(transport, 1)
-    if rank == 1:
-        return  # closes nothing and ends
-    time.sleep(0.2)
-    receive(transport, 1)
-
-
-def test_what_a_rank_sent_before_it_ended_arrives(tmp_path):
-    succeed(run_forked(2, last_words, tmp_path / "store"))
+def test_what_a_rank_sent_before_it_ended_arrives(run_forked, tmp_path):
+    succeed(run_forked(2, "last_words", tmp_path / "store"))
 
 
 # --- what it costs ---------------------------------------------------------------------------------------
 
 
-def wait_half_a_second(rank: int, store: Path) -> float:
-    transport = connect(store, rank, 2)
-    exchange(transport, 1)
-    before = time.process_time()
-    if rank == 1:
-        time.sleep(0.5)
-    exchange(transport, 2)
-    transport.close()
-    return time.process_time() - before
-
-
-def test_a_rank_that_waits_leaves_its_core_to_others(tmp_path):
-    waiting, _ = succeed(run_forked(2, wait_half_a_second, tmp_path / "store"))
+def test_a_rank_that_waits_leaves_its_core_to_others(run_forked, tmp_path):
+    waiting, _ = succeed(run_forked(2, "wait_half_a_second", tmp_path / "store"))
     assert waiting < 0.2
 
 
-def be_interrupted(rank: int, store: Path) -> None:
-    transport = connect(store, rank, 2)
-    if rank == 0:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        with pytest.raises(KeyboardInterrupt):
-            exchange(transport, 1)
-    else:
-        time.sleep(0.5)
-    transport.close()
+def test_a_rank_that_waits_can_be_interrupted(run_forked, tmp_path):
+    succeed(run_forked(2, "be_interrupted", tmp_path / "store"))
 
 
-def test_a_rank_that_waits_can_be_interrupted(tmp_path):
-    succeed(run_forked(2, be_interrupted, tmp_path / "store"))
-
-
-def leave_nothing(rank: int, store: Path) -> None:
-    files, maps = Path("/proc/self/fd"), Path("/proc/self/maps")
-    num_files = len([*files.iterdir()])
-    transport = connect(store, rank, 2)
-    exchange(transport, 1)
-    assert "memfd:moela_ep" in maps.read_text()
-    transport.close()
-    transport.close()
-    del transport
-    gc.collect()
-    assert "memfd:moela_ep" not in maps.read_text()
-    assert len([*files.iterdir()]) <= num_files + 1  # the store's
-
-
-def test_nothing_is_left_behind(tmp_path):
+def test_nothing_is_left_behind(run_forked, tmp_path):
     before = sorted(Path("/dev/shm").iterdir())
-    succeed(run_forked(2, leave_nothing, tmp_path / "closed"))
-    run_forked(3, lose, tmp_path / "killed", signal.SIGKILL, "before sending", 30.0)
+    succeed(run_forked(2, "leave_nothing", tmp_path / "closed"))
+    run_forked(3, "lose", tmp_path / "killed", signal.SIGKILL, "before sending", 30.0)
     assert sorted(Path("/dev/shm").iterdir()) == before
 
 
-def ask_for_too_much(rank: int, store: Path) -> None:
-    connect(store, rank, 2, max_tokens=2**40)
-
-
-def test_memory_that_is_not_there_is_an_error_on_every_rank(tmp_path):
-    maker, other = (ended.error for ended in run_forked(2, ask_for_too_much, tmp_path / "store"))
+def test_memory_that_is_not_there_is_an_error_on_every_rank(run_forked, tmp_path):
+    maker, other = (ended.error for ended in run_forked(2, "ask_for_too_much", tmp_path / "store"))
     assert "GiB of free memory for 2 ranks of 1099511627776 tokens, got" in str(maker)
     assert str(other) == "rank 0 made no memory"
