@@ -57,6 +57,10 @@ def _run(args: argparse.Namespace) -> int:
         from moela.bench import demo
 
         return demo.run(args)
+    if args.op == "ep":
+        from moela.bench import ep
+
+        return ep.run(args)
     from moela.bench import commands
 
     if args.op == "list":
@@ -75,15 +79,22 @@ def _parser(argv: Sequence[str]) -> Parser:
         from moela.bench import demo
 
         demo.add_arguments(demo_parser)
-    _add_bench(sub.add_parser("bench", help="measure ops against baselines and the roofs of this machine"))
+    _add_bench(
+        sub.add_parser("bench", help="measure ops against baselines and the roofs of this machine"), argv
+    )
     return parser
 
 
-def _add_bench(bench: Parser) -> None:
+def _add_bench(bench: Parser, argv: Sequence[str]) -> None:
     sub = bench.add_subparsers(dest="op", required=True, metavar="op")
     for op in SPECS:
         _add_options(sub.add_parser(op, help=f"measure {op}"))
     _add_options(sub.add_parser("all", help="measure every op"))
+    exchange = sub.add_parser("ep", help="measure exchanges among ranks on this machine")
+    if argv[:2] == ["bench", "ep"]:  # as above
+        from moela.bench import ep
+
+        ep.add_arguments(exchange)
     sub.add_parser("list", help="ops, models, layers and baselines, with what is missing")
     compare = sub.add_parser("compare", help="what changed between two files of --json")
     compare.add_argument("a", type=Path, metavar="a.json")

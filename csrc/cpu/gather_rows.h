@@ -9,10 +9,10 @@ struct GatherRowsParams {
   const void* source;  // rows of row_bytes, ld_source bytes apart
   int64_t row_bytes;
   int64_t ld_source;
-  const int32_t* rows;  // [num_rows]: the row of source, below 0: zeros
-  void* out;            // [num_rows] rows of row_bytes, ld_out bytes apart
+  const int32_t* rows;  // the row of source, below 0: zeros
+  void* out;            // rows of row_bytes, ld_out bytes apart
   int64_t ld_out;
-  int64_t num_rows;
+  bool is_streamed;  // past the caches: what is written is not read before
 };
 
 // Writes rows [begin, end) of out.

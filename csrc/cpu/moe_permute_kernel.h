@@ -6,6 +6,10 @@
 
 namespace {
 
+// From this size on the rows of x_sorted would displace what is in the caches, and each of their lines be
+// read before it is written. Below, whoever multiplies them finds them in the cache.
+constexpr int64_t kStreamBytes = 8 << 20;
+
 void moe_permute(const moela::cpu::MoePermuteParams& p, int64_t begin, int64_t end) {
   auto* x_sorted = static_cast<char*>(p.x_sorted);
   const bool is_large = p.num_rows * p.row_bytes >= kStreamBytes;

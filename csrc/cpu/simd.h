@@ -34,8 +34,4 @@ MOELA_INLINE F decode_tiny(I q, int i) {
   return mask_bits(i < 2 ? shift_left32(half, 16) : half, kSignAndMagnitude);
 }
 
-// From this size on the copies that one call writes would displace what is in the caches, and each of their
-// lines be read before it is written: stream(). Below, whoever works on them next finds them in the cache.
-constexpr int64_t kStreamBytes = 8 << 20;
-
 }  // namespace

@@ -56,11 +56,15 @@ void Mailboxes::join(uint64_t first) {
     (new (&mailbox(rank_, to)) Mailbox{})->posted.store(first - 1, std::memory_order_relaxed);
 }
 
-void Mailboxes::post(uint64_t epoch, int to, const void* header) {
-  Mailbox& box = mailbox(rank_, to);
-  std::memcpy(box.headers[epoch % kHeaders], header, kHeaderBytes);
-  box.posted.store(epoch);  // after header and rows; pairs with await_posts
-  ring(to);
+void Mailboxes::post(uint64_t epoch, const uint8_t* headers) {
+  // Each rank begins with the next one, so that not all wake the same one first.
+  for (int step = 1; step <= num_ranks_; ++step) {
+    const int to = (rank_ + step) % num_ranks_;
+    Mailbox& box = mailbox(rank_, to);
+    std::memcpy(box.headers[epoch % kHeaders], headers + to * kHeaderBytes, kHeaderBytes);
+    box.posted.store(epoch);  // after header and rows; pairs with await_posts
+    ring(to);
+  }
 }
 
 uint64_t Mailboxes::await_posts(uint64_t epoch, double seconds) {
@@ -68,8 +72,9 @@ uint64_t Mailboxes::await_posts(uint64_t epoch, double seconds) {
   return wait(seconds, [&](int from) { return !reached(mailbox(from, rank_).posted.load(), epoch); });
 }
 
-const uint8_t* Mailboxes::header(uint64_t epoch, int from) const {
-  return mailbox(from, rank_).headers[epoch % kHeaders];
+void Mailboxes::read_headers(uint64_t epoch, uint8_t* headers) const {
+  for (int from = 0; from < num_ranks_; ++from)
+    std::memcpy(headers + from * kHeaderBytes, mailbox(from, rank_).headers[epoch % kHeaders], kHeaderBytes);
 }
 
 void Mailboxes::release(uint64_t epoch) {
@@ -159,16 +164,17 @@ MOELA_EXPORT int64_t moela_ep_bytes(int num_ranks) { return Mailboxes::bytes(num
 MOELA_EXPORT void moela_ep_join(void* memory, int num_ranks, int rank, uint64_t first) {
   Mailboxes(memory, num_ranks, rank).join(first);
 }
-MOELA_EXPORT void moela_ep_post(void* memory, int num_ranks, int rank, uint64_t epoch, int to,
-                                const void* header) {
-  Mailboxes(memory, num_ranks, rank).post(epoch, to, header);
+MOELA_EXPORT void moela_ep_post(void* memory, int num_ranks, int rank, uint64_t epoch,
+                                const uint8_t* headers) {
+  Mailboxes(memory, num_ranks, rank).post(epoch, headers);
 }
 MOELA_EXPORT uint64_t moela_ep_await_posts(void* memory, int num_ranks, int rank, uint64_t epoch,
                                            double seconds) {
   return Mailboxes(memory, num_ranks, rank).await_posts(epoch, seconds);
 }
-MOELA_EXPORT const uint8_t* moela_ep_header(void* memory, int num_ranks, int rank, uint64_t epoch, int from) {
-  return Mailboxes(memory, num_ranks, rank).header(epoch, from);
+MOELA_EXPORT void moela_ep_read_headers(void* memory, int num_ranks, int rank, uint64_t epoch,
+                                        uint8_t* headers) {
+  Mailboxes(memory, num_ranks, rank).read_headers(epoch, headers);
 }
 MOELA_EXPORT void moela_ep_release(void* memory, int num_ranks, int rank, uint64_t epoch) {
   Mailboxes(memory, num_ranks, rank).release(epoch);

@@ -5,7 +5,7 @@
 // An epoch of a source s and a destination d:
 //   s: await_releases(epoch - 2)   every rank has read what lies where the rows of this epoch go
 //   s: writes rows                 plain stores
-//   s: post(epoch, d, header)      stores posted; pairs with d's load of it: d sees the rows
+//   s: post(epoch, headers)        stores posted; pairs with d's load of it: d sees the rows
 //   d: await_posts(epoch)
 //   d: reads rows
 //   d: release(epoch)              stores released; pairs with the load of it by every source in
@@ -65,13 +65,13 @@ class Mailboxes {
   // be posted is `first`.
   void join(uint64_t first);
 
-  // Never waits. Epochs of one source go up by one.
-  void post(uint64_t epoch, int to, const void* header);
+  // A header to each rank, [num_ranks, kHeaderBytes]. Never waits. Epochs of one source go up by one.
+  void post(uint64_t epoch, const uint8_t* headers);
   // The bit set of the ranks whose post of this epoch is missing: 0, or what it is after `seconds`, or as
   // soon as one of them has left.
   uint64_t await_posts(uint64_t epoch, double seconds);
-  // Valid after await_posts(epoch) until release(epoch).
-  const uint8_t* header(uint64_t epoch, int from) const;
+  // Between await_posts(epoch) and release(epoch): the header from each rank, [num_ranks, kHeaderBytes].
+  void read_headers(uint64_t epoch, uint8_t* headers) const;
 
   void release(uint64_t epoch);
   // The same of the ranks that have not released this epoch.

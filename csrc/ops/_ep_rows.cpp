@@ -25,21 +25,6 @@ const int32_t* check_ints(const char* op, const char* arg, const Tensor& t, int6
   return static_cast<const int32_t*>(t.const_data_ptr());
 }
 
-// rows below 0 give zeros.
-void gather(const Tensor& source, const int32_t* rows, int64_t num_rows, void* out, int64_t ld_out) {
-  const cpu::GatherRowsParams p = {
-      .source = source.const_data_ptr(),
-      .row_bytes = source.size(1),
-      .ld_source = source.stride(0),
-      .rows = rows,
-      .out = out,
-      .ld_out = ld_out,
-      .num_rows = num_rows,
-  };
-  parallel(num_rows, 0.1 * static_cast<double>(p.row_bytes),
-           [&](int64_t begin, int64_t end) { cpu::kernels().gather_rows(p, begin, end); });
-}
-
 void check_below(const char* op, const int32_t* rows, int64_t num_rows, const Tensor& source) {
   const int64_t num_sources = source.size(0);
   const int32_t* largest = std::max_element(rows, rows + num_rows);
@@ -47,29 +32,62 @@ void check_below(const char* op, const int32_t* rows, int64_t num_rows, const Te
     fail(op, "rows", "less than " + std::to_string(num_sources), *largest);
 }
 
+// From this size on a copy goes past the caches (docs/FACTS.md).
+constexpr int64_t kStreamBytes = 8 << 20;
+
+// num_rows rows of a copy that is of total_rows in all; rows below 0 give zeros.
+void gather(const Tensor& source, const int32_t* rows, int64_t num_rows, char* out, int64_t ld_out,
+            int64_t total_rows) {
+  const cpu::GatherRowsParams p = {
+      .source = source.const_data_ptr(),
+      .row_bytes = source.size(1),
+      .ld_source = source.stride(0),
+      .rows = rows,
+      .out = out,
+      .ld_out = ld_out,
+      .is_streamed = total_rows * source.size(1) >= kStreamBytes,
+  };
+  parallel(num_rows, 0.1 * static_cast<double>(p.row_bytes),
+           [&](int64_t begin, int64_t end) { cpu::kernels().gather_rows(p, begin, end); });
+}
+
 void gather_rows(const Tensor& source, const Tensor& rows, Tensor out) {
   const char* op = "gather_rows";
   check_bytes(op, "source", source);
   check_bytes(op, "out", out);
-  const int32_t* from = check_ints(op, "rows", rows, out.size(0));
+  const int64_t num_rows = out.size(0);
+  const int32_t* from = check_ints(op, "rows", rows, num_rows);
   check_same(op, "out", "width", out.size(1), source.size(1), "source");
-  check_below(op, from, rows.size(0), source);
-  gather(source, from, rows.size(0), out.mutable_data_ptr(), out.stride(0));
+  check_below(op, from, num_rows, source);
+  gather(source, from, num_rows, static_cast<char*>(out.mutable_data_ptr()), out.stride(0), num_rows);
 }
 
 void pack(const std::vector<Tensor>& columns, const Tensor& rows, const std::vector<int64_t>& offsets,
-          Tensor wire) {
+          const std::vector<int64_t>& counts, const std::vector<int64_t>& starts, Tensor wire) {
   const char* op = "pack";
   check_bytes(op, "wire", wire);
-  const int32_t* from = check_ints(op, "rows", rows, wire.size(0));
   if (columns.size() != offsets.size()) fail(op, "offsets", columns.size(), offsets.size());
-  for (size_t i = 0; i < columns.size(); ++i) {
-    check_bytes(op, "columns", columns[i]);
-    if (offsets[i] + columns[i].size(1) > wire.size(1))
+  if (counts.size() != starts.size()) fail(op, "starts", counts.size(), starts.size());
+  int64_t total = 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i] < 0 || starts[i] < 0 || starts[i] + counts[i] > wire.size(0))
+      fail(op, "counts", "rows of wire", counts[i]);
+    total += counts[i];
+  }
+  if (total > rows.size(0)) fail(op, "counts", "at most " + std::to_string(rows.size(0)), total);
+  const int32_t* from = check_ints(op, "rows", rows, rows.size(0));
+  auto* to = static_cast<char*>(wire.mutable_data_ptr());
+  for (size_t c = 0; c < columns.size(); ++c) {
+    check_bytes(op, "columns", columns[c]);
+    check_below(op, from, total, columns[c]);
+    if (offsets[c] + columns[c].size(1) > wire.size(1))
       fail(op, "wire", "room for the columns", wire.size(1));
-    check_below(op, from, rows.size(0), columns[i]);
-    gather(columns[i], from, rows.size(0), static_cast<char*>(wire.mutable_data_ptr()) + offsets[i],
-           wire.stride(0));
+    int64_t row = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+      gather(columns[c], from + row, counts[i], to + starts[i] * wire.stride(0) + offsets[c], wire.stride(0),
+             total);
+      row += counts[i];
+    }
   }
 }
 

@@ -50,7 +50,7 @@ class Forks:
         theirs.close()
 
     def run(self, num_ranks: int, function: str, *args: Any) -> list[Ended]:
-        """Run ``function(rank, *args)`` in a process per rank; one that stops is continued when others end."""
+        """Run ``function(rank, *args)`` in a process per rank; one that stops continues when others end."""
         self._pipe.send((num_ranks, function, args))
         return self._pipe.recv()
 

@@ -77,24 +77,25 @@ class Rank {
 
   void send(uint64_t epoch) {
     jitter();
-    Header header{.epoch = epoch, .count = 0, .is_abort = random_() % 16 == 0, .rest = {}};
-    if (!header.is_abort)
-      require(boxes_.await_releases(epoch - 2, deadline_) == 0, "no release", rank_, epoch);
-    for (int step = 1; step <= num_ranks_; ++step) {
-      const int to = (rank_ + step) % num_ranks_;
-      header.count = header.is_abort ? 0 : static_cast<int64_t>(random_() % (kMaxRows + 1));
-      for (int i = 0; i < header.count; ++i) place(epoch, rank_, to)[i] = row(epoch, rank_, to, i);
+    const bool is_abort = random_() % 16 == 0;
+    if (!is_abort) require(boxes_.await_releases(epoch - 2, deadline_) == 0, "no release", rank_, epoch);
+    std::vector<Header> headers(num_ranks_);
+    for (int to = 0; to < num_ranks_; ++to) {
+      const auto count = is_abort ? 0 : static_cast<int64_t>(random_() % (kMaxRows + 1));
+      headers[to] = {.epoch = epoch, .count = count, .is_abort = is_abort, .rest = {}};
+      for (int i = 0; i < count; ++i) place(epoch, rank_, to)[i] = row(epoch, rank_, to, i);
       jitter();
-      boxes_.post(epoch, to, &header);
     }
+    boxes_.post(epoch, reinterpret_cast<const uint8_t*>(headers.data()));
   }
 
   void receive(uint64_t epoch) {
     jitter();
     require(boxes_.await_posts(epoch, deadline_) == 0, "no post", rank_, epoch);
+    std::vector<Header> headers(num_ranks_);
+    boxes_.read_headers(epoch, reinterpret_cast<uint8_t*>(headers.data()));
     for (int from = 0; from < num_ranks_; ++from) {
-      Header header;
-      std::memcpy(&header, boxes_.header(epoch, from), sizeof header);
+      const Header& header = headers[from];
       require(header.epoch == epoch, "the header is of another epoch", rank_, epoch);
       for (int i = 0; i < header.count; ++i) {
         require(place(epoch, from, rank_)[i] == row(epoch, from, rank_, i), "wrong row", rank_, epoch);

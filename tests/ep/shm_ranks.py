@@ -46,7 +46,8 @@ def receive(transport: ShmTransport, epoch: int, max_tokens: int = 16) -> None:
         for column, offset in zip(rows_of(epoch, source, max_tokens), (0, 48, 64), strict=True):
             expected = column[rows[first : first + n]]
             assert torch.equal(wire[:, offset : offset + column.size(1)], expected), (epoch, source)
-    received.wire.fill_(0xFF)
+    mine = received.starts[0]
+    received.wire[mine : mine + num_ranks * max_tokens].fill_(0xFF)
     transport.release(epoch)
 
 

@@ -11,9 +11,9 @@ MAX_RANKS = 64
 _MEMORY = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)  # address, num_ranks, rank
 _SIGNATURES = {
     "join": ((ctypes.c_uint64,), None),
-    "post": ((ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p), None),
+    "post": ((ctypes.c_uint64, ctypes.c_char_p), None),
     "await_posts": ((ctypes.c_uint64, ctypes.c_double), ctypes.c_uint64),
-    "header": ((ctypes.c_uint64, ctypes.c_int), ctypes.c_void_p),
+    "read_headers": ((ctypes.c_uint64, ctypes.c_char_p), None),
     "release": ((ctypes.c_uint64,), None),
     "await_releases": ((ctypes.c_uint64, ctypes.c_double), ctypes.c_uint64),
     "leave": ((ctypes.c_int,), None),
@@ -40,19 +40,23 @@ class Mailboxes:
     def __init__(self, address: int, num_ranks: int, rank: int) -> None:
         self._of_rank = lambda r: (address, num_ranks, r)
         self._mine = self._of_rank(rank)
+        self._headers = ctypes.create_string_buffer(num_ranks * HEADER_BYTES)
         self._functions = dict(_functions())
 
     def join(self, first: int) -> None:
         self._functions["join"](*self._mine, first)
 
-    def post(self, epoch: int, to: int, header: bytes) -> None:
-        self._functions["post"](*self._mine, epoch, to, header)
+    def post(self, epoch: int, headers: bytes) -> None:
+        """[num_ranks, HEADER_BYTES], one to each rank."""
+        self._functions["post"](*self._mine, epoch, headers)
 
     def await_posts(self, epoch: int, seconds: float) -> list[int]:
         return _ranks(self._functions["await_posts"](*self._mine, epoch, seconds))
 
-    def header(self, epoch: int, rank: int) -> bytes:
-        return ctypes.string_at(self._functions["header"](*self._mine, epoch, rank), HEADER_BYTES)
+    def read_headers(self, epoch: int) -> bytes:
+        """[num_ranks, HEADER_BYTES], one from each rank."""
+        self._functions["read_headers"](*self._mine, epoch, self._headers)
+        return self._headers.raw
 
     def release(self, epoch: int) -> None:
         self._functions["release"](*self._mine, epoch)

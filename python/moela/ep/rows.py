@@ -10,7 +10,9 @@ from moela import backends
 
 _lib = torch.library.Library("moela_ep", "DEF")
 _lib.define("gather_rows(Tensor source, Tensor rows, Tensor(a!) out) -> ()")
-_lib.define("pack(Tensor[] columns, Tensor rows, int[] offsets, Tensor(a!) wire) -> ()")
+_lib.define(
+    "pack(Tensor[] columns, Tensor rows, int[] offsets, int[] counts, int[] starts, Tensor(a!) wire) -> ()"
+)
 _lib.define(
     "place(Tensor wire, Tensor starts, Tensor counts, int ids_at, int weights_at, int topk, "
     "int first_expert, int num_local_experts, int layout, int capacity, int most) "
@@ -43,13 +45,27 @@ def gather_rows(source: Tensor, rows: Tensor, out: Tensor) -> None:
     out[~is_row] = 0
 
 
-def pack(columns: Sequence[Tensor], rows: Tensor, offsets: Sequence[int], wire: Tensor) -> None:
-    """Column i, [N, w] uint8, to byte offsets[i] of wire, [M, *] uint8: of its rows rows[0 .. M], below N."""
+def pack(
+    columns: Sequence[Tensor],
+    rows: Tensor,
+    offsets: Sequence[int],
+    counts: Sequence[int],
+    starts: Sequence[int],
+    wire: Tensor,
+) -> None:
+    """Row rows[i] of each column, [N, w] uint8, to a row of wire, [*, row_bytes] uint8, at its offset.
+
+    The first counts[0] rows go to wire[starts[0]] and what follows, the next to wire[starts[1]], and so on.
+    rows: [*] int32, below N; what is past sum(counts) is not read.
+    """
     if is_compiled(wire):
-        torch.ops.moela_ep.pack(columns, rows, offsets, wire)
+        torch.ops.moela_ep.pack(columns, rows, offsets, counts, starts, wire)
         return
-    for column, offset in zip(columns, offsets, strict=True):
-        gather_rows(column, rows, wire[:, offset : offset + column.size(1)])
+    groups = zip(rows[: sum(counts)].split(list(counts)), starts, strict=True)
+    for group, start in groups:
+        for column, offset in zip(columns, offsets, strict=True):
+            out = wire[start : start + group.numel(), offset : offset + column.size(1)]
+            gather_rows(column, group, out)
 
 
 def received_rows(starts: Tensor, counts: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from moela.ep import mailboxes
 from moela.ep.errors import EpError, EpPeerLost, EpTimeout
 from moela.ep.mailboxes import Mailboxes
 from moela.ep.rendezvous import Member
-from moela.ep.transports.base import Header, Received, Setup, Transport, expect_agreement
+from moela.ep.rows import pack
+from moela.ep.transports.base import HEADER_BYTES, Header, Received, Setup, Transport, expect_agreement
 from moela.ep.wire import WireFormat
 
 PLACES = 2  # epochs whose rows are there at a time
@@ -35,13 +36,15 @@ class ShmTransport(Transport):
         self.rank, self.num_ranks = setup.rank, setup.num_ranks
         self._setup = setup
         self._first_row = -(-mailboxes.num_bytes(setup.num_ranks) // PAGE) * PAGE
-        self._area_bytes = setup.max_tokens * setup.row_bytes  # of the rows from one rank to another
-        size = self._first_row + PLACES * self.num_ranks**2 * self._area_bytes
+        self._max_tokens = setup.max_tokens
+        self._place_bytes = self.num_ranks**2 * setup.max_tokens * setup.row_bytes
+        size = self._first_row + PLACES * self._place_bytes
         self._file, self._memory = _make(setup, size) if self.rank == 0 else _open(setup, size)
         self._bytes: Tensor | None = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._boxes = Mailboxes(self._bytes.data_ptr(), self.num_ranks, self.rank)
         self._boxes.join(1)
-        self._starts = torch.arange(self.num_ranks, dtype=torch.int32) * setup.max_tokens
+        mine = torch.arange(self.rank * self.num_ranks, (self.rank + 1) * self.num_ranks, dtype=torch.int32)
+        self._starts = mine * setup.max_tokens  # of the rows that each rank sends here
 
     @staticmethod
     def why_not() -> str | None:
@@ -62,33 +65,34 @@ class ShmTransport(Transport):
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = WireFormat(tuple(c.size(1) for c in columns)), counts.tolist()
-        if max(counts) * form.row_bytes > self._area_bytes:
+        most, largest = self._max_tokens, self._setup.row_bytes
+        if max(counts) > most or form.row_bytes > largest:
             raise ValueError(
-                f"ep: expected at most {self._area_bytes} bytes of rows to a rank, got {max(counts)} rows of "
-                f"{form.row_bytes} bytes"
+                f"ep: expected at most {most} rows of {largest} bytes to a rank, got {max(counts)} of "
+                f"{form.row_bytes}"
             )
         self._wait(epoch, lambda seconds: self._boxes.await_releases(epoch - PLACES, seconds))
-        rows = send_rows[: sum(counts)].split(counts)
-        # Each rank begins with the next one, so that not all write to the same.
-        for to in (*range(self.rank + 1, self.num_ranks), *range(self.rank + 1)):
-            wire = self._rows(epoch, to, form.row_bytes)[self._starts[self.rank] :][: counts[to]]
-            form.pack(columns, rows[to], out=wire)
-            self._boxes.post(epoch, to, Header(epoch, counts[to], form.row_bytes, False, text).pack())
+        starts = [(to * self.num_ranks + self.rank) * self._max_tokens for to in range(self.num_ranks)]
+        pack(columns, send_rows, form.offsets, counts, starts, self._rows(epoch, form.row_bytes))
+        self._post(epoch, [Header(epoch, n, form.row_bytes, False, text) for n in counts])
 
     def abort(self, epoch: int, reason: str) -> None:
-        for to in range(self.num_ranks):
-            self._boxes.post(epoch, to, Header(epoch, 0, 0, True, reason).pack())
+        self._post(epoch, [Header(epoch, 0, 0, True, reason)] * self.num_ranks)
+
+    def _post(self, epoch: int, headers: list[Header]) -> None:
+        self._boxes.post(epoch, b"".join(header.pack() for header in headers))
 
     def receive(self, epoch: int) -> Received:
         self._wait(epoch, lambda seconds: self._boxes.await_posts(epoch, seconds))
-        headers = [Header.unpack(self._boxes.header(epoch, rank)) for rank in range(self.num_ranks)]
+        raw = self._boxes.read_headers(epoch)
+        headers = [Header.unpack(raw[i : i + HEADER_BYTES]) for i in range(0, len(raw), HEADER_BYTES)]
         try:
             expect_agreement(headers)
         except ValueError:
             self.release(epoch)
             raise
         counts = torch.tensor([header.count for header in headers], dtype=torch.int32)
-        return Received(self._rows(epoch, self.rank, headers[0].row_bytes), self._starts, counts)
+        return Received(self._rows(epoch, headers[0].row_bytes), self._starts, counts)
 
     def release(self, epoch: int) -> None:
         self._boxes.release(epoch)
@@ -102,12 +106,15 @@ class ShmTransport(Transport):
         if self._file is not None:
             os.close(self._file)
 
-    def _rows(self, epoch: int, to: int, row_bytes: int) -> Tensor:
-        """What the ranks send rank `to`: [num_ranks * max_tokens, row_bytes]."""
-        num_bytes = self.num_ranks * self._area_bytes
-        first = self._first_row + (epoch % PLACES * self.num_ranks + to) * num_bytes
-        used = self.num_ranks * self._setup.max_tokens * row_bytes
-        return self._bytes[first : first + used].view(-1, row_bytes)
+    def _rows(self, epoch: int, row_bytes: int) -> Tensor:
+        """All that is sent in the epoch, by receiver, sender and row: [R * R * max_tokens, row_bytes].
+
+        Ranks that disagree about row_bytes write over each other's rows, and find out when they receive.
+        """
+        first = self._first_row + epoch % PLACES * self._place_bytes
+        return self._bytes[first : first + self.num_ranks**2 * self._max_tokens * row_bytes].view(
+            -1, row_bytes
+        )
 
     def _wait(self, epoch: int, missing_after: Callable[[float], list[int]]) -> None:
         """Until no rank is missing; raises when one never will be there, or at the deadline."""
