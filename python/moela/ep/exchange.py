@@ -16,6 +16,8 @@ from moela.ep.rows import gather_rows, received_rows, returned_rows
 from moela.ep.wire import WireFormat, as_bytes
 from moela.ops import _check
 
+EXACT = -1  # a capacity: that of what came
+
 
 class EpHandle(NamedTuple):
     """Where the rows of a dispatch went: for `ep_combine`, and for derivatives."""
@@ -41,19 +43,19 @@ class Placed(NamedTuple):
 
 
 def send_tokens(
-    buffer: EpBuffer, op: str, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
+    buffer: EpBuffer, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
 ) -> tuple[int, Tensor, Tensor]:
     """-> (epoch, slots, send_counts)."""
     send_rows, counts, slots = torch.ops.moela.ep_plan(topk_ids, buffer.num_experts, buffer.num_ranks)
     ids = torch.where(slots >= 0, topk_ids, -1).int()  # what int32 cannot hold is dropped anyway
-    text = _text(op, x, *extras)
+    text = _text("ep_dispatch", x, *extras)  # whatever its form is on this rank
     return buffer.send(text, _bytes_of(x, *extras, ids, topk_weights), send_rows, counts), slots, counts
 
 
 def receive_tokens(
     buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], layout: str, capacity: int | None
 ) -> Placed:
-    """like: x and the extras, of any number of rows. capacity -1: no row to spare."""
+    """like: x and the extras, of any number of rows. EXACT: no row to spare."""
     device = like[0].device
     form = _form(*like, *[torch.empty((0, buffer.topk), dtype=torch.int32)] * 2)
     if capacity is None:
@@ -61,11 +63,11 @@ def receive_tokens(
     with buffer.receive(epoch) as received:
         received = received.to(device)
         placed = layouts.place(buffer, received, *form.offsets[-2:], layout, capacity)
-        if placed.needed > capacity >= 0:
+        if capacity != EXACT and placed.needed > capacity:
             message = f"{op}: capacity: expected at least {placed.needed} for what came, got {capacity}"
             buffer.give_up(message)
             raise ValueError(message)
-        rows = layouts.shapes(buffer, layout, placed.needed if capacity < 0 else capacity).rows
+        rows = layouts.shapes(buffer, layout, placed.needed if capacity == EXACT else capacity).rows
         outs = [received.wire.new_empty((*rows, width)) for width in form.widths[:-2]]  # [*, bytes]
         for i, out in enumerate(outs):
             gather_rows(form.column(received.wire, i), placed.source, out.flatten(0, -2))

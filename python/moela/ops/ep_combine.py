@@ -71,7 +71,7 @@ def send(buffer: EpBuffer, op: str, y, topk_weights, handle) -> int:
     return exchange.send_back(buffer, op, (rows,), None, recv_counts)
 
 
-def _run(buffer: EpBuffer, y, topk_weights, *handle) -> Tensor:
+def run(buffer: EpBuffer, y, topk_weights, *handle) -> Tensor:
     epoch = send(buffer, OP, y, topk_weights, handle)
     [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0])
     return out
@@ -85,7 +85,7 @@ _ep.define(
     OP,
     "(Tensor y, Tensor? topk_weights, Tensor slots, Tensor send_counts, Tensor recv_counts, Tensor positions,"
     " str group) -> Tensor",
-    _run,
+    run,
     _fake,
     _check_args,
 )

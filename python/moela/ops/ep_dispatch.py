@@ -124,8 +124,8 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, cap
     check_layout(OP, layout, capacity)
 
 
-def _run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, OP, x, topk_ids, topk_weights, extras)
+def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity):
+    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
     placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity)
     return returned(placed, slots, send_counts)
 
@@ -157,7 +157,7 @@ _ep.define(
     OP,
     "(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor[] extras, str layout, SymInt? capacity, "
     f"str group) -> ({OUTPUTS})",
-    _run,
+    run,
     _fake,
     _check_args,
 )

@@ -1,0 +1,131 @@
+"""The forms of dispatch and combine: derivatives, halves, exact sizes, results in tensors of the caller."""
+
+import layer
+import moela
+import pytest
+import torch
+from moela.ep import EpBuffer, run_local
+
+LAYOUTS = ("compact", "expert", "masked")
+
+
+def with_gradients(function, *args):
+    x, ids, weights, grad = args
+    out = function(x, ids, weights)
+    return out.detach(), *torch.autograd.grad(out, [x, weights], grad)
+
+
+FORMS = [(moela.ep_dispatch, n) for n in LAYOUTS] + [(moela.ep_dispatch_dynamic, n) for n in LAYOUTS[:2]]
+
+
+@pytest.mark.parametrize(("dispatch", "layout"), FORMS)
+def test_a_spread_layer_and_its_gradients_are_those_of_one_process(dispatch, layout):
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer:
+            args = layer.inputs(buffer.rank, T=(6, 0, 5)[buffer.rank])
+            got = with_gradients(lambda *a: layer.spread(*a, buffer.name, layout, dispatch), *args)
+            for mine, wanted in zip(got, with_gradients(layer.dense, *args), strict=True):
+                assert torch.equal(mine, wanted)
+
+    run_local(3, on_rank)
+
+
+def test_exact_sizes_are_exact():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer:
+            args = [t.detach() for t in layer.inputs(buffer.rank)[:3]]
+            compact, expert = (
+                moela.ep_dispatch_dynamic(*args, group=buffer.name, layout=n) for n in ("compact", "expert")
+            )
+            assert compact.x.size(0) == compact.handle.recv_counts.sum() == compact.topk_ids.size(0)
+            assert expert.x.size(0) == expert.expert_offsets[-1] == expert.topk_weights.size(0)
+
+    run_local(2, on_rank)
+
+
+def test_two_exchanges_on_their_way_are_those_one_after_the_other():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer, torch.no_grad():
+            batches = [layer.inputs(buffer.rank + 10 * i)[:3] for i in range(2)]
+            dispatched = [moela.ep_dispatch_send(*b, group=buffer.name) for b in batches]
+            received = [moela.ep_dispatch_recv(p, group=buffer.name) for p in dispatched]
+            combined = []
+            for got in received:
+                y, _ = layer.local(got, "compact", buffer.name)
+                combined.append(moela.ep_combine_send(y, got.handle, group=buffer.name))
+                y.fill_(float("nan"))  # it is sent
+            for pending, batch in zip(combined, batches, strict=True):
+                assert torch.equal(moela.ep_combine_recv(pending, group=buffer.name), layer.dense(*batch))
+
+    run_local(2, on_rank)
+
+
+def test_halves_are_for_inference():
+    def on_rank(group):
+        message = "ep_dispatch_send: has no derivative; train with ep_dispatch"
+        with (
+            EpBuffer(group, **layer.SETTINGS) as buffer,
+            pytest.raises(NotImplementedError, match=message),
+        ):
+            moela.ep_dispatch_send(*layer.inputs(0)[:3], group=buffer.name)
+
+    run_local(1, on_rank)
+
+
+def test_halves_are_received_once_and_in_order():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer, torch.no_grad():
+            first, second = (
+                moela.ep_dispatch_send(*layer.inputs(0)[:3], group=buffer.name) for _ in range(2)
+            )
+            with pytest.raises(ValueError, match="at most 2 exchanges sent"):
+                moela.ep_dispatch_send(*layer.inputs(0)[:3], group=buffer.name)
+            with pytest.raises(ValueError, match="expected the exchange of epoch 1, got that of 2"):
+                moela.ep_dispatch_recv(second, group=buffer.name)
+            moela.ep_dispatch_recv(first, group=buffer.name)
+            with pytest.raises(ValueError, match="expected the exchange of epoch 2, got that of 1"):
+                moela.ep_dispatch_recv(first, group=buffer.name)
+            moela.ep_dispatch_recv(second, group=buffer.name)
+
+    run_local(1, on_rank)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_out_variants_write_everything(layout):
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS, row_bytes=256) as buffer, torch.no_grad():
+            other, args = layer.inputs(5)[:3], layer.inputs(buffer.rank)[:3]
+            out = moela.ep_dispatch(*other, group=buffer.name, extras=[other[0]], layout=layout)
+            moela.ep_dispatch_out(*args, group=buffer.name, out=out, extras=[args[0]], layout=layout)
+            wanted = moela.ep_dispatch(*args, group=buffer.name, extras=[args[0]], layout=layout)
+            for mine, theirs in zip(flat(out), flat(wanted), strict=True):
+                assert torch.equal(mine, theirs)
+            y, weights = layer.local(out, layout, buffer.name)
+            combined = torch.full_like(args[0], float("nan"))
+            moela.ep_combine_out(y, out.handle, group=buffer.name, out=combined, topk_weights=weights)
+            assert torch.equal(combined, layer.dense(*args))
+
+    run_local(2, on_rank)
+
+
+def flat(received) -> list[torch.Tensor]:
+    tensors = [
+        received.x,
+        received.topk_ids,
+        received.topk_weights,
+        *received.extras,
+        received.expert_offsets,
+    ]
+    return [t for t in (*tensors, received.expert_counts, *received.handle) if t is not None]
+
+
+def test_a_sum_over_ranks_is_rounded_once_in_the_order_of_ranks():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS | {"num_experts": 3}) as buffer:
+            x = torch.ones(1, layer.HIDDEN, dtype=torch.bfloat16)
+            got = moela.ep_dispatch(x, torch.tensor([[2, 0, 1]]), torch.ones(1, 3), group=buffer.name)
+            part = (256.0, 1.0, 1.0)[buffer.rank]  # 256 + 1 is 256 in bfloat16, 258 is not
+            return moela.ep_combine(torch.full_like(got.x, part), got.handle, group=buffer.name)
+
+    for out in run_local(3, on_rank):
+        assert torch.equal(out, torch.full_like(out, 258))
