@@ -1,9 +1,12 @@
 """Exchanges under torch.compile: one graph, each exchange once and in its place, also with recomputation."""
 
+import copy
+
 import layer
 import moela
 import pytest
 import torch
+from moela import nn
 from moela.ep import EpBuffer, run_local
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -115,3 +118,24 @@ def test_the_ops_are_what_torch_expects_of_ops(layout):
             torch.library.opcheck(ops.ep_combine.default, args, test_utils=utils)
 
     run_local(1, on_rank)
+
+
+def test_a_spread_block_compiles_for_inference_and_training():
+    torch.manual_seed(0)
+    gate, experts = nn.TopkRouter(16, 4, 2), nn.Experts(16, 8, 4)
+    x = torch.randn(2, 5, 16)
+    wanted = nn.MoE(gate, experts)(x)
+
+    def on_rank(group):
+        with EpBuffer(group, num_experts=4, hidden=16, topk=2, max_tokens=5) as buffer:
+            mine = experts.part(range(buffer.first_expert, buffer.first_expert + buffer.num_local_experts))
+            block = nn.MoE(copy.deepcopy(gate), mine, ep_group=buffer.name)
+            with torch.no_grad():
+                torch.testing.assert_close(compiled(block)(x[buffer.rank]), wanted[buffer.rank])
+            loss = compiled(block)(x[buffer.rank]).square().sum()
+            loss.backward()
+            return mine.down_proj.grad
+
+    got = torch.cat(run_local(2, on_rank))
+    wanted.square().sum().backward()
+    torch.testing.assert_close(got, experts.down_proj.grad, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """The forms of dispatch and combine: derivatives, halves, exact sizes, results in tensors of the caller."""
 
+import time
+
 import layer
 import moela
 import pytest
@@ -26,6 +28,61 @@ def test_a_spread_layer_and_its_gradients_are_those_of_one_process(dispatch, lay
             got = with_gradients(lambda *a: layer.spread(*a, buffer.name, layout, dispatch), *args)
             for mine, wanted in zip(got, with_gradients(layer.dense, *args), strict=True):
                 assert torch.equal(mine, wanted)
+
+    run_local(3, on_rank)
+
+
+def test_weights_are_trained_where_x_is_fp8():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer:
+            x, ids, weights, _ = layer.inputs(buffer.rank)
+            got = moela.ep_dispatch(x.detach().to(torch.float8_e4m3fn), ids, weights, group=buffer.name)
+            [grad] = torch.autograd.grad(got.topk_weights.sum(), [weights])
+            assert torch.equal(grad, ((ids >= 0) & (ids < layer.E)).float())
+
+    run_local(2, on_rank)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_that_no_token_came_to_do_not_matter(layout):
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer:
+            x, ids, weights, grad = layer.inputs(buffer.rank)
+            got = moela.ep_dispatch(x, ids, weights, group=buffer.name, layout=layout)
+            y, w = layer.local(got, layout, buffer.name)
+            used = torch.zeros(y.shape[:-1], dtype=torch.bool)
+            positions = got.handle.positions.flatten()
+            used.view(-1)[positions[positions >= 0]] = True
+            y = torch.where(used[..., None], y, float("nan"))
+            w = None if w is None else torch.where(used, w, float("nan"))
+            out = moela.ep_combine(y, got.handle, group=buffer.name, topk_weights=w)
+            wanted = layer.dense(x, ids, weights)
+            assert torch.equal(out, wanted)
+            gradients = [torch.autograd.grad(o, [x, weights], grad) for o in (out, wanted)]
+            for mine, theirs in zip(*gradients, strict=True):
+                assert torch.equal(mine, theirs)
+
+    run_local(2, on_rank)
+
+
+def test_a_thousand_exchanges_with_ranks_out_of_step_keep_their_rows():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer, torch.no_grad():
+            x, ids, weights, _ = layer.inputs(buffer.rank)
+            for i in range(500):
+                if (i * 7 + buffer.rank) % 50 == 0:
+                    time.sleep(0.001)
+                got = moela.ep_dispatch(x + i, ids, weights, group=buffer.name)
+                out = moela.ep_combine(got.x, got.handle, group=buffer.name)
+                ranks = torch.zeros(len(ids), buffer.num_ranks + 1).scatter_(1, owners(ids, buffer), 1)
+                assert torch.equal(out, (x + i) * ranks[:, :-1].sum(1, keepdim=True))
+
+    def owners(ids, buffer):
+        parts = torch.arange(layer.E).tensor_split(buffer.num_ranks)
+        of = torch.cat(
+            [torch.full((len(p),), r) for r, p in enumerate(parts)] + [torch.tensor([buffer.num_ranks])]
+        )
+        return of[torch.where((ids >= 0) & (ids < layer.E), ids, layer.E)]
 
     run_local(3, on_rank)
 

@@ -53,9 +53,18 @@ def send_tokens(
 
 
 def receive_tokens(
-    buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], layout: str, capacity: int | None
+    buffer: EpBuffer,
+    op: str,
+    epoch: int,
+    like: Sequence[Tensor],
+    layout: str,
+    capacity: int | None,
+    into: Sequence[Tensor] | None = None,
 ) -> Placed:
-    """like: x and the extras, of any number of rows. EXACT: no row to spare."""
+    """like: x and the extras, of any number of rows. EXACT: no row to spare.
+
+    into: what x and the extras are written to, in place of new tensors.
+    """
     device = like[0].device
     form = _form(*like, *[torch.empty((0, buffer.topk), dtype=torch.int32)] * 2)
     if capacity is None:
@@ -68,10 +77,10 @@ def receive_tokens(
             buffer.give_up(message)
             raise ValueError(message)
         rows = layouts.shapes(buffer, layout, placed.needed if capacity == EXACT else capacity).rows
-        outs = [received.wire.new_empty((*rows, width)) for width in form.widths[:-2]]  # [*, bytes]
+        outs = into or [t.new_empty((*rows, t.size(1))) for t in like]
         for i, out in enumerate(outs):
-            gather_rows(form.column(received.wire, i), placed.source, out.flatten(0, -2))
-    x, *extras = (out.view(t.dtype) for out, t in zip(outs, like, strict=True))
+            gather_rows(form.column(received.wire, i), placed.source, as_bytes(out.flatten(0, -2)))
+    x, *extras = outs
     _, ids, weights, experts, positions, _ = placed
     return Placed(x, ids, weights, extras, experts, received.counts, positions)
 
@@ -89,15 +98,21 @@ def send_back(
 
 
 def receive_back(
-    buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], slots: Tensor
+    buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], slots: Tensor, into: Tensor | None = None
 ) -> list[Tensor]:
-    """Sum what a token's rows came back as, float32, in the order of the ranks, rounded once. -> [T, *]."""
+    """Sum what a token's rows came back as, float32, in the order of the ranks, rounded once. -> [T, *].
+
+    into: what the only column is written to.
+    """
     form = _form(*like)
     with buffer.receive(epoch) as received:
         received = received.to(slots.device)
         rows = returned_rows(slots, *received)  # [T, topk]
         columns = [form.column(received.wire, i).view(t.dtype) for i, t in enumerate(like)]
-        return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
+        if into is None:
+            return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
+        torch.ops.moela.moe_unpermute_out(columns[0], None, rows, out=into)
+        return [into]
 
 
 def send_again(buffer: EpBuffer, op: str, x: Tensor, slots: Tensor, counts: Tensor) -> int:

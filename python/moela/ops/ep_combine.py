@@ -71,9 +71,9 @@ def send(buffer: EpBuffer, op: str, y, topk_weights, handle) -> int:
     return exchange.send_back(buffer, op, (rows,), None, recv_counts)
 
 
-def run(buffer: EpBuffer, y, topk_weights, *handle) -> Tensor:
+def run(buffer: EpBuffer, y, topk_weights, *handle, into: Tensor | None = None) -> Tensor:
     epoch = send(buffer, OP, y, topk_weights, handle)
-    [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0])
+    [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0], into)
     return out
 
 

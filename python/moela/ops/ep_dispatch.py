@@ -124,9 +124,9 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, cap
     check_layout(OP, layout, capacity)
 
 
-def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity):
+def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity, into=None):
     epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
-    placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity)
+    placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity, into)
     return returned(placed, slots, send_counts)
 
 
@@ -206,12 +206,16 @@ def save_for_backward(ctx, layout: str, group: str, output) -> None:
     ctx.save_for_backward(ids, *handle)
 
 
-def gradients(ctx, grad_x: Tensor, grad_weights: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(ctx, grad_x: Tensor, grad_weights: Tensor) -> tuple[Tensor | None, Tensor]:
     """Of x and topk_weights."""
     ids, *handle = ctx.saved_tensors
-    return torch.ops.moela.ep_dispatch_backward(
+    is_wanted = ctx.needs_input_grad[0]
+    if not is_wanted:  # x may be FP8, which has none: rows without columns travel
+        grad_x = grad_weights.new_zeros((*grad_x.shape[:-1], 0))
+    x, weights = torch.ops.moela.ep_dispatch_backward(
         grad_x.contiguous(), grad_weights.contiguous(), ids, ctx.layout, *handle, ctx.group
     )
+    return x if is_wanted else None, weights
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -1,9 +1,9 @@
 """all_to_all of torch.distributed: every device and network that it knows.
 
 Two rounds per epoch. The headers, which hold the counts, go over a Gloo group of the buffer's own, posted
-when the epoch begins, so that an abort needs no waiting; the rows follow when they are received, over a second
-one, or over the user's group where they are not in the memory of the host. Each group sees its rounds in the
-order of the epochs on every rank, however sends and receives are interleaved.
+when the epoch begins, so that an abort needs no waiting; the rows follow when they are received, over a
+second one, or over the user's group where they are not in the memory of the host. Each group sees its rounds
+in the order of the epochs on every rank, however sends and receives are interleaved.
 """
 
 import contextlib
