@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_table(setting, found))
     console.print(
-        "\nA call is an exchange, on the slowest rank. GB/s: of the rows of x that a rank sends, its own among\n"
-        f"them. x {GLOO}: times as fast as torch's all_to_all_single of the counts and of rows that are packed\n"
-        f"already, on Gloo. % {MEMCPY}: of a copy of these rows by every rank at once; rows are copied once to\n"
-        "travel, and once more by dispatch, into tensors of the caller.\n"
+        "\nA call is one exchange, on the slowest rank; GB/s of the rows of x that a rank sends, its own among\n"
+        f"them. x {GLOO}: times as fast as torch's all_to_all_single, on Gloo, of the counts and of rows that\n"
+        f"are packed already. % {MEMCPY}: of the rate of a copy of these rows by every rank at once. Rows are\n"
+        "copied once to travel (rows), once more to where dispatch returns them, and read once more by combine.\n"
         f"{machine['cpu']}, {machine['cores']} cores, load average {machine['load_before']} before, "
         f"{machine['load_after']} after"
     )

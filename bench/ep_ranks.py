@@ -1,13 +1,14 @@
 """What the ranks of `moela bench ep` do: exchange the same tokens in every way, in turns.
 
-A sample is the time of the slowest rank, over several calls that begin together. All contestants move the same
-rows: the tokens of a rank to every rank that has one of their experts.
+A sample is the time of the slowest rank, over several calls that begin together. All contestants move the
+same rows: the tokens of a rank to every rank that has one of their experts.
 """
 
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import moela
@@ -18,7 +19,14 @@ from moela.ep import EpBuffer
 from torch import multiprocessing
 
 GLOO, MEMCPY = "all_to_all", "memcpy"  # the baselines
-ROWS, DISPATCH, COMBINE = "rows", "dispatch", "combine"  # what is measured of each transport
+# What is measured of each transport: the rows alone, the ops, and these into tensors that there are already.
+ROWS, DISPATCH, COMBINE, DISPATCH_OUT, COMBINE_OUT = (
+    "rows",
+    "dispatch",
+    "combine",
+    "dispatch_out",
+    "combine_out",
+)
 SAMPLE_SECONDS = 0.02
 
 
@@ -82,7 +90,7 @@ def _at(rank: int, setting: Setting, T: int) -> list[Measured]:
     packed = x[send_rows[:num_rows]]
     calls: dict[tuple[str, str], Callable[[], object]] = {
         ("", GLOO): _all_to_all(packed, counts),
-        ("", MEMCPY): lambda copy=torch.empty_like(packed): copy.copy_(packed),
+        ("", MEMCPY): partial(torch.empty_like(packed).copy_, packed),
     }
     buffers = []
     for name in setting.transports:
@@ -100,8 +108,14 @@ def _at(rank: int, setting: Setting, T: int) -> list[Measured]:
         if not torch.equal(back, (x.float() * ranks_of_token).bfloat16()):
             raise ValueError(f"ep: {name}: a token did not come back as it went")
         calls[name, ROWS] = _rows(buffer, x, send_rows, counts)
-        calls[name, DISPATCH] = _dispatch(buffer, x, ids, weights)
-        calls[name, COMBINE] = _combine(buffer, got)
+        calls[name, DISPATCH] = partial(moela.ep_dispatch, x, ids, weights, group=buffer.name)
+        calls[name, DISPATCH_OUT] = partial(
+            moela.ep_dispatch_out, x, ids, weights, group=buffer.name, out=got
+        )
+        calls[name, COMBINE] = partial(moela.ep_combine, got.x, got.handle, group=buffer.name)
+        calls[name, COMBINE_OUT] = partial(
+            moela.ep_combine_out, got.x, got.handle, group=buffer.name, out=back
+        )
     timings = _race(list(calls.values()), setting.rounds)
     for buffer in buffers:
         buffer.close()
@@ -134,14 +148,6 @@ def _rows(buffer: EpBuffer, x: torch.Tensor, send_rows: torch.Tensor, counts: to
             pass
 
     return call
-
-
-def _dispatch(buffer: EpBuffer, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor):
-    return lambda: moela.ep_dispatch(x, ids, weights, group=buffer.name)
-
-
-def _combine(buffer: EpBuffer, got) -> Callable[[], object]:
-    return lambda: moela.ep_combine(got.x, got.handle, group=buffer.name)
 
 
 def _race(calls: list[Callable[[], object]], rounds: int) -> list[Timing]:
