@@ -61,6 +61,10 @@ def _run(args: argparse.Namespace) -> int:
         from moela.bench import plan_ep
 
         return plan_ep.run(args)
+    if args.op == "ep":
+        from moela.bench import ep
+
+        return ep.run(args)
     from moela.bench import commands
 
     if args.op == "list":
@@ -79,7 +83,9 @@ def _parser(argv: Sequence[str]) -> Parser:
         from moela.bench import demo
 
         demo.add_arguments(demo_parser)
-    _add_bench(sub.add_parser("bench", help="measure ops against baselines and the roofs of this machine"))
+    _add_bench(
+        sub.add_parser("bench", help="measure ops against baselines and the roofs of this machine"), argv
+    )
     plan_parser = sub.add_parser("plan-ep", help="time and memory of expert parallelism on N nodes x G GPUs")
     if argv[:1] == ["plan-ep"]:
         from moela.bench import plan_ep
@@ -88,11 +94,16 @@ def _parser(argv: Sequence[str]) -> Parser:
     return parser
 
 
-def _add_bench(bench: Parser) -> None:
+def _add_bench(bench: Parser, argv: Sequence[str]) -> None:
     sub = bench.add_subparsers(dest="op", required=True, metavar="op")
     for op in SPECS:
         _add_options(sub.add_parser(op, help=f"measure {op}"))
     _add_options(sub.add_parser("all", help="measure every op"))
+    exchange = sub.add_parser("ep", help="measure exchanges among ranks on this machine")
+    if argv[:2] == ["bench", "ep"]:  # as above
+        from moela.bench import ep
+
+        ep.add_arguments(exchange)
     sub.add_parser("list", help="ops, models, layers and baselines, with what is missing")
     compare = sub.add_parser("compare", help="what changed between two files of --json")
     compare.add_argument("a", type=Path, metavar="a.json")

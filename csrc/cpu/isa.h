@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/fused_experts.h"
+#include "cpu/gather_rows.h"
 #include "cpu/gemm.h"
 #include "cpu/indexer_cache_write.h"
 #include "cpu/indexer_logits.h"
@@ -26,6 +27,7 @@ namespace moela::cpu {
 
 struct Kernels {
   const char* isa;
+  GatherRows gather_rows;
   GemmKernels gemm;
   GemmKernels grouped_gemm_wgrad;
   FusedExpertsKernels fused_experts;

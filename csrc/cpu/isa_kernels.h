@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/fused_experts_kernel.h"
+#include "cpu/gather_rows_kernel.h"
 #include "cpu/gemm_kernel.h"
 #include "cpu/grouped_gemm_wgrad_kernel.h"
 #include "cpu/indexer_cache_write_kernel.h"
@@ -29,6 +30,7 @@ namespace {
 constexpr moela::cpu::Kernels kernels_of(const char* isa) {
   return {
       .isa = isa,
+      .gather_rows = gather_rows,
       .gemm = kGemmKernels,
       .grouped_gemm_wgrad = kGroupedGemmWgradKernels,
       .fused_experts = kFusedExpertsKernels,

@@ -6,10 +6,11 @@ import layer
 import moela
 import pytest
 import torch
+import usable
 from moela.ep import EpBuffer, EpPeerLost, EpTimeout, run_local
 
 SETTINGS = layer.SETTINGS | {"deadline": 1.0}
-pytestmark = pytest.mark.parametrize("transport", ["local", "collective"])
+pytestmark = pytest.mark.parametrize("transport", [*usable.USABLE.values()])
 
 BAD = {
     "x: expected at most max_tokens=6 rows, got 7": lambda x, ids, w: (

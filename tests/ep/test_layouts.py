@@ -4,6 +4,7 @@ import moela
 import pytest
 import routing
 import torch
+import usable
 from moela import reference
 from moela.ep import EpBuffer, run_local
 
@@ -81,7 +82,7 @@ def test_rows_arrive_as_defined(R, layout):
 
 
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
-@pytest.mark.parametrize("transport", ["collective"])
+@pytest.mark.parametrize("transport", [usable.USABLE[name] for name in ("shm", "collective")])
 def test_every_transport_gives_the_same_bits(transport, layout):
     all_tokens = routing.tokens("dropped", 3, E, TOPK, HIDDEN, MAX_TOKENS)
     for dtype in (torch.float8_e4m3fn, torch.float64):

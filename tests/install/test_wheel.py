@@ -78,13 +78,18 @@ def test_the_wheel_holds_every_package_and_library_and_its_licence(wheel, unpack
         for path in (checkout / folder).rglob("*.py")
     }
     assert wanted - names == set()
-    assert {"moela/py.typed", "moela/libmoela_cpu.so", "moela/ep/planner/topologies/defaults.json"} <= names
+    assert {
+        "moela/py.typed",
+        "moela/libmoela_cpu.so",
+        "moela/libmoela_ep.so",
+        "moela/ep/planner/topologies/defaults.json",
+    } <= names
     assert any(re.fullmatch(r"moela-[\d.]+\.dist-info/licenses/LICENSE", name) for name in names)
 
 
 def test_the_wheel_holds_no_sources_of_c_and_no_tests(wheel, unpacked):
     allowed = re.compile(
-        r"moela/([\w/]+\.py|py\.typed|ep/planner/topologies/[\w-]+\.json|libmoela_(cpu|cuda)\.so|_plan\.[\w-]+\.so)"
+        r"moela/([\w/]+\.py|py\.typed|ep/planner/topologies/[\w-]+\.json|libmoela_(cpu|cuda|ep)\.so|_plan\.[\w-]+\.so)"
         r"|moela-[\d.]+\.dist-info/(METADATA|WHEEL|RECORD|top_level\.txt|entry_points\.txt|licenses/LICENSE)"
     )
     assert {name for name in unpacked(wheel) if not allowed.fullmatch(name)} == set()

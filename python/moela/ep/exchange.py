@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moela.ep import layout as layouts
 from moela.ep.buffer import EpBuffer
-from moela.ep.transports import Received
+from moela.ep.rows import gather_rows, received_rows, returned_rows
 from moela.ep.wire import WireFormat, as_bytes
 from moela.ops import _check
 
@@ -53,59 +53,66 @@ def send_tokens(
 
 
 def receive_tokens(
-    buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], layout: str, capacity: int | None
+    buffer: EpBuffer,
+    op: str,
+    epoch: int,
+    like: Sequence[Tensor],
+    layout: str,
+    capacity: int | None,
+    into: Sequence[Tensor] | None = None,
 ) -> Placed:
-    """like: x and the extras, of any number of rows. EXACT: no row to spare."""
-    topk, E, device = buffer.topk, buffer.num_local_experts, like[0].device
-    form = _form(*like, *[torch.empty((0, topk), dtype=torch.int32)] * 2)
+    """like: x and the extras, of any number of rows. EXACT: no row to spare.
+
+    into: what x and the extras are written to, in place of new tensors.
+    """
+    device = like[0].device
+    form = _form(*like, *[torch.empty((0, buffer.topk), dtype=torch.int32)] * 2)
+    if capacity is None:
+        capacity = layouts.shapes(buffer, layout, None).rows[-1]
     with buffer.receive(epoch) as received:
-        wire = _in_one_piece(received).to(device)  # [N, row_bytes]
-        ids = _column(form, wire, len(like), torch.int32) - buffer.first_expert  # [N, topk]
-        is_here = (ids >= 0) & (ids < E)
-        ids = torch.where(is_here, ids, -1)
-        weights = torch.where(is_here, _column(form, wire, len(like) + 1, torch.float32), 0)  # [N, topk]
-        room = layouts.shapes(buffer, layout, None if capacity == EXACT else capacity).rows[-1]
-        places = layouts.places(layout, ids, E, room)
-        if places.needed > room:
-            message = f"{op}: capacity: expected at least {places.needed} for what came, got {room}"
+        received = received.to(device)
+        placed = layouts.place(buffer, received, *form.offsets[-2:], layout, capacity)
+        if capacity != EXACT and placed.needed > capacity:
+            message = f"{op}: capacity: expected at least {placed.needed} for what came, got {capacity}"
             buffer.give_up(message)
             raise ValueError(message)
-        shapes = layouts.shapes(buffer, layout, places.needed if capacity == EXACT else room)
-        outs = [wire.new_zeros((*shapes.rows, width)) for width in form.widths[:-2]]  # [*, bytes]
+        rows = layouts.shapes(buffer, layout, placed.needed if capacity == EXACT else capacity).rows
+        outs = into or [t.new_empty((*rows, t.size(1))) for t in like]
         for i, out in enumerate(outs):
-            places.fill(out.flatten(0, -2), form.column(wire, i))
-    N = ids.size(0)
-    out_ids = ids.new_full(shapes.ids, -1)
-    out_weights = weights.new_zeros(shapes.weights)
-    if layout == "compact":
-        out_ids[:N], out_weights[:N] = ids, weights
-    else:
-        out_weights.view(-1)[places.positions[is_here]] = weights[is_here]
-    positions = ids.new_full(shapes.positions, -1)
-    positions[:N] = places.positions
-    x, *extras = (out.view(t.dtype) for out, t in zip(outs, like, strict=True))
-    counts = received.counts.to(device)
-    return Placed(x, out_ids, out_weights, extras, places.experts, counts, positions)
+            gather_rows(form.column(received.wire, i), placed.source, as_bytes(out.flatten(0, -2)))
+    x, *extras = outs
+    _, ids, weights, experts, positions, _ = placed
+    return Placed(x, ids, weights, extras, experts, received.counts, positions)
 
 
-def send_back(buffer: EpBuffer, op: str, columns: Sequence[Tensor], recv_counts: Tensor) -> int:
-    """A row per received row to where it came from -> the epoch. columns: [N, *], in received order."""
-    rows = torch.arange(columns[0].size(0), dtype=torch.int32, device=columns[0].device)
+def send_back(
+    buffer: EpBuffer, op: str, columns: Sequence[Tensor], rows: Tensor | None, recv_counts: Tensor
+) -> int:
+    """A row per received row to where it came from -> the epoch.
+
+    columns: [*, w]. rows: [N] int32, in received order, those of the columns; None: the columns are in it.
+    """
+    if rows is None:
+        rows = torch.arange(columns[0].size(0), dtype=torch.int32, device=columns[0].device)
     return buffer.send(_text(op, *columns), _bytes_of(*columns), rows, recv_counts)
 
 
 def receive_back(
-    buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], slots: Tensor
+    buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], slots: Tensor, into: Tensor | None = None
 ) -> list[Tensor]:
-    """Sum what a token's rows came back as, float32, in the order of the ranks, rounded once. -> [T, *]."""
+    """Sum what a token's rows came back as, float32, in the order of the ranks, rounded once. -> [T, *].
+
+    into: what the only column is written to.
+    """
     form = _form(*like)
     with buffer.receive(epoch) as received:
-        wire = _in_one_piece(received).to(slots.device)
-        columns = [_column(form, wire, i, t.dtype) for i, t in enumerate(like)]
-    rows = slots.sort(dim=1).values  # [T, topk]: by rank, as send order is; those of one rank are equal
-    is_again = torch.nn.functional.pad(rows[:, 1:] == rows[:, :-1], (1, 0))
-    rows = rows.masked_fill_(is_again, -1)
-    return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
+        received = received.to(slots.device)
+        rows = returned_rows(slots, *received)  # [T, topk]
+        columns = [form.column(received.wire, i).view(t.dtype) for i, t in enumerate(like)]
+        if into is None:
+            return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
+        torch.ops.moela.moe_unpermute_out(columns[0], None, rows, out=into)
+        return [into]
 
 
 def send_again(buffer: EpBuffer, op: str, x: Tensor, slots: Tensor, counts: Tensor) -> int:
@@ -121,7 +128,11 @@ def receive_again(buffer: EpBuffer, epoch: int, like: Tensor) -> Tensor:
     """-> [N, *], in received order."""
     form = _form(like)
     with buffer.receive(epoch) as received:
-        return _column(form, _in_one_piece(received).to(like.device), 0, like.dtype)
+        wire, *where = received.to(like.device)
+        rows = received_rows(*where)
+        out = wire.new_empty((rows.numel(), form.widths[0]))
+        gather_rows(form.column(wire, 0), rows, out)
+        return out.view(like.dtype)
 
 
 def _text(op: str, *columns: Tensor) -> str:
@@ -135,22 +146,6 @@ def _bytes_of(*columns: Tensor) -> list[Tensor]:
 
 def _form(*columns: Tensor) -> WireFormat:
     return WireFormat(tuple(c.size(1) * c.element_size() for c in columns))
-
-
-def _column(form: WireFormat, wire: Tensor, i: int, dtype: torch.dtype) -> Tensor:
-    """A copy, so that it outlives the transport's memory and is aligned."""
-    out = wire.new_empty((wire.size(0), form.widths[i] // dtype.itemsize), dtype=dtype)
-    as_bytes(out).copy_(form.column(wire, i))
-    return out
-
-
-def _in_one_piece(received: Received) -> Tensor:
-    """[N, row_bytes]: the rows of all sources, one after another; a view where they lie so."""
-    starts, counts = received.starts.tolist(), received.counts.tolist()
-    ends = [start + count for start, count in zip(starts, counts, strict=True)]
-    if all(end == start for end, start in zip(ends, starts[1:], strict=False)):
-        return received.wire[starts[0] : ends[-1]]
-    return torch.cat([received.wire[start:end] for start, end in zip(starts, ends, strict=True)])
 
 
 def row_bytes(x: Tensor, *extras: Tensor, topk: int) -> int:

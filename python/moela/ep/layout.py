@@ -4,13 +4,15 @@ compact: a row per received row. expert: a row per (received row, local expert),
 received order, then by k. masked: the same, with a place for `capacity` rows per expert.
 """
 
-import itertools
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from moela.ep.buffer import EpBuffer
+from moela.ep.rows import is_compiled, received_rows
+from moela.ep.transports import Received
 
 LAYOUTS = ("compact", "expert", "masked")
 
@@ -38,38 +40,69 @@ def shapes(buffer: EpBuffer, layout: str, capacity: int | None) -> Shapes:
     return Shapes((E, rows), (0, topk), (E, rows), (E,), (most, topk))
 
 
-class Places(NamedTuple):
-    """The places of N received rows in a layout, all dimensions of rows counted as one."""
+class Placement(NamedTuple):
+    """Where N received rows go in a layout, all dimensions of its rows counted as one: places."""
 
-    needed: int  # the capacity that holds them
+    source: Tensor  # [places] int32: the row of wire, -1: none, zeros
+    ids: Tensor  # of Shapes.ids: numbers of experts of this rank, -1: not here
+    weights: Tensor  # of Shapes.weights: 0 where there is no expert
     experts: Tensor  # expert_offsets, expert_counts, or nothing
-    order: Tensor  # [M] int32: the received row of what is placed, segment after segment
-    segments: list[tuple[int, int, int]]  # (first place, its index in order, how many)
-    positions: Tensor  # [N, topk] int32, compact [N, 1]: the place of each (row, k), -1: none
-
-    def fill(self, out: Tensor, rows: Tensor) -> None:
-        """[N, w] -> the rows of out [*, w] that are places."""
-        for place, begin, n in self.segments:
-            torch.index_select(rows, 0, self.order[begin : begin + n], out=out[place : place + n])
+    positions: Tensor  # of Shapes.positions: the place of each (received row, k), -1: none
+    needed: int  # the capacity that holds what came; if it is more than there is, the others are not used
 
 
-def places(layout: str, ids: Tensor, num_local_experts: int, capacity: int | None) -> Places:
-    """ids: [N, topk] int32, of local experts, or -1. capacity: of the masked layout."""
+def place(
+    buffer: EpBuffer, received: Received, ids_at: int, weights_at: int, layout: str, capacity: int
+) -> Placement:
+    """ids_at, weights_at: where in a wire row they are, in bytes. capacity -1: as much as is needed."""
+    topk, E, most = buffer.topk, buffer.num_local_experts, buffer.num_ranks * buffer.max_tokens
+    wire, starts, counts = received
+    if is_compiled(wire):
+        return Placement(
+            *torch.ops.moela_ep.place(
+                wire, starts, counts, ids_at, weights_at, topk, buffer.first_expert, E,
+                LAYOUTS.index(layout), capacity, most,
+            )
+        )  # fmt: skip
+    rows = received_rows(starts, counts)  # [N]
+    ids = wire[rows, ids_at : ids_at + 4 * topk].view(torch.int32) - buffer.first_expert  # [N, topk]
+    is_here = (ids >= 0) & (ids < E)
+    ids = torch.where(is_here, ids, -1)
+    weights = wire[rows, weights_at : weights_at + 4 * topk].view(torch.float32)  # [N, topk]
+    weights = torch.where(is_here, weights, 0)
+    of_rows, experts, needed = _positions(layout, ids, E, capacity)  # [N, topk], compact [N, 1]
+    room = needed if capacity < 0 else capacity
+    of = shapes(buffer, layout, room)
+    out_ids, out_weights = ids.new_full(of.ids, -1), weights.new_zeros(of.weights)
+    positions = ids.new_full(of.positions, -1)
+    source = ids.new_full((math.prod(of.rows),), -1)
+    if needed <= room:
+        positions[: ids.size(0)] = of_rows
+        is_place = of_rows >= 0
+        source[of_rows[is_place]] = rows.view(-1, 1).expand(of_rows.shape)[is_place]
+        if layout == "compact":
+            out_ids[: ids.size(0)], out_weights[: ids.size(0)] = ids, weights
+        else:
+            out_weights.view(-1)[of_rows[is_place]] = weights[is_place]
+    return Placement(source, out_ids, out_weights, experts, positions, needed)
+
+
+def _positions(layout: str, ids: Tensor, E: int, capacity: int) -> tuple[Tensor, Tensor, int]:
+    """-> (the places of [N, topk] local ids, expert_offsets or expert_counts, the capacity needed)."""
     N = ids.size(0)
     rows = torch.arange(N, dtype=torch.int32, device=ids.device).view(N, 1)
     if layout == "compact":
-        return Places(N, ids.new_empty(0), rows.flatten(), [(0, 0, N)], rows)
-    order, offsets, positions = torch.ops.moela.moe_permute(rows, ids, max(num_local_experts, 1))
-    offsets = offsets[: num_local_experts + 1]
-    order, ends = order.flatten(), offsets.tolist()
+        return rows, ids.new_empty(0), N
+    _, offsets, positions = torch.ops.moela.moe_permute(rows, ids, max(E, 1))
+    offsets = offsets[: E + 1]
     if layout == "expert":
-        return Places(ends[-1], offsets, order, [(0, 0, ends[-1])], positions)
-    counts = [end - begin for begin, end in itertools.pairwise(ends)]
-    needed = max(counts, default=0)
-    segments = [(e * capacity, ends[e], n) for e, n in enumerate(counts)]
+        return positions, offsets, int(offsets[-1])
+    counts = offsets.diff()
+    needed = int(counts.max()) if E else 0
     experts = ids.clamp(min=0)
-    shifted = positions - offsets[experts] + experts * capacity if num_local_experts else positions
-    return Places(needed, offsets.diff(), order, segments, torch.where(positions < 0, -1, shifted))
+    room = needed if capacity < 0 else capacity
+    shifted = positions - offsets[experts] + experts * room if E else positions
+    return torch.where(positions < 0, -1, shifted), counts, needed
 
 
 def fold(y: Tensor, positions: Tensor, weights: Tensor | None) -> Tensor:

@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from moela.ep.rows import pack
+
 ALIGNMENT = 16  # bytes: vector loads of every backend may assume it
 
 
@@ -32,11 +34,13 @@ class WireFormat:
     def row_bytes(self) -> int:
         return sum(_padded(width) for width in self.widths)
 
-    def pack(self, columns: Sequence[Tensor], rows: Tensor) -> Tensor:
-        """Row rows[i] of every column as one wire row: [*, w] uint8 each, [m] int32 -> [m, row_bytes]."""
-        wire = rows.new_zeros((rows.numel(), self.row_bytes), dtype=torch.uint8)
-        for column, offset, width in zip(columns, self.offsets, self.widths, strict=True):
-            wire[:, offset : offset + width] = column[rows]
+    def pack(self, columns: Sequence[Tensor], rows: Tensor, num_rows: int) -> Tensor:
+        """The first rows of rows as wire rows: [*, w] uint8 each, [*] int32 -> [num_rows, row_bytes].
+
+        What lies between the columns is not written.
+        """
+        wire = rows.new_empty((num_rows, self.row_bytes), dtype=torch.uint8)
+        pack(columns, rows, self.offsets, [num_rows], [0], wire)
         return wire
 
     def column(self, wire: Tensor, i: int) -> Tensor:

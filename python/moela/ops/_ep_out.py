@@ -71,11 +71,12 @@ def _expect_like(op: str, name: str, mine: Tensor, wanted: Tensor, device: torch
 
 
 def _dispatch(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, *out) -> None:
-    result = run_dispatch(buffer, x, topk_ids, topk_weights, extras, layout, out[0].size(-2))
+    into = (out[0], *out[3])  # x and extras: the others are small, and copied
+    result = run_dispatch(buffer, x, topk_ids, topk_weights, extras, layout, out[0].size(-2), into)
     for mine, theirs in zip(out, result, strict=True):
         pairs = zip(mine, theirs, strict=True) if isinstance(theirs, list) else [(mine, theirs)]
         for one, value in pairs:
-            if one is not None:
+            if one is not None and one is not value:
                 one.copy_(value)
 
 
@@ -89,7 +90,7 @@ def _check_combine(
 
 def _combine(buffer: EpBuffer, y, topk_weights, *handle_and_out) -> None:
     *handle, out = handle_and_out
-    out.copy_(run_combine(buffer, y, topk_weights, *handle))
+    run_combine(buffer, y, topk_weights, *handle, into=out)
 
 
 _ep.define(

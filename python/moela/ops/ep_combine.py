@@ -64,13 +64,16 @@ def _check_args(buffer: EpBuffer, y, topk_weights, *handle) -> None:
 
 def send(buffer: EpBuffer, op: str, y, topk_weights, handle) -> int:
     _, _, recv_counts, positions = handle
-    rows = fold(y.flatten(0, -2), positions[: int(recv_counts.sum())], topk_weights)
-    return exchange.send_back(buffer, op, (rows,), recv_counts)
+    y, positions = y.flatten(0, -2), positions[: int(recv_counts.sum())]
+    if positions.size(1) == 1 and topk_weights is None:  # one place per row: the row itself goes back
+        return exchange.send_back(buffer, op, (y,), positions[:, 0], recv_counts)
+    rows = fold(y, positions, topk_weights)  # [N, H]
+    return exchange.send_back(buffer, op, (rows,), None, recv_counts)
 
 
-def run(buffer: EpBuffer, y, topk_weights, *handle) -> Tensor:
+def run(buffer: EpBuffer, y, topk_weights, *handle, into: Tensor | None = None) -> Tensor:
     epoch = send(buffer, OP, y, topk_weights, handle)
-    [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0])
+    [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0], into)
     return out
 
 

@@ -124,9 +124,9 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, cap
     check_layout(OP, layout, capacity)
 
 
-def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity):
+def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity, into=None):
     epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
-    placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity)
+    placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity, into)
     return returned(placed, slots, send_counts)
 
 
@@ -181,7 +181,7 @@ def _backward(buffer: EpBuffer, grad_x, grad_weights, topk_ids, layout, *handle)
         weights = torch.where(topk_ids[:N] >= 0, grad_weights[:N], 0)  # [N, topk]
     else:
         weights = at(grad_weights, positions)
-    epoch = exchange.send_back(buffer, BACKWARD, (rows, weights), recv_counts)
+    epoch = exchange.send_back(buffer, BACKWARD, (rows, weights), None, recv_counts)
     return tuple(exchange.receive_back(buffer, BACKWARD, epoch, (rows, weights), slots))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -69,6 +70,9 @@ class Received(NamedTuple):
     wire: Tensor  # [*, row_bytes] uint8; may be the transport's own memory: valid until release(epoch)
     starts: Tensor  # [R] int32
     counts: Tensor  # [R] int32
+
+    def to(self, device: torch.device) -> "Received":
+        return self if self.wire.device == device else Received(*(t.to(device) for t in self))
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class CollectiveTransport(Transport):
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = WireFormat(tuple(c.size(1) for c in columns)), counts.tolist()
-        wire = form.pack(columns, send_rows[: sum(counts)])
+        wire = form.pack(columns, send_rows, sum(counts))
         self._post(epoch, [Header(epoch, n, form.row_bytes, False, text) for n in counts], wire, counts)
 
     def abort(self, epoch: int, reason: str) -> None:

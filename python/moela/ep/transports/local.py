@@ -48,7 +48,7 @@ class LocalTransport(Transport):
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = WireFormat(tuple(c.size(1) for c in columns)), counts.tolist()
-        wire = form.pack(columns, send_rows[: sum(counts)])
+        wire = form.pack(columns, send_rows, sum(counts))
         self._put(epoch, _Parcel(Header(epoch, 0, form.row_bytes, False, text), wire, counts))
 
     def abort(self, epoch: int, reason: str) -> None:
