@@ -16,17 +16,22 @@ MOELA_DEVICE void ep_report(const EpExchange& x, EpError error, int peer) {
   st_relaxed<Scope::kSys>(x.status, ep_status(error, peer, x.epoch));
 }
 
-// Words of shared memory, one per rank: counts, which become ends, and whether a wait for the rank has ended
-// well.
+// What has come of the wait for a rank: nothing, a word of it, a word that promises what was asked for.
+enum class EpState : uint32_t { kSilent, kRefused, kOpen };
+
+// Words of shared memory, one per rank: counts, which become ends, and the state.
 struct EpRanks {
   SmemAddr ends;
-  SmemAddr is_open;
-  static constexpr uint32_t bytes(int num_ranks) { return static_cast<uint32_t>(num_ranks) * 8; }
+  SmemAddr states;
 };
 
 MOELA_DEVICE SmemAddr word_of(SmemAddr words, int rank) { return words + static_cast<uint32_t>(rank) * 4; }
 
-// Counts become inclusive prefix sums; whether every wait has ended well. All threads, after the waits.
+MOELA_DEVICE EpState ep_state_of(const EpRanks& ranks, int rank) {
+  return static_cast<EpState>(lds<uint32_t>(word_of(ranks.states, rank)));
+}
+
+// Counts become inclusive prefix sums; whether every rank is open. All threads, after the waits.
 MOELA_DEVICE bool ep_sum_up(const EpRanks& ranks, int num_ranks) {
   sync_block();
   if (tid() == 0) {
@@ -38,7 +43,7 @@ MOELA_DEVICE bool ep_sum_up(const EpRanks& ranks, int num_ranks) {
   }
   sync_block();
   bool is_well = true;
-  for (int r = 0; r < num_ranks; ++r) is_well &= lds<uint32_t>(word_of(ranks.is_open, r)) != 0;
+  for (int r = 0; r < num_ranks; ++r) is_well &= ep_state_of(ranks, r) == EpState::kOpen;
   return is_well;
 }
 
@@ -51,31 +56,39 @@ MOELA_DEVICE bool ep_wait_released(const EpExchange& x, const int32_t* counts, c
     const auto* flag = ep_at<uint64_t>(memory, memory.rank, memory.released_at(peer));
     const bool is_open = wait_flag_until<Scope::kSys>(flag, epoch, x.deadline);
     if (!is_open) ep_report(x, EpError::kNotReleased, peer);
-    sts(word_of(ranks.is_open, peer), static_cast<uint32_t>(is_open));
+    sts(word_of(ranks.states, peer), static_cast<uint32_t>(is_open ? EpState::kOpen : EpState::kSilent));
     sts(word_of(ranks.ends, peer), ldg(counts + peer));
   }
   return ep_sum_up(ranks, memory.num_ranks);
 }
 
-// Until the rows of every source are here: counts those that are. All threads of the block.
-MOELA_DEVICE void ep_wait_arrived(const EpExchange& x, const EpRanks& ranks, int threads) {
+// Until the rows of every source are here. counts: how many there have to be; null: as many as the source
+// says, none where it says nothing. All threads of the block.
+MOELA_DEVICE void ep_wait_arrived(const EpExchange& x, const int32_t* counts, const EpRanks& ranks,
+                                  int threads) {
   const EpMemory& memory = x.memory;
   for (int source = tid(); source < memory.num_ranks; source += threads) {
     const auto* flag = ep_at<uint64_t>(memory, memory.rank, memory.arrived_at(source));
     const bool is_here = wait_flag_until<Scope::kSys>(flag, x.epoch, x.deadline);
     EpError error = is_here ? EpError::kNone : EpError::kNotArrived;
     EpHeader header = {};
+    const int32_t wanted = counts == nullptr ? 0 : ldg(counts + source);
     if (is_here) {
       header = ldg(ep_at<EpHeader>(memory, memory.rank, memory.header_at(x.epoch, source)));
       if (header.is_abort) {
         error = EpError::kAborted;
-      } else if (header.row_bytes != x.row_bytes || header.kind != x.kind) {
+      } else if (header.row_bytes != x.row_bytes || header.kind != x.kind ||
+                 (counts != nullptr && header.count != static_cast<uint32_t>(wanted))) {
         error = EpError::kDisagreement;
       }
     }
     if (error != EpError::kNone) ep_report(x, error, source);
-    sts(word_of(ranks.is_open, source), static_cast<uint32_t>(is_here));
-    sts(word_of(ranks.ends, source), error == EpError::kNone ? header.count : 0u);
+    const EpState state = !is_here                    ? EpState::kSilent
+                          : error != EpError::kNone ? EpState::kRefused
+                                                      : EpState::kOpen;
+    const auto count = state == EpState::kOpen ? static_cast<int32_t>(header.count) : 0;
+    sts(word_of(ranks.states, source), static_cast<uint32_t>(state));
+    sts(word_of(ranks.ends, source), counts == nullptr ? count : wanted);
   }
   ep_sum_up(ranks, memory.num_ranks);
   fence_proxy_async_global();  // the rows were seen to arrive by generic loads, and TMA reads them
@@ -123,7 +136,7 @@ MOELA_DEVICE EpEnd ep_end_block(const EpExchange& x, bool has_failed, SmemAddr s
 MOELA_DEVICE void ep_raise_arrived(const EpExchange& x, const EpRanks& ranks, bool is_abort, int threads) {
   const EpMemory& memory = x.memory;
   for (int peer = tid(); peer < memory.num_ranks; peer += threads) {
-    if (lds<uint32_t>(word_of(ranks.is_open, peer)) == 0) continue;
+    if (ep_state_of(ranks, peer) == EpState::kSilent) continue;
     const EpHeader header = {.count = static_cast<uint32_t>(ep_count_of(ranks.ends, peer)),
                              .row_bytes = x.row_bytes,
                              .kind = x.kind,
@@ -137,7 +150,7 @@ MOELA_DEVICE void ep_raise_arrived(const EpExchange& x, const EpRanks& ranks, bo
 MOELA_DEVICE void ep_raise_released(const EpExchange& x, const EpRanks& ranks, int threads) {
   const EpMemory& memory = x.memory;
   for (int source = tid(); source < memory.num_ranks; source += threads) {
-    if (lds<uint32_t>(word_of(ranks.is_open, source)) == 0) continue;
+    if (ep_state_of(ranks, source) == EpState::kSilent) continue;
     st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), x.epoch);
   }
 }

@@ -27,7 +27,7 @@ MOELA_DEVICE EpRowsSmem ep_rows_smem(int num_ranks) {
   return {.scratch = scratch,
           .zeros = stages - plan::kEpSm90ZeroBytes,
           .stages = stages,
-          .ranks = {.ends = ends, .is_open = word_of(ends, num_ranks)}};
+          .ranks = {.ends = ends, .states = word_of(ends, num_ranks)}};
 }
 
 // What a warp owns: its two rows, and an mbarrier for each. Row i of the warp is in stage i % 2.

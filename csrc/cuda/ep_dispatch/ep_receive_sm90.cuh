@@ -77,7 +77,7 @@ ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Pla
        b += static_cast<uint32_t>(threads) * 16)
     sts(smem.zeros + b, Vec4{});
   fence_proxy_async_shared();
-  ep_wait_arrived(p.exchange, smem.ranks, threads);
+  ep_wait_arrived(p.exchange, nullptr, smem.ranks, threads);
 
   const int total = lds<int32_t>(word_of(smem.ranks.ends, memory.num_ranks - 1));
   const int used = total < p.capacity ? total : p.capacity;

@@ -43,7 +43,7 @@ MOELA_DEVICE void ep_send_row(const EpSendParams& p, const EpRanks& ranks, const
     const int32_t slot = ldg_nc(slots + k);
     if (slot < 0 || ep_is_again(slots, k, slot)) continue;
     const EpPlace place = ep_place_of(ranks.ends, memory.num_ranks, slot);
-    if (lane() == 0 && lds<uint32_t>(word_of(ranks.is_open, place.rank)) != 0)
+    if (lane() == 0 && ep_state_of(ranks, place.rank) == EpState::kOpen)
       bulk_store(ep_at<uint8_t>(memory, place.rank, rows + int64_t{place.row} * p.exchange.row_bytes),
                  warp.row(i), p.exchange.row_bytes);
   }
