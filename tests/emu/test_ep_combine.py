@@ -41,7 +41,7 @@ class Case:
         (folder / "case").write_text(" ".join(map(str, (*words, int(self.weighted), *streams))))
         for r, (_, _, weights, _, placed) in enumerate(self.received):
             positions = torch.full((self.R * self.max_tokens, places), -1, dtype=torch.int32)
-            rows = list(dict.fromkeys(pair[:2] for pair in placed))
+            rows = sorted({pair[:2] for pair in placed})  # received order
             for (source, t, k), place in placed.items():
                 positions[rows.index((source, t)), 0 if places == 1 else k] = place
             padded = torch.full((self.y[r].size(0), ldy), float("nan"), dtype=self.dtype)

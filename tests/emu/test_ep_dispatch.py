@@ -130,11 +130,6 @@ FAULTS = {
         "const bool is_open = wait_flag_until<Scope::kSys>(flag, epoch, x.deadline);",
         "const bool is_open = flag != nullptr || epoch > 0;",
     ),
-    "memory is given back an epoch late": (
-        EXCHANGE,
-        "const uint64_t epoch = x.epoch < 2 ? 0 : x.epoch - 2;",
-        "const uint64_t epoch = x.epoch < 3 ? 0 : x.epoch - 3;",
-    ),
     "stores are waited for until they are read only": (
         SEND,
         "  if (lane() == 0) bulk_wait<0>();  //",
@@ -160,11 +155,6 @@ FAULTS = {
         "memory.rows_at(p.exchange.epoch, memory.rank)",
         "memory.rows_at(p.exchange.epoch, 0)",
     ),
-    "rows are counted over all ranks": (
-        EXCHANGE,
-        "return {rank, rank == 0 ? row : row - lds<int32_t>(word_of(ends, rank - 1))};",
-        "return {rank, row};",
-    ),
     "a stage is filled while it is stored": (SEND, "      if (lane() == 0) bulk_wait_read<0>();", "      "),
     "a row is unpacked before it is there": (RECEIVE, "    warp.wait(i);\n", ""),
 }
@@ -180,16 +170,18 @@ def test_a_fault_is_found_out(tmp_path, fault):
     assert verdict.startswith(("race:", "uninitialised:", "bounds:")), verdict
 
 
+def test_a_sender_that_waits_for_the_wrong_epoch_is_found_out(tmp_path):
+    """By the deadline that does not pass: test_a_rank_that_gives_nothing_back."""
+    line = "const uint64_t epoch = x.epoch < 2 ? 0 : x.epoch - 2;"
+    program = native.program_without(line, EXCHANGE, SOURCE, line.replace("2", "3"))
+    case = ep.Case(T=[[3, 4, 5]] * 3, streams=["srsrs", "ss", "srsr"])
+    assert run(tmp_path, case, "lazy", program) == "right"
+    assert ep.status_of(tmp_path, 0).error == 0
+
+
 def test_a_flag_that_has_risen_further_counts(tmp_path):
     """With == a rank whose peer is an epoch ahead waits in vain."""
-    case = ep.Case(T=EPOCHS[:2], streams=["ssrr"] * 3)
-    line, instead = "(ld_acquire<kScope>(flag) < value)", "(ld_acquire<kScope>(flag) != value)"
-    # The first of its two names in the header: wait_flag_until.
-    program = native.program_without(
-        "  const uint64_t start = globaltimer();\n  while " + line,
-        "cuda/hopper/waits.h",
-        SOURCE,
-        "  const uint64_t start = globaltimer();\n  while " + instead,
-    )
-    assert run(tmp_path, case, "lazy", program) == "right"
+    line = "  const uint64_t start = globaltimer();\n  while (ld_acquire<kScope>(flag) < value)"
+    program = native.program_without(line, "cuda/hopper/waits.h", SOURCE, line.replace(" < ", " != "))
+    assert run(tmp_path, ep.Case(T=EPOCHS[:2], streams=["ssrr"] * 3), "lazy", program) == "right"
     assert ep.status_of(tmp_path, 0).error == ep.NOT_ARRIVED
