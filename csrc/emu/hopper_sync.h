@@ -1,4 +1,4 @@
-// Barriers, launch control and registers. See cuda/hopper/ptx/barrier.h, mbarrier.h.
+// Barriers, launch control, registers and time. See cuda/hopper/ptx/barrier.h, mbarrier.h, time.h.
 #pragma once
 
 #include "cuda/hopper/types.h"
@@ -41,6 +41,11 @@ void setmaxnreg_dec(Where where = Where::current()) {
   static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0,
                 "the instruction takes no other count");
   emu::set_registers(kRegisters, false, where);
+}
+
+inline uint64_t globaltimer() { return emu::global_time(); }
+inline void nanosleep(uint32_t nanoseconds, Where where = Where::current()) {
+  emu::sleep(nanoseconds, where);
 }
 
 inline void griddep_wait() { emu::grid_dependency_wait(); }

@@ -33,10 +33,11 @@ struct Report {
   bool ok() const { return kind.empty(); }
 };
 
-// A kernel on one device. Several grids run at once: one per rank.
+// A kernel on one device. Several grids run at once: one per rank, or a stream of them per rank.
 struct Grid {
   cuda::LaunchShape shape;
   std::function<void()> body;
+  int after = -1;  // the grid before it in its stream, on the same device; -1: the first of its rank
 };
 
 Report run(const std::vector<Grid>& grids, const Options& options);

@@ -42,6 +42,10 @@ uint64_t add_atomic(void* to, uint64_t value, uint32_t bytes, bool is_acquire, b
                     Where where);
 void wait_flag_at_least(const void* flag, uint64_t value, uint32_t bytes, Scope scope, Where where);
 
+// Time, in nanoseconds. It passes only when nothing else can happen.
+uint64_t global_time();
+void sleep(uint64_t nanoseconds, Where where);
+
 // mbarrier
 void mbarrier_init(uint32_t barrier, uint32_t count, Where where);
 void mbarrier_invalidate(uint32_t barrier, Where where);

@@ -42,12 +42,12 @@ void fiber_main() {
   for (;;) leave_fiber();
 }
 
-// A new fiber of the block starts with nothing but its own tick.
-void add_fiber(Block& block, int thread, int registers) {
+void add_fiber(Block& block, int thread, int registers, const Knowledge& known) {
   auto fiber = std::make_unique<Fiber>();
   fiber->block = &block;
   fiber->thread = thread;
   fiber->self.agent = block.slot << kLocalBits | static_cast<uint32_t>(thread);
+  fiber->self.known = known;
   fiber->registers = registers;
   if (world->free_stacks.empty()) {
     fiber->stack = std::make_unique<Stack>(fiber_main);
@@ -60,7 +60,22 @@ void add_fiber(Block& block, int thread, int registers) {
   block.fibers.push_back(std::move(fiber));
 }
 
-void start_cluster(const Grid& grid, int rank, int first) {
+// What a grid knows that follows this one in its stream: all of it, in every proxy.
+Knowledge end_of(const Grid& grid) {
+  Knowledge end;
+  for (const Block& block : world->blocks) {
+    if (block.grid != &grid) continue;
+    end.join(block.exited.all);
+    const auto agents = static_cast<uint32_t>(block.threads()) + static_cast<uint32_t>(block.agents.size());
+    for (uint32_t local = 0; local < agents; ++local) {
+      end.seen.set(block.slot << kLocalBits | local, UINT32_MAX);
+      end.fenced_global.set(block.slot << kLocalBits | local, UINT32_MAX);
+    }
+  }
+  return end;
+}
+
+void start_cluster(const Grid& grid, int rank, int first, const Knowledge& known) {
   Cluster& cluster = world->clusters.emplace_back();
   for (int r = 0; r < grid.shape.cluster; ++r) {
     Block& block = world->blocks.emplace_back();
@@ -81,7 +96,7 @@ void start_cluster(const Grid& grid, int rank, int first) {
                       "wgmma_wait by all warps of that warpgroup, then a barrier");
     // The compiler gives a thread as many registers as fit, in units of 8.
     const int registers = std::min(255, kRegistersPerSm / grid.shape.block) / 8 * 8;
-    for (int t = 0; t < grid.shape.block; ++t) add_fiber(block, t, registers);
+    for (int t = 0; t < grid.shape.block; ++t) add_fiber(block, t, registers, known);
     if (!world->previous_kernels.contains(rank))
       world->previous_kernels[rank] = block.new_agent("the previous kernel", "griddep_wait");
   }
@@ -122,6 +137,22 @@ void land(size_t i) {
   copy.land();
 }
 
+void land_copies_of(const Grid& grid) {
+  for (size_t i = 0; i < world->pending.size();) {
+    if (world->pending[i].grid == &grid) {
+      land(i);
+    } else {
+      ++i;
+    }
+  }
+}
+
+// The first grid of a stream stands for its device.
+int rank_of(const std::vector<Grid>& grids, size_t g) {
+  while (grids[g].after >= 0) g = static_cast<size_t>(grids[g].after);
+  return static_cast<int>(g);
+}
+
 void resume(Fiber& fiber) {
   world->current = &fiber;
   switch_stack(&world->scheduler_stack, fiber.stack->pointer);
@@ -154,20 +185,26 @@ bool run_all_once() {
 
 void run_to_the_end(const std::vector<Grid>& grids) {
   std::vector<int> next(grids.size(), 0);
+  std::vector<Knowledge> known(grids.size());
   for (;;) {
     drop_finished();
     int not_started = 0;
     for (size_t g = 0; g < grids.size(); ++g) {
-      const cuda::LaunchShape& shape = grids[g].shape;
-      while (next[g] < shape.grid) {
+      const Grid& grid = grids[g];
+      while (next[g] < grid.shape.grid) {
         int live = 0;
-        for (const Block& block : world->blocks)
-          live += !block.is_done() && block.rank == static_cast<int>(g);
-        if (live > 0 && live + shape.cluster > world->options.max_live_blocks) break;
-        start_cluster(grids[g], static_cast<int>(g), next[g]);
-        next[g] += shape.cluster;
+        for (const Block& block : world->blocks) live += !block.is_done() && block.rank == rank_of(grids, g);
+        if (live > 0 && live + grid.shape.cluster > world->options.max_live_blocks) break;
+        if (grid.after >= 0 && next[g] == 0) {
+          const auto before = static_cast<size_t>(grid.after);
+          if (live > 0 || next[before] < grids[before].shape.grid) break;
+          land_copies_of(grids[before]);
+          known[g] = end_of(grids[before]);
+        }
+        start_cluster(grid, rank_of(grids, g), next[g], known[g]);
+        next[g] += grid.shape.cluster;
       }
-      not_started += shape.grid - next[g];
+      not_started += grid.shape.grid - next[g];
     }
     if (world->live.empty() && not_started == 0 && world->pending.empty()) return;
     const bool has_run = run_all_once();
@@ -176,7 +213,7 @@ void run_to_the_end(const std::vector<Grid>& grids) {
     if (!world->pending.empty() && (!has_run || (is_random && world->random() % 4 == 0))) {
       land(is_random ? world->random() % world->pending.size() : 0);
       if (world->is_aborted) return;
-    } else if (!has_run && !world->live.empty() &&
+    } else if (!has_run && !world->live.empty() && !let_time_pass() &&
                (world->passes_without_effect == 0 || world->passes_without_effect > kPatience)) {
       world->report.kind = "deadlock";
       world->report.text = "deadlock: " + describe_deadlock(not_started);
@@ -222,6 +259,7 @@ void note_look(const void* at, Where where) {
 
 void start_copy(PendingCopy copy) {
   ++world->report.copies;
+  copy.grid = current().block->grid;
   if (world->options.schedule == Schedule::kEager) {
     copy.land();
   } else {

@@ -22,9 +22,11 @@ namespace moela::emu {
 
 // What a thread waits for. It lives on the stack of the fiber that waits.
 struct Waiting {
+  static constexpr uint64_t kNever = UINT64_MAX;
   virtual ~Waiting() = default;
   virtual bool is_over() const = 0;
   virtual std::string what() const = 0;
+  virtual uint64_t ends_at() const { return kNever; }  // the time, if nothing else ends it
 };
 
 struct Block;
@@ -134,7 +136,7 @@ struct Cluster {
 
 struct Block {
   uint32_t slot;
-  int rank;  // which grid
+  int rank;  // which device
   const Grid* grid;
   int index;  // in the grid
   Cluster* cluster;
@@ -165,6 +167,7 @@ struct PendingCopy {
   std::function<void()> land;
   Fiber* stores_of = nullptr;  // a bulk store of this thread, in group `group`
   uint32_t group = 0;
+  const Grid* grid = nullptr;  // whose thread has issued it
 };
 
 // A flag that orders threads: what its last release knew.
@@ -185,6 +188,7 @@ struct World {
   std::mt19937_64 random;
   std::map<int, Agent> previous_kernels;  // by rank: stands for the kernels that a grid overlaps
   uint64_t effects = 0;                   // changes that another thread could see
+  uint64_t now = 0;                       // nanoseconds
   uint32_t passes_without_effect = 0;
   void* scheduler_stack = nullptr;
   Fiber* current = nullptr;
@@ -204,6 +208,8 @@ void wait_until(const Waiting& waiting, Where where);
 // Lets others run if the thread loads from the same few places over and over: it is a loop that waits.
 void note_look(const void* at, Where where);
 void start_copy(PendingCopy copy);
+// To the end of the first sleep, if there is one.
+bool let_time_pass();
 // Lands the bulk stores of a thread up to a group, for a thread that waits for them.
 void land_stores(Fiber& fiber, uint32_t groups);
 void check_block_exit(Block& block);

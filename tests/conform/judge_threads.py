@@ -149,3 +149,8 @@ def flags_order_blocks(folder: Path) -> None:
     # The last block found 15 and made it 20.
     equal(dump(folder, "flags_counters", np.uint32), np.array([4, 20, 35], np.uint32))
     equal(dump(folder, "fences", np.uint32), np.repeat([3, 9, 27, 81], 32).astype(np.uint32))
+
+
+@check
+def waits_end_at_their_deadline(folder: Path) -> None:
+    equal(dump(folder, "deadline", np.uint32), np.array([1, 0, 1], np.uint32))

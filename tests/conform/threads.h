@@ -194,6 +194,18 @@ MOELA_KERNEL(32) fences_kernel(uint32_t* flag, uint32_t* data) {
   }
 }
 
+// Waits with a deadline: for what is there, and in vain. Words: both results, whether the second took as long
+// as it should.
+MOELA_KERNEL(32) deadline_kernel(const uint64_t* flag, uint32_t* out) {
+  constexpr uint64_t kDeadline = 20'000;
+  if (lane() != 0) return;
+  stg(out, static_cast<uint32_t>(wait_flag_until<Scope::kSys>(flag, uint64_t{4}, kDeadline)));
+  const uint64_t start = globaltimer();
+  stg(out + 1, static_cast<uint32_t>(wait_flag_until<Scope::kSys>(flag, uint64_t{5}, kDeadline)));
+  nanosleep(100);
+  stg(out + 2, static_cast<uint32_t>(globaltimer() - start >= kDeadline));
+}
+
 // make_descriptor for a tile at 1024 times the case, then the same 4096 bytes further on.
 MOELA_KERNEL(32) descriptor_kernel(const uint32_t* in, int count, uint64_t* out) {
   for (int i = tid(); i < count; i += 32) {
@@ -264,6 +276,9 @@ inline void run_threads(const Device& device) {
   device.dump("flags_counters", narrow, 3 * 4);
   device.launch({.grid = 4, .block = 32}, &fences_kernel, device.upload(std::vector<uint32_t>(1, 0)), out);
   device.dump("fences", out, 4 * 32 * 4);
+  const uint64_t* four = device.upload(std::vector<uint64_t>(1, 4));
+  device.launch({.grid = 1, .block = 32}, &deadline_kernel, four, out);
+  device.dump("deadline", out, 3 * 4);
 }
 
 }  // namespace conform

@@ -100,11 +100,11 @@ def program(source: str, *defines: str) -> Path:
     return compile_once(name, [compiler(), *OPTIONS, FAST, *defines, *INCLUDES, source, emulator(*defines)])
 
 
-def program_without(line: str, header: str, source: str) -> Path:
-    """The program with a line left out of one of its headers: a planted fault."""
+def program_without(line: str, header: str, source: str, instead: str = "") -> Path:
+    """The program with a line left out of one of its headers, or replaced: a planted fault."""
     text = (ROOT / "csrc" / header).read_text()
     assert text.count(line) == 1, f"{header} has the line {text.count(line)} times"
-    mutant = text.replace(line, "")
+    mutant = text.replace(line, instead)
     folder = CACHE / f"without-{hashlib.sha256(mutant.encode()).hexdigest()[:16]}"
     with alone(folder.name):
         if not (folder / header).exists():

@@ -138,6 +138,7 @@ MOELA_DEVICE void every_access(const T* in, T* out, SmemAddr smem) {
 template <Scope kScope, class T>
 MOELA_DEVICE void every_flag(T* flag) {
   wait_flag_at_least<kScope>(flag, T{1});
+  if (!wait_flag_until<kScope>(flag, T{2}, globaltimer())) nanosleep(100);
   st_release<kScope>(flag, ld_relaxed<kScope>(flag + 1));
   st_relaxed<kScope>(flag + 2, atom_add_acq_rel<kScope>(flag + 3, T{2}));
   red_add_release<kScope>(flag + 4, T{3});

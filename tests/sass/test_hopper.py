@@ -45,6 +45,7 @@ OPCODES = {
     "stmatrix": [f"STSM.16.M{t}88{n}" for t in ("", "T") for n in ("", ".2", ".4")],
     "flags": ["LDG.E.STRONG.GPU", "LDG.E.64.STRONG.SYS", "STG.E.STRONG.SYS", "REDG.E.ADD.STRONG.SYS",
               "ATOMG.E.ADD.64.STRONG.GPU"],
+    "time": ["NANOSLEEP", "CS2R"],
     "ldg": ["LDG.E", "LDG.E.128", "LDG.E.U8", "LDG.E.128.CONSTANT", "STG.E.128"],
     "lds": ["LDS.128", "STS.128", "LDS.U8"],
     "lds_cluster": ["LD.E.128", "ST.E.128"],

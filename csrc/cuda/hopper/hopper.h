@@ -21,6 +21,7 @@
 #include "cuda/hopper/ptx/reduce.h"
 #include "cuda/hopper/ptx/shared.h"
 #include "cuda/hopper/ptx/tensor_map.h"
+#include "cuda/hopper/ptx/time.h"
 #include "cuda/hopper/ptx/tma.h"
 #include "cuda/hopper/ptx/warp.h"
 #include "cuda/hopper/ptx/wgmma.h"

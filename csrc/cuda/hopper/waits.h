@@ -30,6 +30,19 @@ MOELA_DEVICE void wait_flag_at_least(const T* flag, T value) {
 
 #endif
 
+// The same, but for no longer than this; whether the flag has reached `value`. For flags of another rank,
+// which may have died.
+template <Scope kScope, class T>
+MOELA_DEVICE bool wait_flag_until(const T* flag, T value, uint64_t nanoseconds) {
+  constexpr uint32_t kPause = 64;  // what a poll costs anyhow
+  const uint64_t start = globaltimer();
+  while (ld_acquire<kScope>(flag) < value) {
+    if (globaltimer() - start >= nanoseconds) return false;
+    nanosleep(kPause);
+  }
+  return true;
+}
+
 MOELA_DEVICE void cluster_sync() {
   cluster_arrive();
   cluster_wait();

@@ -1,0 +1,108 @@
+// The receiving half of ep_dispatch on Hopper.
+#pragma once
+
+#include "cuda/block/ep_rows.cuh"
+
+namespace moela::cuda::sm90 {
+
+// All lanes. Received row `row` into the warp's row i.
+MOELA_DEVICE void ep_fetch_row(const EpReceiveParams& p, const EpRanks& ranks, const EpWarp& warp, int i,
+                               int row) {
+  const EpMemory& memory = p.exchange.memory;
+  const EpPlace place = ep_place_of(ranks.ends, memory.num_ranks, row);
+  if (lane() != 0) return;
+  const int64_t rows = memory.rows_at(p.exchange.epoch, place.rank);
+  mbarrier_arrive_expect_tx(warp.barrier(i), p.exchange.row_bytes);
+  bulk_load(warp.row(i), ep_at<uint8_t>(memory, memory.rank, rows + int64_t{place.row} * p.exchange.row_bytes),
+            p.exchange.row_bytes, warp.barrier(i));
+}
+
+// All lanes. The warp's row i to where it is wanted.
+MOELA_DEVICE void ep_unpack_row(const EpReceiveParams& p, const EpWarp& warp, int i, int64_t row) {
+  for (int c = 0; c < p.num_columns; ++c) {
+    const EpColumn& column = p.columns[c];
+    const SmemAddr from = warp.row(i) + column.offset;
+    if (!ep_by_tma(column)) {
+      ep_store_column(column, row, from);
+    } else if (lane() == 0) {
+      bulk_store(column.data + row * column.stride, from, column.bytes);
+    }
+  }
+  for (int k = lane(); k < p.topk; k += 32) {
+    const auto at = static_cast<uint32_t>(k) * 4;
+    const int32_t id = lds<int32_t>(warp.row(i) + p.ids_offset + at) - p.first_expert;
+    const bool is_here = id >= 0 && id < p.num_local_experts;
+    stg(p.topk_ids + row * p.topk + k, is_here ? id : -1);
+    stg(p.topk_weights + row * p.topk + k,
+        is_here ? lds<float>(warp.row(i) + p.weights_offset + at) : 0.f);
+  }
+  if (lane() == 0) bulk_commit();
+}
+
+// All lanes. A row past the last: nothing uninitialised leaves an op.
+MOELA_DEVICE void ep_clear_row(const EpReceiveParams& p, SmemAddr zeros, int64_t row) {
+  for (int c = 0; c < p.num_columns; ++c) {
+    const EpColumn& column = p.columns[c];
+    if (!ep_by_tma(column)) {
+      ep_clear_column(column, row);
+    } else if (lane() == 0) {
+      for (uint32_t b = 0; b < column.bytes; b += plan::kEpSm90ZeroBytes) {
+        const uint32_t rest = column.bytes - b;
+        bulk_store(column.data + row * column.stride + b, zeros,
+                   rest < plan::kEpSm90ZeroBytes ? rest : plan::kEpSm90ZeroBytes);
+      }
+    }
+  }
+  for (int k = lane(); k < p.topk; k += 32) {
+    stg(p.topk_ids + row * p.topk + k, -1);
+    stg(p.topk_weights + row * p.topk + k, 0.f);
+  }
+  if (lane() == 0) bulk_commit();
+}
+
+// Waits for every source, copies its rows out of the symmetric memory, then gives that back.
+// Bound: memory, a row is read and written once. Grid: up to one block per SM; all of them, of all ranks, must
+// run at once where ranks share a device. A warp owns rows first, first + step, ...
+// Invariants: a row's place is its number in the order of sources, so the result is the same in every run; the
+// release comes after the loads of all blocks. A source that has failed counts as one without rows.
+// Source: python/moela/reference/ep_dispatch.py.
+MOELA_KERNEL(EpRowsConfig::kMaxThreads)
+ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {
+  const int threads = plan.warps * EpRowsConfig::kWarpSize;
+  const EpMemory& memory = p.exchange.memory;
+  const EpRowsSmem smem = ep_rows_smem(memory.num_ranks);
+  const EpWarp warp = ep_warp(smem, plan);
+  const EpShare share = ep_share(plan);
+  for (uint32_t b = static_cast<uint32_t>(tid()) * 16; b < plan::kEpSm90ZeroBytes;
+       b += static_cast<uint32_t>(threads) * 16)
+    sts(smem.zeros + b, Vec4{});
+  fence_proxy_async_shared();
+  ep_wait_arrived(p.exchange, nullptr, smem.ranks, threads);
+
+  const int total = lds<int32_t>(word_of(smem.ranks.ends, memory.num_ranks - 1));
+  const int used = total < p.capacity ? total : p.capacity;
+  if (block() == 0 && tid() == 0 && total > p.capacity)
+    ep_report(p.exchange, EpError::kCapacity, memory.rank);
+  if (block() == 0)
+    for (int r = tid(); r < memory.num_ranks; r += threads)
+      stg(p.recv_counts + r, ep_count_of(smem.ranks.ends, r));
+
+  int row = share.first;
+  if (row < used) ep_fetch_row(p, smem.ranks, warp, 0, row);
+  for (int i = 0; row < used; row += share.step, ++i) {
+    if (row + share.step < used) {
+      if (lane() == 0) bulk_wait_read<0>();  // of the row before this one
+      sync_warp();
+      ep_fetch_row(p, smem.ranks, warp, i + 1, row + share.step);
+    }
+    warp.wait(i);
+    ep_unpack_row(p, warp, i, row);
+  }
+  for (; row < p.capacity; row += share.step) ep_clear_row(p, smem.zeros, row);
+  if (lane() == 0) bulk_wait_read<0>();  // shared memory is the block's until then
+
+  if (ep_end_block(p.exchange, false, smem.scratch) == EpEnd::kEarly) return;
+  ep_raise_released(p.exchange, smem.ranks, threads);
+}
+
+}  // namespace moela::cuda::sm90
