@@ -25,9 +25,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from moela.ep.planner.model import PATHS, PAYLOADS, PHASES, Sizes, exchange, uniform
 from moela.ep.planner.topology import SYMBOLS, Figure, Topology
-from torch import Tensor
 
 FORMAT = 1
 MIN_MEASUREMENTS = 3

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from moela.ep.planner.model import Traffic
 from moela.ops import moe_topk
 from moela.shapes import GroupShape
-from torch import Tensor
 
 SAMPLED_TOKENS = 1 << 14  # the expected number of ranks gets a standard error of about 0.005
 CHUNK = 1 << 12  # tokens at once: 4 MB of logits for 256 experts
