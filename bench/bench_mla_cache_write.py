@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from moela import reference
 from moela.bench.bench_merge_states import attention
 from moela.bench.bench_moe_topk import parts
 from moela.bench.suite import Baseline, Bench, Inputs, Outputs
+from moela.ops import SPECS
 from moela.shapes import MlaShape
 
 
@@ -16,14 +16,14 @@ def dims(layer: MlaShape, tokens: int, dtype: str) -> dict[str, Any]:
     return shape | {"cache_dtype": torch.uint8, "hostile": False}
 
 
-def eager(inputs: Inputs) -> Callable[[], Outputs]:
-    cache = inputs["cache"].clone()
+def defined(op: str) -> Baseline:
+    """The definition of an op that writes a cache, into one of its own."""
 
-    def write() -> Outputs:
-        reference.mla_cache_write(**inputs | {"cache": cache})
-        return (cache,)
+    def prepare(inputs: Inputs) -> Callable[[], Outputs]:
+        cache = inputs["cache"].clone()
+        return lambda: SPECS[op].reference(**inputs | {"cache": cache}) or (cache,)
 
-    return write
+    return Baseline("torch", "the definition in plain torch", prepare, 0.0)
 
 
 BENCH = Bench(
@@ -33,7 +33,7 @@ BENCH = Bench(
     dims=dims,
     item_bytes=lambda dtype: {"x_bytes": 2},
     parts=parts,
-    baselines=(Baseline("torch", "the definition in plain torch", eager, 0.0),),
+    baselines=(defined("mla_cache_write"),),
     layers=attention,
 )
 

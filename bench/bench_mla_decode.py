@@ -1,13 +1,15 @@
-"""Attention of one new token over a latent cache, or two (layer mla_two); --tokens: how many it holds."""
+"""Attention of one new token over a latent cache, or two (layer mla_two).
 
-from collections.abc import Callable, Mapping
+--tokens: how many the cache holds of each request; --batch: how many requests.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from moela.bench.bench_merge_states import attention
-from moela.bench.bench_moe_topk import parts
-from moela.bench.suite import Baseline, Bench, Inputs, Outputs
+from moela.bench.suite import Baseline, Bench, Inputs, Outputs, Part
 from moela.shapes import MlaShape, ModelShape
 from torch import Tensor
 
@@ -28,66 +30,77 @@ def layers(model: ModelShape) -> Mapping[str, MlaShape]:
 
 
 def dims(layer: MlaShape, tokens: int, dtype: str) -> dict[str, Any]:
-    shape = {"B": 1, "H": layer.num_heads, "S": tokens, "L": layer.kv_lora_rank, "R": layer.qk_rope_head_dim}
+    shape = {"H": layer.num_heads, "S": tokens, "L": layer.kv_lora_rank, "R": layer.qk_rope_head_dim}
     s_q = 2 if isinstance(layer, TwoTokens) else 1
     return shape | {"s_q": s_q, "cache_dtype": CACHES[dtype], "hostile": False}
 
 
+def parts(inputs: Inputs) -> Iterator[Part]:
+    """One request at a time."""
+    for b in range(len(inputs["seqlens"])):
+        mine = slice(b, b + 1)
+        one = {name: inputs[name][mine] for name in ("q", "block_table", "seqlens")}
+        yield inputs | one, lambda outputs, mine=mine: tuple(t[mine] for t in outputs)
+
+
 def latents(inputs: Inputs) -> Tensor:
-    """[S, D]: the rows of the one request, without pages. Baselines read no rows of bytes."""
-    cache, table, S = inputs["cache"], inputs["block_table"][0], int(inputs["seqlens"][0])
+    """[B, S, D]: the rows of the requests, without pages. Baselines read no rows of bytes."""
+    cache, table, S = inputs["cache"], inputs["block_table"], int(inputs["seqlens"][0])
     if cache.dtype == torch.uint8:
         raise NotImplementedError("takes no rows of bytes")
-    pages = table[: -(-S // cache.size(1))].long()
-    return cache[pages].flatten(0, 1)[:S].contiguous()
+    rows = [cache[pages[: -(-S // cache.size(1))].long()].flatten(0, 1)[:S] for pages in table]
+    return torch.stack(rows)
 
 
 def rows(inputs: Inputs, S: int) -> tuple[Tensor, Tensor | None]:
-    """The heads of all queries as rows of one, [s_q * H, D], and which of S keys each sees, where not all."""
-    q = inputs["q"][0]
-    s_q, H = q.shape[:2]
+    """The heads of all queries as rows of one, [B, s_q * H, D], and which of S keys each sees, if not all."""
+    q = inputs["q"]
+    s_q, H = q.shape[1:3]
     if s_q == 1:
-        return q[0], None
+        return q[:, 0], None
     limits = S - torch.arange(s_q, device=q.device).flip(0)
-    return q.flatten(0, 1), torch.arange(S, device=q.device) < limits.repeat_interleave(H)[:, None]
+    seen = torch.arange(S, device=q.device) < limits.repeat_interleave(H)[:, None]
+    return q.flatten(1, 2), seen
 
 
 def shaped(inputs: Inputs, out: Tensor, lse: Tensor) -> Outputs:
     batch = inputs["q"].shape[:3]
-    return out[:, : inputs["v_dim"]].reshape(*batch, inputs["v_dim"]), lse.reshape(batch)
+    return out[..., : inputs["v_dim"]].reshape(*batch, inputs["v_dim"]), lse.reshape(batch)
 
 
 def scores_of(q: Tensor, keys: Tensor, seen: Tensor | None, sm_scale: float) -> Tensor:
-    scores = q.float() @ keys.T * sm_scale
+    scores = q.float() @ keys.mT * sm_scale
     return scores if seen is None else scores.masked_fill(~seen, -torch.inf)
 
 
 def sdpa(inputs: Inputs) -> Callable[[], Outputs]:
     """torch's attention; its value is the whole row, and it has no lse."""
-    kv = latents(inputs)
-    q, seen = rows(inputs, len(kv))
-    lse = scores_of(q, kv.float(), seen, inputs["sm_scale"]).logsumexp(-1)
+    kv, sm_scale = latents(inputs), inputs["sm_scale"]
+    q, seen = rows(inputs, kv.size(1))
+    lse = [scores_of(x, keys.float(), seen, sm_scale).logsumexp(-1) for x, keys in zip(q, kv, strict=True)]
+    lse = torch.stack(lse)
 
     def attend() -> Outputs:
-        many = (t[None, None] for t in (q, kv, kv))  # [1, 1, rows, D]
-        out = torch.nn.functional.scaled_dot_product_attention(
-            *many, attn_mask=seen, scale=inputs["sm_scale"]
-        )
-        return shaped(inputs, out[0, 0], lse)
+        many = (t[:, None] for t in (q, kv, kv))  # [B, 1, rows, D]
+        out = torch.nn.functional.scaled_dot_product_attention(*many, attn_mask=seen, scale=sm_scale)
+        return shaped(inputs, out[:, 0], lse)
 
     return attend
 
 
 def converted(inputs: Inputs) -> Callable[[], Outputs]:
-    """The rows to float32, two products and a softmax."""
-    kv = latents(inputs)
-    q, seen = rows(inputs, len(kv))
+    """The rows of one request after the other to float32, two products and a softmax."""
+    kv, v_dim = latents(inputs), inputs["v_dim"]
+    q, seen = rows(inputs, kv.size(1))
 
     def attend() -> Outputs:
-        keys = kv.float()
-        scores = scores_of(q, keys, seen, inputs["sm_scale"])
-        out = scores.softmax(-1) @ keys[:, : inputs["v_dim"]]
-        return shaped(inputs, out.to(q.dtype), scores.logsumexp(-1))
+        outs, lses = [], []
+        for x, row in zip(q, kv, strict=True):
+            keys = row.float()
+            scores = scores_of(x, keys, seen, inputs["sm_scale"])
+            outs.append((scores.softmax(-1) @ keys[:, :v_dim]).to(q.dtype))
+            lses.append(scores.logsumexp(-1))
+        return shaped(inputs, torch.stack(outs), torch.stack(lses))
 
     return attend
 
@@ -104,6 +117,7 @@ BENCH = Bench(
         Baseline("torch-fp32", "converted to float32, matmul and softmax", converted, 1e-2),
     ),
     layers=layers,
+    has_batch=True,
 )
 
 

@@ -10,6 +10,8 @@ from moela.shapes import MlaShape
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+MANY_TOKENS = 4096  # of which the exact result of all queries takes minutes
+MOST_BYTES = 8 << 30
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
 
@@ -19,26 +21,44 @@ def dims(layer: MlaShape, tokens: int, dtype: str) -> dict[str, Any]:
     return shape | {"x_dtype": DTYPES[dtype], "hostile": False}
 
 
-def head_parts(inputs: Inputs) -> Iterator[Part]:
-    """One head at a time."""
-    per_head = [n for n, t in inputs.items() if isinstance(t, Tensor) and not n.startswith("cu_seqlens")]
-    for head in range(inputs["q"].size(1)):
+def rows_at_once(T: int) -> int:
+    """Of so many queries the scores of one head are 64 MB in float64."""
+    return max((1 << 23) // T, 1)
+
+
+def parts(inputs: Inputs) -> Iterator[Part]:
+    """One head at a time, and of a long prompt the first queries and the last."""
+    T, H = inputs["q"].shape[:2]
+    n = rows_at_once(T)
+    ends = range(n, T + n, n) if T <= MANY_TOKENS else (n, T)
+    for head in range(H):
         h = slice(head, head + 1)
-        yield (
-            inputs | {n: inputs[n][:, h] for n in per_head},
-            lambda outputs, h=h: tuple(t[:, h] for t in outputs),
-        )
+        for end in ends:
+            queries, keys = slice(max(end - n, 0), min(end, T)), slice(0, min(end, T))
+            part = {"q": inputs["q"][queries, h], "k": inputs["k"][keys, h], "v": inputs["v"][keys, h]}
+            for name, rows in (("cu_seqlens_q", queries), ("cu_seqlens_k", keys)):
+                part[name] = torch.tensor([0, rows.stop - rows.start], dtype=torch.int32)
+            yield inputs | part, lambda outputs, at=(queries, h): tuple(t[at] for t in outputs)
 
 
 def lse_of(inputs: Inputs) -> Tensor:
-    """[T, H], head after head: torch's attention gives none."""
-    T = inputs["q"].size(0)
-    hidden = torch.ones(T, T, dtype=torch.bool).triu(1)
-    lses = []
-    for head in range(inputs["q"].size(1)):
-        scores = inputs["q"][:, head].float() @ inputs["k"][:, head].float().T * inputs["sm_scale"]
-        lses.append(scores.masked_fill(hidden, -torch.inf).logsumexp(-1))
-    return torch.stack(lses, 1)
+    """[T, H], some queries of a head at a time: torch's attention gives none."""
+    (T, H), device = inputs["q"].shape[:2], inputs["q"].device
+    lse, n = torch.empty(T, H, device=device), rows_at_once(T)
+    for head in range(H):
+        for first in range(0, T, n):
+            end = min(first + n, T)
+            scores = inputs["q"][first:end, head].float() @ inputs["k"][:end, head].float().T
+            hidden = torch.ones(end - first, end, dtype=torch.bool, device=device).triu(first + 1)
+            lse[first:end, head] = (scores * inputs["sm_scale"]).masked_fill(hidden, -torch.inf).logsumexp(-1)
+    return lse
+
+
+def expect_room(inputs: Inputs) -> None:
+    """Without a fused kernel torch makes scores of all heads, several times, one of them in float32."""
+    T, H = inputs["q"].shape[:2]
+    if (size := 3 * 4 * H * T * T) > MOST_BYTES:
+        raise NotImplementedError(f"takes {size >> 30} GB for scores of {T} tokens")
 
 
 def heads_first(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,6 +68,7 @@ def heads_first(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
 
 def sdpa(inputs: Inputs) -> Callable[[], Outputs]:
     """As model code calls it. With a v that is narrower than q torch has no fused kernel for the CPU."""
+    expect_room(inputs)
     q, k, v = heads_first(inputs)
     lse = lse_of(inputs)
 
@@ -76,7 +97,7 @@ BENCH = Bench(
     has_tokens=True,
     dims=dims,
     item_bytes=lambda dtype: {"x_bytes": DTYPES[dtype].itemsize},
-    parts=head_parts,
+    parts=parts,
     baselines=(
         Baseline("torch-sdpa", "scaled_dot_product_attention", sdpa, 2e-2),
         Baseline("torch-sdpa-padded", "the same, v padded to the width of q", sdpa_padded, 2e-2),

@@ -120,6 +120,9 @@ def _add_options(parser: Parser) -> None:
     option("model", "deepseek-v3", one_of(MODELS), "see `moela bench list` (default: deepseek-v3)")
     option("layers", None, str, "names, or all (default: one of each shape, less the dense layers)")
     option("tokens", [1, 16, 64, 256], list_of(whole_number(1, 1 << 17)), "rows (default: 1,16,64,256)")
+    option(
+        "batch", [1], list_of(whole_number(1, 1 << 12)), "requests, of mla_decode and its like (default: 1)"
+    )
     option("activations", None, list_of(str), "bf16, e4m3 or both, of fp8_gemm (default: bf16)")
     option("weights", None, list_of(str), "dtypes, of ops with experts (default: the first that an op has)")
     option("routing", ["balanced"], list_of(one_of(KINDS)), f"of {', '.join(KINDS)} (default: balanced)")

@@ -36,20 +36,22 @@ class Case:
     # Of ops with experts, see moela.bench.routing. Files of before there were any have neither.
     routing: str = ""
     num_experts: int = 0  # held in memory
+    batch: int = 1  # requests, of ops that read a cache of each
 
     @property
-    def layer_key(self) -> tuple[str, str, str, str, str, int]:
+    def layer_key(self) -> tuple[str | int, ...]:
         """All but the number of tokens."""
-        return self.op, self.model, self.layer, self.dtype, self.routing, self.num_experts
+        return self.op, self.model, self.layer, self.dtype, self.routing, self.num_experts, self.batch
 
     @property
-    def key(self) -> tuple[tuple[str, str, str, str, str, int], int]:
+    def key(self) -> tuple[tuple[str | int, ...], int]:
         return self.layer_key, self.tokens
 
     def __str__(self) -> str:
         routing = f" {self.routing} E={self.num_experts}" if self.routing else ""
+        batch = f" B={self.batch}" if self.batch > 1 else ""
         tokens = f" M={self.tokens}" if self.tokens else ""
-        return f"{self.op} {self.model}.{self.layer} {self.dtype}{routing}{tokens}"
+        return f"{self.op} {self.model}.{self.layer} {self.dtype}{routing}{batch}{tokens}"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Wanted:
     weights: Sequence[str] | None
     routing: Sequence[str]
     experts: int
+    batch: Sequence[int] = (1,)
 
 
 def bench_of(op: str) -> Bench:
@@ -47,6 +48,8 @@ def select_cases(benches: Sequence[Bench], wanted: Wanted) -> list[Case]:
         expect_one_of(f"--layers of {wanted.model}", name, [*known, "all"])
     expect_dtypes(benches, "activations", wanted.activations)
     expect_dtypes(benches, "weights", wanted.weights)
+    if tuple(wanted.batch) != (1,) and not any(bench.has_batch for bench in benches):
+        raise ValueError(f"--batch: expected 1 for {benches[0].op}, got {max(wanted.batch)}")
     topk = MODELS[wanted.model].topk
     if wanted.experts < topk:
         got = f"expected at least its topk {topk}, got {wanted.experts}"
@@ -60,7 +63,8 @@ def select_cases(benches: Sequence[Bench], wanted: Wanted) -> list[Case]:
             layers = default_layers(bench, wanted.model)
         dtypes = getattr(wanted, bench.dtype_option) or bench.dtypes[:1]
         dtypes = [dtype for dtype in bench.dtypes if dtype in dtypes]
-        cases += bench.cases(wanted.model, layers, wanted.tokens, dtypes, wanted.routing, wanted.experts)
+        of_experts = wanted.routing, wanted.experts
+        cases += bench.cases(wanted.model, layers, wanted.tokens, dtypes, *of_experts, wanted.batch)
     return cases
 
 

@@ -55,6 +55,7 @@ class Bench:
     baselines: tuple[Baseline, ...]
     layers: Callable[[ModelShape], Mapping[str, Shape]] = ModelShape.linear_layers
     has_routing: bool = False  # then `dims` gets a Routed instead of a shape
+    has_batch: bool = False  # then make_inputs takes B, the number of requests
     warm_tokens: int | None = None  # at most, where the time of a warm-up grows with their square
     dtype_option: str = "activations"  # or "weights": the option of the command line that chooses dtypes
 
@@ -66,14 +67,16 @@ class Bench:
         dtypes: Sequence[str],
         routings: Sequence[str] = KINDS[:1],
         num_experts: int = DEFAULT_EXPERTS,
+        batches: Sequence[int] = (1,),
     ) -> list[Case]:
         """Every combination, layer by layer. The experts are at most those of the model."""
         kinds = [(kind, min(num_experts, MODELS[model].num_experts)) for kind in routings]
         return [
-            self._case(Case(self.op, model, layer, dtype, M, 0, 0, *of_experts))
+            self._case(Case(self.op, model, layer, dtype, M, 0, 0, *of_experts, batch=B))
             for layer in layers
             for dtype in dtypes
             for of_experts in (kinds if self.has_routing else [()])
+            for B in (batches if self.has_batch else (1,))
             for M in (tokens if self.has_tokens else (0,))
         ]
 
@@ -94,7 +97,7 @@ class Bench:
 
     def _case(self, case: Case) -> Case:
         """The case with its costs."""
-        dims, spec = self.dims(self.layer(case), case.tokens, case.dtype), SPECS[self.op]
+        dims, spec = self._dims(case, self.layer(case)), SPECS[self.op]
         num_bytes = spec.bytes(**dims, **self.item_bytes(case.dtype))
         return replace(case, flops=spec.flops(**dims), bytes=num_bytes)
 
@@ -104,7 +107,11 @@ class Bench:
         return Routed(shape, case.num_experts, MODELS[case.model].topk, case.routing)
 
     def _inputs(self, case: Case, layer: Layer, device: torch.device) -> Inputs:
-        return SPECS[self.op].make_inputs(**self.dims(layer, case.tokens, case.dtype), device=device)
+        return SPECS[self.op].make_inputs(**self._dims(case, layer), device=device)
+
+    def _dims(self, case: Case, layer: Layer) -> dict[str, Any]:
+        dims = self.dims(layer, case.tokens, case.dtype)
+        return dims | {"B": case.batch} if self.has_batch else dims
 
 
 def in_torch(op: str) -> tuple[Baseline, ...]:

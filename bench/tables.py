@@ -65,7 +65,7 @@ def _title(case: Case) -> str:
     title = f"{case.op}  {case.model}.{case.layer}  {shape}  {case.dtype}"
     if case.routing:
         title += f"  {case.num_experts} of {model.num_experts} experts, top {model.topk}, {case.routing}"
-    return title
+    return title + (f"  {case.batch} requests" if case.batch > 1 else "")
 
 
 def _over(name: str, baseline: Result, rows: Sequence[Result]) -> str:

@@ -79,6 +79,10 @@ REFUSED = {
         ["bench", "per_block_quant_fp8", "--activations", "e4m3"],
         "expected one of bf16",
     ),
+    "a batch of what has none": (
+        ["bench", "fp8_gemm", "--batch", "1,16"],
+        "--batch: expected 1 for fp8_gemm, got 16",
+    ),
     "a routing": (
         ["bench", "all", "--routing", "zipf,on"],
         "--routing: expected one of balanced, zipf, one, got 'on'",
