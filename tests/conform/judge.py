@@ -7,6 +7,7 @@ Needs numpy only. Every check is a function whose name says what holds; it takes
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import judge_copies  # noqa: F401  registers its checks
@@ -34,12 +35,12 @@ def prepare(folder: Path) -> None:
     (inputs / "mma.txt").write_text("\n".join(lines) + "\n")
 
 
-def failures(folder: Path) -> dict[str, str]:
+def failures(folder: Path, names: Iterable[str] = CHECKS) -> dict[str, str]:
     """Check -> what is wrong, for those that fail."""
     found = {}
-    for name, function in CHECKS.items():
+    for name in names:
         try:
-            function(folder)
+            CHECKS[name](folder)
         except (AssertionError, OSError, ValueError, IndexError) as error:
             found[name] = str(error)
     return found
