@@ -206,7 +206,7 @@ def test_a_request_may_have_more_pieces_than_a_warp_has_lanes(tmp_path):
 FAULTS = {
     "keys are loaded when the last are read": (
         "mla_load",
-        "      if (issues) mbarrier_wait(kv_empty<C>(at.stage), at.parity ^ 1);\n",
+        "    if (issues) mbarrier_wait(kv_empty<C>(at.stage), at.parity ^ 1);\n",
         "mbarrier: more arrivals",
     ),
     "queries are read when they have come": (
