@@ -8,6 +8,8 @@ from pathlib import Path
 import gemm
 import native
 import torch
+from moela import testing
+from moela.ops import SPECS
 from torch import Tensor
 
 KEYS, ROWS = 64, 64  # of a block, and of a tile
@@ -96,3 +98,14 @@ class Run:
         shape = (*((steps,) if steps else ()), *leading, H)
         out = gemm.read(self.folder / "out", q.dtype, *shape, v_dim)
         return out, gemm.read(self.folder / "lse", torch.float32, *shape)
+
+
+def check(run: Run, x: dict) -> None:
+    bound = SPECS["mla_decode"].bound(x, testing.FLOAT32_SUM)
+    for name, got, (exact, error) in zip(("out", "lse"), run(x), bound, strict=True):
+        testing.assert_within(got, exact, error, name)
+
+
+def assert_same_bits(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert testing.same_bits(one, other)
