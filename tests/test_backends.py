@@ -279,8 +279,9 @@ def may_differ(isa: str, name: str) -> bool:
     """These sum products of bfloat16 and of e4m3 in an order of their own (docs/adr/0011)."""
     op = name.split()[0]
     logits = ("indexer_logits", "indexer_logits_paged")
+    attention = ("mla_decode", "mla_prefill", "mla_sparse")
     gemms = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_gemm", "fused_experts")
-    own = {"amx_bf16": logits, "avx512_bf16": (*gemms, *logits)}
+    own = {"amx_bf16": (*logits, *attention), "avx512_bf16": (*gemms, *logits)}
     return op in own.get(isa, ()) and not re.match(r"\w+ \d+ torch.float(16|32)", name)
 
 
