@@ -56,6 +56,7 @@ extern const Kernels kAvx512Bf16;                     // defined where MOELA_ISA
 extern const IndexerLogitsKernels kAmxIndexerLogits;  // defined where MOELA_ISA_amx_bf16 is
 extern const MlaKernels kAmxMlaAttend;                // likewise
 extern const MlaPrefillKernel kAmxMlaPrefill;         // likewise
+extern const Probe kAmxProbe;                         // likewise
 extern const Kernels kNeon;                           // defined where MOELA_ISA_neon is
 
 // The widest set that this machine runs, or the one that MOELA_CPU_ISA names. Chosen once. Throws

@@ -5,11 +5,13 @@
 #include "cpu/isa.h"
 #include "cpu/mla_attend_amx.h"
 #include "cpu/mla_prefill_amx.h"
+#include "cpu/probe_amx.h"
 
 namespace moela::cpu {
 
 constinit const IndexerLogitsKernels kAmxIndexerLogits = {indexer_pack, indexer_score_tiles};
 constinit const MlaKernels kAmxMlaAttend = kMlaTileKernels;
 constinit const MlaPrefillKernel kAmxMlaPrefill = kMlaPrefillTileKernel;
+constinit const Probe kAmxProbe = kTileProbe;
 
 }  // namespace moela::cpu
