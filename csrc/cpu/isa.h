@@ -55,11 +55,12 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;         // defined where MOELA_ISA_avx2 is
 extern const Kernels kAvx512;       // defined where MOELA_ISA_avx512 is
 extern const Kernels kAvx512Bf16;   // defined where MOELA_ISA_avx512_bf16 is
-extern const GemmKernels kAmxGemm;  // defined where MOELA_ISA_amx_bf16 is, as the next four
+extern const GemmKernels kAmxGemm;  // defined where MOELA_ISA_amx_bf16 is, as the next five
 extern const FusedExpertsKernels kAmxFusedExperts;
 extern const IndexerLogitsKernels kAmxIndexerLogits;
 extern const MlaKernels kAmxMlaAttend;
 extern const MlaPrefillKernel kAmxMlaPrefill;
+extern const Probe kAmxProbe;
 extern const Kernels kNeon;  // defined where MOELA_ISA_neon is
 
 // The widest set that this machine runs, or the one that MOELA_CPU_ISA names. Chosen once. Throws

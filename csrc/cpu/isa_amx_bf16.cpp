@@ -7,6 +7,7 @@
 #include "cpu/isa.h"
 #include "cpu/mla_attend_amx.h"
 #include "cpu/mla_prefill_amx.h"
+#include "cpu/probe_amx.h"
 
 namespace moela::cpu {
 
@@ -15,5 +16,6 @@ constinit const FusedExpertsKernels kAmxFusedExperts = kFusedExpertsKernels;
 constinit const IndexerLogitsKernels kAmxIndexerLogits = {indexer_pack, indexer_score_tiles};
 constinit const MlaKernels kAmxMlaAttend = kMlaTileKernels;
 constinit const MlaPrefillKernel kAmxMlaPrefill = kMlaPrefillTileKernel;
+constinit const Probe kAmxProbe = kTileProbe;
 
 }  // namespace moela::cpu

@@ -69,24 +69,31 @@ inline const uint16_t* row_of(const moela::cpu::HeadRows& rows, int64_t token, i
 inline int64_t load_tile(const PrefillProblem& p, int64_t first, int64_t head, int64_t count, float* keys,
                          float* pairs) {
   Ordinary ordinary;
-  for (int64_t k = 0; k < p.D; k += kTileColumns) {
-    const __mmask32 live = tile_columns(p.D - k);
-    for (int64_t t = 0; t < kTileColumns; ++t, keys += kTile) {
-      const I x = t < count ? load_columns(row_of(p.k, first + t, head), k, live) : zero_bytes();
-      ordinary.see(x);
-      _mm512_storeu_si512(keys, x);
+  // visit(k, load) for each 32 columns, load(t) of row t; of a whole tile without a choice for each row.
+  const auto for_columns = [&](const moela::cpu::HeadRows& rows, int64_t columns, const auto& visit) {
+    const uint16_t* from = row_of(rows, first, head);
+    for (int64_t k = 0; k < columns; k += kTileColumns) {
+      const __mmask32 live = tile_columns(columns - k);
+      const auto load = [&](int64_t t) {
+        const I x = load_columns(from + t * rows.stride_t, k, live);
+        ordinary.see(x);
+        return x;
+      };
+      if (count == kTileColumns)
+        visit(k, load);
+      else
+        visit(k, [&](int64_t t) { return t < count ? load(t) : zero_bytes(); });
     }
-  }
-  for (int64_t k = 0; k < p.Dv; k += kTileColumns) {
-    const __mmask32 live = tile_columns(p.Dv - k);
-    const auto load_row = [&](int64_t t) {
-      const I x = t < count ? load_columns(row_of(p.v, first + t, head), k, live) : zero_bytes();
-      ordinary.see(x);
-      return x;
-    };
-    for (int64_t t = 0; t < kTileColumns; t += 2)
-      store_pairs(load_row(t), load_row(t + 1), k, kPrefillPairBlock, pairs + t / 2 * kTile);
-  }
+  };
+  for_columns(p.k, p.D, [&](int64_t, const auto& load) {
+    for (int64_t t = 0; t < kTileColumns; ++t, keys += kTile) _mm512_storeu_si512(keys, load(t));
+  });
+  for_columns(p.v, p.Dv, [&](int64_t k, const auto& load) {
+    for (int64_t t = 0; t < kTileColumns; t += 2) {
+      const I even = load(t), odd = load(t + 1);
+      store_pairs(even, odd, k, kPrefillPairBlock, pairs + t / 2 * kTile);
+    }
+  });
   if (ordinary.all()) return count;
   int64_t t = 0;
   while (is_ordinary(row_of(p.k, first + t, head), p.D) && is_ordinary(row_of(p.v, first + t, head), p.Dv))

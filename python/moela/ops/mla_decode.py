@@ -69,13 +69,14 @@ def mla_decode(
             does; scores of -Inf only are as no token.
 
     Numerics: float32, out rounded once; on a GPU the weights are rounded to the type of q if that is
-        bfloat16 and the cache bfloat16 or uint8, or if both are float16, and the CUDA kernel rounds rows of
-        bytes to bfloat16, which loses nothing if their scale factors are powers of two. The error is bounded
-        per element (python/moela/ops/_mla_bound.py) by what scores and sums lose; on the CPU it is at most
-        twice that of the same formula in torch in float32. NaN and infinity of a token reach the queries that
-        see it, and no other. Pieces of a request's keys are merged in order, so a result is the same in every
-        run and for any number of threads. The same bits for every instruction set of the CPU, where keys are
-        split at fixed places: a request's result depends on that request only.
+        bfloat16 and the cache bfloat16 or uint8, or if both are float16, and on a CPU with AMX if both are
+        bfloat16; the CUDA kernel rounds rows of bytes to bfloat16, which loses nothing if their scale factors
+        are powers of two. The error is bounded per element (python/moela/ops/_mla_bound.py) by what scores,
+        sums and rounded weights lose; elsewhere on the CPU it is at most twice that of the same formula in
+        torch in float32. NaN and infinity of a token reach the queries that see it, and no other. Pieces of a
+        request's keys are merged in order, so a result is the same in every run and for any number of
+        threads. The same bits for every instruction set of the CPU but amx_bf16, which has its own where
+        both are bfloat16; keys are split at fixed places: a request's result depends on that request only.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C.
     """

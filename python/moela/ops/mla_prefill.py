@@ -50,10 +50,11 @@ def mla_prefill(
         Differentiable with respect to q, k and v, also through lse, once: see `mla_prefill_backward`.
 
     Numerics: float32 sums, out rounded once; the weights are rounded to q's dtype, before they are multiplied
-        with v, on a GPU if it is bfloat16 or float16. The error is bounded per element
-        (python/moela/ops/_mla_prefill_bound.py) by what scores and sums lose. NaN and infinity of a token
-        reach the queries that see it, and no other. A sequence's result depends on that sequence only, not on
-        its batch or on the number of threads. The same bits for every instruction set of the CPU.
+        with v, on a GPU if it is bfloat16 or float16, on a CPU with AMX if it is bfloat16. The error is
+        bounded per element (python/moela/ops/_mla_prefill_bound.py) by what scores and sums lose. NaN and
+        infinity of a token reach the queries that see it, and no other. A sequence's result depends on that
+        sequence only, not on its batch or on the number of threads. The same bits for every instruction set
+        of the CPU but amx_bf16, which has its own for bfloat16.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; tiles of keys: FlashAttention-2, arXiv 2307.08691.
     """

@@ -1,0 +1,118 @@
+"""Attention of bfloat16 on the CPU: numbers at the ends of its range, and what bits depend on.
+
+Where the CPU multiplies tiles of bfloat16 (docs/adr/0011) they take subnormal numbers for zeros.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from moela import testing
+from torch import Tensor
+
+NAN = float("nan")
+BF16 = torch.bfloat16
+# Columns times these: subnormal, tiny, at and beside the ends of what tiles take, huge.
+SIZES = (2.0**-130, 2.0**-100, 2.0**-51, 2.0**-50, 2.0**49, 2.0**51, 2.0**100)
+
+
+@pytest.fixture
+def decode(make_runner):
+    return make_runner("mla_decode", "cpu-cpu")
+
+
+@pytest.fixture
+def prefill(make_runner):
+    return make_runner("mla_prefill", "cpu-cpu")
+
+
+def assert_within_bound(run: Any, x: dict[str, Any]) -> None:
+    for got, (exact, error) in zip(run(x), run.spec.bound(x, testing.FLOAT32_SUM), strict=True):
+        testing.assert_within(got, exact, error)
+
+
+def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert testing.same_bits(one, other)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_columns_of_any_size_are_within_the_bound(decode, prefill, size):
+    """Scores stay what they are: q is as small as keys are large."""
+    x = decode.inputs(B=2, H=3, S=210, L=64, R=16, page_size=None, hostile=False)
+    x["cache"][0, 1::2, 5:9] *= size  # of one request
+    x["q"][:, :, :, 5:9] /= size
+    assert_within_bound(decode, x)
+    x = prefill.inputs(T=120, H=1, D=64, Dv=40, lens=[(120, 130)], x_dtype=BF16)
+    x["k"][70, :, 5:9] *= size
+    x["q"][100:, :, 5:9] /= size
+    x["v"][90:, :, 7] *= size
+    assert_within_bound(prefill, x)
+
+
+def test_weights_that_nearly_vanish_keep_small_values(decode):
+    """A column in which only keys of weights down to 2^-126 have values."""
+    x = decode.inputs(B=1, H=1, S=100, L=32, R=0, page_size=None, hostile=False)
+    x["q"][...], x["cache"][...] = 0, 0
+    x["q"][..., 0] = -1
+    x["cache"][0, :, 0] = torch.arange(100) * 0.875
+    x["cache"][0, 1:, 3] = torch.rand(99, generator=torch.Generator().manual_seed(0)).to(BF16) * 2.0**-40
+    assert_within_bound(decode, x | {"sm_scale": 1.0})
+
+
+@pytest.mark.parametrize("H", [1, 3, 16, 17, 130])
+def test_heads_and_tokens_do_not_depend_on_each_other(decode, H):
+    x = decode.inputs(B=1, H=H, S=230, s_q=3, L=64, R=16, hostile=False)
+    out, lse = decode(x)
+    for head in {0, H // 2, H - 1}:
+        alone = decode(x | {"q": x["q"][:, 1:, head : head + 1]})
+        assert_same(alone, (out[:, 1:, head : head + 1], lse[:, 1:, head : head + 1]))
+
+
+def test_a_request_of_any_length_does_not_depend_on_its_batch(decode):
+    """NaN after its last token; one has a part of its keys that tiles do not take."""
+    lengths = [*range(1, 18), 31, 32, 33, 191, 192, 193, 1152, 1153, 1400]
+    x = decode.inputs(B=len(lengths), H=3, S=1400, L=32, R=8, page_size=None, hostile=False)
+    x["seqlens"] = torch.tensor(lengths, dtype=torch.int32)
+    x["cache"][-1, 1300, 4] = 2.0**-130
+    for b, length in enumerate(lengths):
+        x["cache"][b, length:] = NAN
+    full = decode(x)
+    assert full[0].isfinite().all()
+    assert_same(decode(x), full)
+    for b in (0, 15, 16, 20, len(lengths) - 1):
+        mine = {name: x[name][b : b + 1] for name in ("q", "cache", "seqlens")}
+        assert_same(decode(x | mine), tuple(t[b : b + 1] for t in full))
+    assert_within_bound(decode, {n: t[15:] if isinstance(t, Tensor) else t for n, t in x.items()})
+
+
+@pytest.mark.parametrize("value", [NAN, 2.0**-130, 2.0**90], ids=["nan", "subnormal", "huge"])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_queries_that_do_not_see_a_number_keep_their_bits(prefill, name, value):
+    x = prefill.inputs(T=210, H=2, D=40, Dv=24, lens=[(210, 240)], x_dtype=BF16)
+    expected = prefill(x)
+    x[name][100, 1, 3] = value
+    out, lse = prefill(x)
+    before = 100 if name == "q" else 70  # query 70 sees the keys up to 100
+    assert_same((out[:before], lse[:before]), tuple(t[:before] for t in expected))
+    assert_same((out[:, 0], lse[:, 0]), tuple(t[:, 0] for t in expected))
+    if name == "q":
+        assert_same((out[101:], lse[101:]), tuple(t[101:] for t in expected))
+    if value == value:
+        assert_within_bound(prefill, x)
+    else:
+        assert not out[100 if name == "q" else slice(before, None), 1].isfinite().all(-1).any()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_query_of_a_prompt_is_one_of_its_own(prefill, causal):
+    x = prefill.inputs(T=230, H=1, D=70, Dv=33, lens=[(230, 250)], causal=causal, x_dtype=BF16)
+    out, lse = prefill(x)
+    for j in (0, 31, 96, 229):
+        seen = 21 + j if causal else 250
+        offsets = {
+            "cu_seqlens_q": torch.tensor([0, 1], dtype=torch.int32),
+            "cu_seqlens_k": torch.tensor([0, seen], dtype=torch.int32),
+        }
+        alone = {"q": x["q"][j : j + 1], "k": x["k"][:seen], "v": x["v"][:seen], "causal": False}
+        assert_same(prefill(x | offsets | alone), (out[j : j + 1], lse[j : j + 1]))
