@@ -30,7 +30,8 @@ constexpr int kPanelRows = 2 * kTile;                 // of b
 constexpr int kPanelColumns = 2 * kBlock;             // of K: 16 KB
 constexpr int kUnitColumns = 2 * kTileColumns;        // that are decoded at once: a line of codes
 constexpr int kTilesOfBlock = kBlock / kTileColumns;  // of columns
-constexpr int kAheadPanels = 3;                       // how far ahead of its use a panel of b is prefetched
+constexpr int64_t kMaxInL2 = 1 << 20;                 // bytes of a that are read again for each panel
+constexpr int kAheadPanels = 2;                       // how far ahead of its use a panel of b is prefetched
 static_assert(kPanelRows == kCols, "a panel has the columns of a task");
 
 constexpr int kPanelWords = kPanelRows * kPanelColumns / 2;  // [tile of columns][row][pair of columns]
@@ -44,7 +45,7 @@ struct PanelPrefetcher {
   const uint8_t* row;
   int64_t ld;  // bytes
   int64_t row_bytes;
-  int64_t rows_per_decoded;   // how many for every row of b that is decoded
+  int64_t rows_per_decoded;   // for three of four rows of b that are decoded
   int64_t rows = kPanelRows;  // that are left
 };
 
@@ -56,7 +57,7 @@ void decode_panel(const uint8_t* codes, int64_t ld, PanelPrefetcher& next, uint3
   [[maybe_unused]] const E4m3Decoder decoder;
   PanelPrefetcher ahead = next;
   for (int n = 0; n < kPanelRows; ++n, codes += ld, words += kTile) {
-    ahead.step(ahead.rows_per_decoded);
+    if (n % 4 != 3) ahead.step(ahead.rows_per_decoded);
 #pragma GCC unroll 4
     for (int i = 0; i < kPanelColumns / kUnitColumns; ++i) {
       const uint8_t* p = codes + i * kUnitColumns * kElement;
@@ -243,8 +244,9 @@ struct TileScratch {
   alignas(64) uint8_t staging[kPanelRows * kPanelColumns * 2];
 };
 
-// The panels of some columns, one after the other: all rows of b of 256 columns
-// of K, then the next 256.
+// The panels of some columns, one after the other. Where a fits into L2 the rows of b are the outer loop, so
+// that each is read front to back (one row of a: 3.0 to 3.7 ms instead of 5.7 for 4096 x 7168); where it does
+// not, the slabs of a are, so that one of 256 columns stays there for all rows of b.
 template <class Codec>
 class PanelWalk {
  public:
@@ -262,7 +264,8 @@ class PanelWalk {
     for (int64_t i = 0; i < panels_.count; ++i)
       std::memset(&scratch_.totals[i], 0, rows_.count * sizeof scratch_.totals[0].sums[0]);
     for (int64_t step = 0; step < steps_; ++step) {
-      // With few rows of a decoding takes most of the time, with many multiplying: prefetches spread over it.
+      // With few rows of a decoding takes most of the time, with many multiplying: prefetches spread over
+      // both, as DRAM is idle where they come in bursts.
       PanelPrefetcher next = {.row = codes_of(step + kAheadPanels),
                               .ld = ld_,
                               .row_bytes = kPanelColumns * kElement,
@@ -276,8 +279,8 @@ class PanelWalk {
   }
 
  private:
-  int64_t k0(int64_t step) const { return step / panels_.count * kPanelColumns; }
-  int64_t panel(int64_t step) const { return step % panels_.count; }
+  int64_t k0(int64_t step) const { return (fits_ ? step % slabs_ : step / panels_.count) * kPanelColumns; }
+  int64_t panel(int64_t step) const { return fits_ ? step / slabs_ : step % panels_.count; }
 
   // Where b is read in a step; after the last one, as far as one knows.
   const uint8_t* codes_of(int64_t step) const {
@@ -311,7 +314,7 @@ class PanelWalk {
                                   .totals = scratch_.totals[i].sums[0][0][0],
                                   .products = scratch_.products};
     const int64_t paired = rows_.count / 2 * 2, pairs = ceil_div(rows_.count, 2);
-    const int64_t rows_per_step = ceil_div(kPanelRows, pairs * product.blocks * kTilesOfBlock);
+    const int64_t rows_per_step = ceil_div(next.rows, pairs * product.blocks * kTilesOfBlock);
     if (paired > 0) multiply_panel<2>(product, 0, paired, rows_per_step, next);
     if (paired < rows_.count) multiply_panel<1>(product, paired, rows_.count, rows_per_step, next);
   }
@@ -323,7 +326,9 @@ class PanelWalk {
   TileRows rows_;
   TileScratch& scratch_;
   int64_t ld_ = p_.stride_bn * kElement;  // bytes
-  int64_t steps_ = ceil_div(p_.K, kPanelColumns) * panels_.count;
+  int64_t slabs_ = ceil_div(p_.K, kPanelColumns);
+  int64_t steps_ = slabs_ * panels_.count;
+  bool fits_ = rows_.count * rows_.lanes * p_.K * 2 <= kMaxInL2;
 };
 
 void bf16_sums(const GemmChunk& chunk, const Columns& columns, float* sums) {

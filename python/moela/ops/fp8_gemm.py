@@ -45,8 +45,8 @@ def fp8_gemm(
         the sum is fixed for any number of threads. There the operands are `b * sf_b` and `a * sf_a`, rounded
         to float32, and the bits are the same on every instruction set but avx512_bf16 and amx_bf16, which
         multiply e4m3 and bfloat16 exactly and scale sums of 128 columns (docs/adr/0011); they lose what is
-        below 2^-109 of the largest element of a row. Row i of d depends on row i of a only (batch-invariant).
-        A NaN in a row of b makes that column of d NaN.
+        below 2^-109 of the largest element of a row. Row i of d depends on row i of a only
+        (batch-invariant). A NaN in a row of b makes that column of d NaN.
 
     Source: DeepSeek-V3 technical report (arXiv 2412.19437), section 3.3.
     """
