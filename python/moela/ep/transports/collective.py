@@ -18,7 +18,7 @@ from torch import Tensor
 from moela.ep.errors import EpError, EpPeerLost, EpTimeout
 from moela.ep.rendezvous import Member
 from moela.ep.transports.base import HEADER_BYTES, Header, Received, Setup, Transport, expect_agreement
-from moela.ep.wire import WireFormat
+from moela.ep.wire import wire_format
 
 GRACE = 2.0  # seconds in which a rank that is alive notices that a connection broke
 
@@ -55,7 +55,7 @@ class CollectiveTransport(Transport):
         return None
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
-        form, counts = WireFormat(tuple(c.size(1) for c in columns)), counts.tolist()
+        form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
         wire = form.pack(columns, send_rows, sum(counts))
         self._post(epoch, [Header(epoch, n, form.row_bytes, False, text) for n in counts], wire, counts)
 
