@@ -64,10 +64,10 @@ class EpBuffer:
         deadline: float = 30.0,
         row_bytes: int | None = None,
     ) -> None:
+        meeting = _meeting(group, deadline)  # first, so that ranks that fail below meet again
         self.num_experts, self.hidden, self.topk, self.max_tokens = num_experts, hidden, topk, max_tokens
         self.deadline = deadline
         self.row_bytes = row_bytes or WireFormat((4 * hidden, 4 * topk, 4 * topk)).row_bytes
-        meeting = _meeting(group, deadline)
         self.rank, self.num_ranks = meeting.rank, meeting.num_ranks
         settings = {
             "num_experts": num_experts,
