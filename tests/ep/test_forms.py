@@ -32,6 +32,22 @@ def test_a_spread_layer_and_its_gradients_are_those_of_one_process(dispatch, lay
     run_local(3, on_rank)
 
 
+def test_layers_share_a_buffer():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer:
+            x, ids, weights, grad = layer.inputs(buffer.rank)
+            out = wanted = x
+            for layout in LAYOUTS:
+                out = layer.spread(out, ids, weights, buffer.name, layout)
+                wanted = layer.dense(wanted, ids, weights)
+            assert torch.equal(out, wanted)
+            gradients = [torch.autograd.grad(o, [x, weights], grad) for o in (out, wanted)]
+            for mine, theirs in zip(*gradients, strict=True):
+                torch.testing.assert_close(mine, theirs)
+
+    run_local(2, on_rank)
+
+
 def test_weights_are_trained_where_x_is_fp8():
     def on_rank(group):
         with EpBuffer(group, **layer.SETTINGS) as buffer:

@@ -45,6 +45,7 @@ class CollectiveTransport(Transport):
             for name in ("headers", "rows")
         )
         self._posted: dict[int, _Posted] = {}
+        self._has_failed = False
 
     @staticmethod
     def why_not() -> str | None:
@@ -96,8 +97,9 @@ class CollectiveTransport(Transport):
         """Nothing to do: what was received is this rank's own memory."""
 
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
-            self._setup.store.set(f"closed/{self.rank}", "")
+        if not self._has_failed:  # else another is to blame
+            with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
+                self._setup.store.set(f"closed/{self.rank}", "")
         for posted in self._posted.values():
             with contextlib.suppress(RuntimeError):  # an abort on its way; it may be too late for it
                 posted.work.wait()
@@ -110,6 +112,7 @@ class CollectiveTransport(Transport):
         Gloo only tells that a connection broke, and closes its others then: that reaches all ranks within
         moments, whichever is to blame.
         """
+        self._has_failed = True
         store, me = self._setup.store, self.rank
         others = [rank for rank in range(self.num_ranks) if rank != me]
         detail = str(error).splitlines()[0].split("] ", 1)[-1].split(". This is typically")[0]
