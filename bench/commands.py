@@ -121,14 +121,14 @@ class _Console(Console):
         raise
 
 
-def _console() -> Console:
+def text_console() -> Console:
     """Text as it is, as messages may hold brackets. A pipe has no width, so nothing is cut off there."""
     width = None if sys.stdout.isatty() else 120
     return _Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def _show(found: Report, takes_part: Collection[Lineup]) -> None:
-    console = _console()
+    console = text_console()
     for table in tables.result_tables(found.results, found.wrong):
         console.print(table)
         console.print()
@@ -169,7 +169,7 @@ def _span(values: Sequence[float]) -> str:
 def show_list() -> int:
     """Everything that `moela bench` has names for."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    console = _console()
+    console = text_console()
     console.print(tables.ops_table([bench_of(op) for op in SPECS], device))
     console.print(tables.models_table(MODELS.values()))
     return 0
@@ -178,7 +178,7 @@ def show_list() -> int:
 def compare(a: Path, b: Path) -> int:
     """What is faster or slower in b than in a."""
     old, new = report.read(a), report.read(b)
-    console = _console()
+    console = text_console()
     console.print(f"A  {a}  {old.date}  {old.commit}\nB  {b}  {new.date}  {new.commit}")
     if different := [c for c in CONDITIONS if _condition(old, c) != _condition(new, c)]:
         values = [f"{c.split('.')[1]} {_condition(old, c)} / {_condition(new, c)}" for c in different]

@@ -6,10 +6,10 @@ import json
 
 from moela.bench import report
 from moela.bench.choices import Parser, list_of, new_file, one_of, whole_number
+from moela.bench.commands import text_console
 from moela.bench.ep_ranks import COMBINE, DISPATCH, GLOO, MEMCPY, Measured, Setting, measure
 from moela.bench.tables import LOOK
 from moela.ep.transports import TRANSPORTS
-from rich.console import Console
 from rich.table import Table
 
 FORMAT = 1  # of the file of --json, which `moela plan-ep --calibrate` reads
@@ -47,13 +47,13 @@ def run(args: argparse.Namespace) -> int:
     machine = report.machine("cpu") | {"threads": 1, "load_before": report.load_average()}
     found = measure(setting)
     machine["load_after"] = report.load_average()
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = text_console()
     console.print(_table(setting, found))
     console.print(
-        "\nA call is one exchange, on the slowest rank; GB/s of the rows of x that a rank sends, its own among\n"
-        f"them. x {GLOO}: times as fast as torch's all_to_all_single, on Gloo, of the counts and of rows that\n"
-        f"are packed already. % {MEMCPY}: of the rate of a copy of these rows by every rank at once. Rows are\n"
-        "copied once to travel (rows), once more to where dispatch returns them, and read once more by combine.\n"
+        "\nA call is one exchange, on the slowest rank; GB/s of the rows of x that a rank sends, itself too.\n"
+        f"x {GLOO}: times as fast as torch's all_to_all_single, on Gloo, of the counts and of packed rows.\n"
+        f"% {MEMCPY}: of the rate at which all ranks copy these rows at once. Rows are copied once to go\n"
+        "(rows), once more to where dispatch returns them, and read once more by combine.\n"
         f"{machine['cpu']}, {machine['cores']} cores, load average {machine['load_before']} before, "
         f"{machine['load_after']} after"
     )

@@ -186,6 +186,10 @@ Placed place(const Tensor& wire, const Tensor& starts, const Tensor& counts, int
   auto* out_ids = static_cast<int32_t*>(ids.mutable_data_ptr());
   auto* places = static_cast<int32_t*>(positions.mutable_data_ptr());
   received.for_each([&](int64_t n, int64_t row) {
+    // Rows are kilobytes apart, and none is in a cache: to ask for one when it is needed takes 250 ns.
+    constexpr int64_t kAhead = 8;
+    __builtin_prefetch(ids_of(row + kAhead));
+    __builtin_prefetch(weights_of(row + kAhead));
     if (is_compact) {
       from[n] = static_cast<int32_t>(row);
       places[n] = static_cast<int32_t>(n);

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-LIMIT = 100  # seconds for one function; then its process prints its stacks and ends
+LIMIT = 250  # seconds for one function; then its process prints its stacks and ends
 
 
 class Pool:

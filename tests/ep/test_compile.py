@@ -103,6 +103,20 @@ def test_recomputation_keeps_what_was_exchanged(wrap):
     run_local(1, on_rank)
 
 
+def test_plain_recomputation_exchanges_again_and_is_right():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer:
+            x, ids, weights, grad = layer.inputs(buffer.rank)
+            out = checkpoint(layer.spread, x, ids, weights, buffer.name, "compact", use_reentrant=False)
+            got = torch.autograd.grad(out, [x, weights], grad)
+            wanted = torch.autograd.grad(layer.dense(x, ids, weights), [x, weights], grad)
+            for mine, theirs in zip(got, wanted, strict=True):
+                assert torch.equal(mine, theirs)
+            assert num_exchanges(buffer) > 4
+
+    run_local(2, on_rank)
+
+
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
 def test_the_ops_are_what_torch_expects_of_ops(layout):
     def on_rank(group):

@@ -32,6 +32,22 @@ def test_a_spread_layer_and_its_gradients_are_those_of_one_process(dispatch, lay
     run_local(3, on_rank)
 
 
+def test_layers_share_a_buffer():
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer:
+            x, ids, weights, grad = layer.inputs(buffer.rank)
+            out = wanted = x
+            for layout in LAYOUTS:
+                out = layer.spread(out, ids, weights, buffer.name, layout)
+                wanted = layer.dense(wanted, ids, weights)
+            assert torch.equal(out, wanted)
+            gradients = [torch.autograd.grad(o, [x, weights], grad) for o in (out, wanted)]
+            for mine, theirs in zip(*gradients, strict=True):
+                torch.testing.assert_close(mine, theirs)
+
+    run_local(2, on_rank)
+
+
 def test_weights_are_trained_where_x_is_fp8():
     def on_rank(group):
         with EpBuffer(group, **layer.SETTINGS) as buffer:
@@ -65,11 +81,11 @@ def test_rows_that_no_token_came_to_do_not_matter(layout):
     run_local(2, on_rank)
 
 
-def test_a_thousand_exchanges_with_ranks_out_of_step_keep_their_rows():
+def test_many_exchanges_with_ranks_out_of_step_keep_their_rows():
     def on_rank(group):
         with EpBuffer(group, **layer.SETTINGS) as buffer, torch.no_grad():
             x, ids, weights, _ = layer.inputs(buffer.rank)
-            for i in range(500):
+            for i in range(200):
                 if (i * 7 + buffer.rank) % 50 == 0:
                     time.sleep(0.001)
                 got = moela.ep_dispatch(x + i, ids, weights, group=buffer.name)
@@ -85,6 +101,24 @@ def test_a_thousand_exchanges_with_ranks_out_of_step_keep_their_rows():
         return of[torch.where((ids >= 0) & (ids < layer.E), ids, layer.E)]
 
     run_local(3, on_rank)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_of_another_dispatch_are_refused(layout):
+    """Each rank has one row too few, and says so before it would wait for the other."""
+
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer, torch.no_grad():
+            got = moela.ep_dispatch(*layer.inputs(buffer.rank)[:3], group=buffer.name, layout=layout)
+            y = got.x.flatten(0, -2)[: got.handle.positions.max()]
+            y = y[None] if layout == "masked" else y
+            with pytest.raises(ValueError, match="ep_combine: y: expected the rows of the dispatch"):
+                moela.ep_combine(y, got.handle, group=buffer.name)
+            assert torch.equal(
+                layer.spread(*layer.inputs(0)[:3], buffer.name, layout), layer.dense(*layer.inputs(0)[:3])
+            )
+
+    run_local(2, on_rank)
 
 
 def test_exact_sizes_are_exact():

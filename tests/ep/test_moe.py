@@ -62,6 +62,25 @@ def test_the_spread_block_is_the_block(E, T):
         assert_close(torch.cat([r[4][i] for r in results if r[4][i] is not None]), p.grad)
 
 
+def test_a_block_of_transformers_keeps_the_experts_of_its_rank():
+    modeling = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
+    sizes = {"hidden_size": H, "moe_intermediate_size": I, "num_experts": 8, "num_experts_per_tok": TOPK}
+    torch.manual_seed(0)
+    theirs = modeling.Qwen3MoeSparseMoeBlock(modeling.Qwen3MoeConfig(**sizes))
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    x = torch.randn(3, 4, H)
+
+    def on_rank(group):
+        with EpBuffer(group, num_experts=8, hidden=H, topk=TOPK, max_tokens=4) as buffer, torch.no_grad():
+            ours = nn.MoE.from_module(theirs, ep_group=buffer.name)
+            assert ours.experts.num_experts == buffer.num_local_experts
+            return ours(x[buffer.rank])
+
+    with torch.no_grad():
+        assert_close(torch.stack(run_local(3, on_rank)), nn.MoE.from_module(theirs)(x))
+
+
 def test_experts_of_another_number_than_the_ranks_are_refused():
     message = r"moela\.nn\.MoE: experts: expected the 4 of this rank, of 8, got 8"
 

@@ -7,7 +7,10 @@ import threading
 import on_ranks
 import pytest
 import torch
+from moela.ep.transports import TRANSPORTS
 from pool import Pool
+
+CONNECTING = [name for name, t in TRANSPORTS.items() if t.why_not() is None and not t.unfit([], False)]
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +20,13 @@ def pool(tmp_path_factory):
     pool.close()
 
 
-def test_processes_compute_the_layer_of_one(pool):
-    assert pool.run(on_ranks.layers, "collective") == ["collective"] * 2
+@pytest.mark.parametrize("transport", CONNECTING)
+def test_processes_compute_the_layer_of_one(pool, transport):
+    assert pool.run(on_ranks.layers, transport) == [transport] * 2
 
 
 def test_auto_is_the_same_transport_on_all(pool):
-    first, second = pool.run(on_ranks.layers, "auto")
-    assert first == second
+    assert pool.run(on_ranks.layers, "auto") == [CONNECTING[0]] * 2
 
 
 def test_groups_may_be_parts_of_a_mesh(pool):
@@ -46,10 +49,11 @@ def test_processes_with_different_settings_are_told(pool):
     assert pool.run(on_ranks.other_settings) == [message] * 2
 
 
-def test_a_process_that_stops_is_late(pool):
+@pytest.mark.parametrize("transport", CONNECTING)
+def test_a_process_that_stops_is_late(pool, transport):
     resume = threading.Timer(4.5, os.kill, (pool.processes[1].pid, signal.SIGCONT))
     resume.start()
-    [(kind, ranks, epoch, seconds), _] = pool.run(on_ranks.late, "collective")
+    [(kind, ranks, epoch, seconds), _] = pool.run(on_ranks.late, transport)
     resume.join()
     assert (kind, ranks, epoch) == ("EpTimeout", [1], 3)
     assert seconds < 4

@@ -13,7 +13,7 @@ from torch import Tensor
 from moela.ep import layout as layouts
 from moela.ep.buffer import EpBuffer
 from moela.ep.rows import gather_rows, received_rows, returned_rows
-from moela.ep.wire import WireFormat, as_bytes
+from moela.ep.wire import WireFormat, as_bytes, wire_format
 from moela.ops import _check
 
 EXACT = -1  # a capacity: that of what came
@@ -145,9 +145,9 @@ def _bytes_of(*columns: Tensor) -> list[Tensor]:
 
 
 def _form(*columns: Tensor) -> WireFormat:
-    return WireFormat(tuple(c.size(1) * c.element_size() for c in columns))
+    return wire_format(tuple(c.size(1) * c.element_size() for c in columns))
 
 
 def row_bytes(x: Tensor, *extras: Tensor, topk: int) -> int:
     """Of the row that brings a token: with its ids and weights."""
-    return WireFormat((*_form(x, *extras).widths, 4 * topk, 4 * topk)).row_bytes
+    return wire_format((*_form(x, *extras).widths, 4 * topk, 4 * topk)).row_bytes

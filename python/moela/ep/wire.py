@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -46,6 +46,12 @@ class WireFormat:
     def column(self, wire: Tensor, i: int) -> Tensor:
         """Column i of wire rows, a view: [m, row_bytes] uint8 -> [m, widths[i]] uint8."""
         return wire[:, self.offsets[i] : self.offsets[i] + self.widths[i]]
+
+
+@lru_cache(maxsize=256)
+def wire_format(widths: tuple[int, ...]) -> WireFormat:
+    """The same object for the same widths, which knows its offsets already."""
+    return WireFormat(widths)
 
 
 def as_bytes(t: Tensor) -> Tensor:

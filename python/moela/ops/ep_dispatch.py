@@ -51,7 +51,8 @@ def ep_dispatch(
             0 or at least num_experts is dropped. A token may have an expert twice.
         topk_weights: [T, topk] float32, last dimension contiguous.
         group: the name of an open EpBuffer.
-        extras: what else travels with a token, as scale factors: [T, *] each, as x, of any dtypes.
+        extras: what else travels with a token, as scale factors: [T, *] each, as x, of any dtypes. They have
+            no gradient.
         layout: of what is returned; N rows came, E is the number of experts of this rank.
             "compact": a row per token that came, as `fused_experts` takes it.
             "expert": a row per token and expert of this rank that it has, sorted by expert, then as

@@ -18,7 +18,7 @@ from torch import Tensor
 from moela.ep.errors import EpError, EpPeerLost, EpTimeout
 from moela.ep.rendezvous import Member
 from moela.ep.transports.base import HEADER_BYTES, Header, Received, Setup, Transport, expect_agreement
-from moela.ep.wire import WireFormat
+from moela.ep.wire import wire_format
 
 GRACE = 2.0  # seconds in which a rank that is alive notices that a connection broke
 
@@ -45,6 +45,7 @@ class CollectiveTransport(Transport):
             for name in ("headers", "rows")
         )
         self._posted: dict[int, _Posted] = {}
+        self._has_failed = False
 
     @staticmethod
     def why_not() -> str | None:
@@ -55,7 +56,7 @@ class CollectiveTransport(Transport):
         return None
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
-        form, counts = WireFormat(tuple(c.size(1) for c in columns)), counts.tolist()
+        form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
         wire = form.pack(columns, send_rows, sum(counts))
         self._post(epoch, [Header(epoch, n, form.row_bytes, False, text) for n in counts], wire, counts)
 
@@ -96,8 +97,9 @@ class CollectiveTransport(Transport):
         """Nothing to do: what was received is this rank's own memory."""
 
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
-            self._setup.store.set(f"closed/{self.rank}", "")
+        if not self._has_failed:  # else another is to blame
+            with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
+                self._setup.store.set(f"closed/{self.rank}", "")
         for posted in self._posted.values():
             with contextlib.suppress(RuntimeError):  # an abort on its way; it may be too late for it
                 posted.work.wait()
@@ -110,6 +112,7 @@ class CollectiveTransport(Transport):
         Gloo only tells that a connection broke, and closes its others then: that reaches all ranks within
         moments, whichever is to blame.
         """
+        self._has_failed = True
         store, me = self._setup.store, self.rank
         others = [rank for rank in range(self.num_ranks) if rank != me]
         detail = str(error).splitlines()[0].split("] ", 1)[-1].split(". This is typically")[0]

@@ -9,7 +9,7 @@ from torch import Tensor
 from moela.ep.errors import EpPeerLost, EpTimeout
 from moela.ep.rendezvous import Member
 from moela.ep.transports.base import Header, Received, Setup, Transport, expect_agreement
-from moela.ep.wire import WireFormat
+from moela.ep.wire import wire_format
 
 
 class _Parcel(NamedTuple):
@@ -47,7 +47,7 @@ class LocalTransport(Transport):
         return None if is_local else "the ranks are processes"
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
-        form, counts = WireFormat(tuple(c.size(1) for c in columns)), counts.tolist()
+        form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
         wire = form.pack(columns, send_rows, sum(counts))
         self._put(epoch, _Parcel(Header(epoch, 0, form.row_bytes, False, text), wire, counts))
 

@@ -22,7 +22,7 @@ from moela.ep.mailboxes import Mailboxes
 from moela.ep.rendezvous import Member
 from moela.ep.rows import pack
 from moela.ep.transports.base import HEADER_BYTES, Header, Received, Setup, Transport, expect_agreement
-from moela.ep.wire import WireFormat
+from moela.ep.wire import wire_format
 
 PLACES = 2  # epochs whose rows are there at a time
 SLICE = 0.01  # seconds between two looks at whether the ranks that are missing are alive
@@ -64,7 +64,7 @@ class ShmTransport(Transport):
         return None
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
-        form, counts = WireFormat(tuple(c.size(1) for c in columns)), counts.tolist()
+        form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
         most, largest = self._max_tokens, self._setup.row_bytes
         if max(counts) > most or form.row_bytes > largest:
             raise ValueError(

@@ -1,0 +1,112 @@
+"""What C++ does to rows is what torch does to them, and neither reads or writes beyond them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from moela import backends
+from moela.ep import layout, rows
+from moela.ep.transports import Received
+
+if backends.library("cpu").handle is None:
+    pytest.skip(f"cpu: {backends.library('cpu').error}", allow_module_level=True)
+
+TOPK, R, MAX_TOKENS = 3, 3, 5
+IDS_AT, WEIGHTS_AT, ROW_BYTES = 16, 32, 64
+
+
+@pytest.fixture
+def both(monkeypatch):
+    """(function) -> its results in C++ and in torch."""
+
+    def run(function):
+        compiled = function()
+        monkeypatch.setenv("MOELA_BACKEND", "reference")
+        defined = function()
+        monkeypatch.delenv("MOELA_BACKEND")
+        return compiled, defined
+
+    return run
+
+
+def random_bytes(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def received(counts: list[int], num_experts: int) -> Received:
+    """Rows with gaps between the sources, full of ids that are none, and of weights that are NaN."""
+    g = torch.Generator().manual_seed(sum(counts))
+    wire = torch.full((R * MAX_TOKENS, ROW_BYTES), 0xFF, dtype=torch.uint8)
+    starts = torch.arange(R, dtype=torch.int32) * MAX_TOKENS
+    for start, n in zip(starts.tolist(), counts, strict=True):
+        ids = torch.randint(-2, num_experts + 2, (n, TOPK), generator=g, dtype=torch.int32)
+        wire[start : start + n, IDS_AT : IDS_AT + 4 * TOPK] = ids.view(torch.uint8)
+        weights = torch.rand(n, TOPK, generator=g)
+        wire[start : start + n, WEIGHTS_AT : WEIGHTS_AT + 4 * TOPK] = weights.view(torch.uint8)
+    return Received(wire, starts, torch.tensor(counts, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("name", layout.LAYOUTS)
+@pytest.mark.parametrize("experts", [(0, 7), (2, 3), (6, 1), (3, 0)], ids=str)
+@pytest.mark.parametrize("counts", [[0, 0, 0], [5, 0, 2], [5, 5, 5]], ids=str)
+def test_places_are_those_of_the_definition(both, name, experts, counts):
+    first, E = experts
+    buffer = SimpleNamespace(
+        topk=TOPK, num_ranks=R, max_tokens=MAX_TOKENS, first_expert=first, num_local_experts=E
+    )
+    rows_ = received(counts, 7)
+    for capacity in (-1, 0, 4, layout.shapes(buffer, name, None).rows[-1]):
+        compiled, defined = both(lambda: layout.place(buffer, rows_, IDS_AT, WEIGHTS_AT, name, capacity))  # noqa: B023
+        assert compiled.needed == defined.needed
+        if compiled.needed <= capacity or capacity == -1:
+            for field in ("source", "ids", "weights", "experts", "positions"):
+                mine, theirs = getattr(compiled, field), getattr(defined, field)
+                assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape), field
+                assert torch.equal(mine, theirs), field
+
+
+@pytest.mark.parametrize("width", [0, 1, 15, 64, 5000])
+@pytest.mark.parametrize("num_rows", [0, 1, 2000])
+def test_rows_are_gathered_and_zeroed(both, guarded, width, num_rows):
+    """2000 rows of 5000 bytes go past the caches."""
+    source = guarded(random_bytes(50, width), True)
+    index = torch.randint(-1, 50, (num_rows,), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
+
+    def gather():
+        out = random_bytes(num_rows, width + 3)
+        rows.gather_rows(source, index, out[:, 1 : 1 + width])
+        return out
+
+    compiled, defined = both(gather)
+    assert torch.equal(compiled, defined)
+
+
+def test_columns_are_packed_in_groups_and_nothing_else_is_written(both):
+    columns = [random_bytes(9, 40)[:, 3:33], random_bytes(9, 1), random_bytes(9, 16)]
+    index = torch.tensor([8, 0, 0, 3, 99, -7], dtype=torch.int32)  # the last two belong to no group
+
+    def pack():
+        wire = random_bytes(12, 64)
+        rows.pack(columns, index, [0, 32, 48], [3, 0, 1], [7, 0, 2], wire)
+        return wire
+
+    compiled, defined = both(pack)
+    assert torch.equal(compiled, defined)
+    assert torch.equal(compiled[7:10, :30], columns[0][[8, 0, 0]])
+    untouched = [0, 1, 3, 4, 5, 6, 10, 11]
+    assert torch.equal(compiled[untouched], random_bytes(12, 64)[untouched])
+
+
+def test_rows_come_back_once_and_in_the_order_of_the_ranks(both):
+    wire, starts = torch.zeros(12, 16, dtype=torch.uint8), torch.tensor([8, 0, 4], dtype=torch.int32)
+    counts = torch.tensor([2, 1, 3], dtype=torch.int32)
+    slots = torch.tensor([[2, 0, 2], [-1, -1, -1], [5, 5, 5], [1, -1, 3]], dtype=torch.int32)
+    compiled, defined = both(lambda: rows.returned_rows(slots, wire, starts, counts))
+    assert torch.equal(compiled, defined)
+    assert [[r for r in row if r >= 0] for row in compiled.tolist()] == [[8, 0], [], [6], [9, 4]]
+
+
+def test_a_row_that_is_not_there_is_an_error(both):
+    out = torch.zeros(1, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="gather_rows: rows: expected less than 3, got 3"):
+        rows.gather_rows(random_bytes(3, 4), torch.tensor([3], dtype=torch.int32), out)
