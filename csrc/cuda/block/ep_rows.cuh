@@ -40,8 +40,8 @@ struct EpWarp {
   MOELA_DEVICE void wait(int i) const { mbarrier_wait(barrier(i), static_cast<uint32_t>(i / 2 % 2)); }
 };
 
-// Each warp initialises its own barriers; the caller's next barrier of the block publishes nothing that others
-// use.
+// Each warp initialises its own barriers; the caller's next barrier of the block publishes nothing that
+// others use.
 MOELA_DEVICE EpWarp ep_warp(const EpRowsSmem& smem, const plan::EpRowsSm90Plan& plan) {
   using C = EpRowsConfig;
   const auto w = static_cast<uint32_t>(warp());
