@@ -70,6 +70,13 @@ def test_a_library_that_is_not_built_says_how_to_build_it(monkeypatch):
     ]
 
 
+def test_the_transports_of_expert_parallelism_are_listed():
+    assert [line.split() for line in lines_of("transports of expert parallelism")][-1] == [
+        "collective",
+        "usable",
+    ]
+
+
 def test_variables_that_are_set_are_shown(monkeypatch):
     for name in info.ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)

@@ -10,6 +10,7 @@ import torch
 
 import moela
 from moela import backends
+from moela.ep.transports import faults_here
 from moela.ops import SPECS
 
 ENVIRONMENT = ("MOELA_BACKEND", "MOELA_CPU_ISA", "MOELA_DEBUG", "TRITON_INTERPRET")
@@ -77,6 +78,7 @@ def report() -> str:
         ("libraries", [_library(name) for name in ("cpu", "cuda")]),
         ("CPU instruction sets", _isas()),
         ("environment", _environment()),
+        ("transports of expert parallelism", _transports()),
         *((f"ops on {device}", _ops(device)) for device in devices()),
     ]
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections)
@@ -115,6 +117,11 @@ def _environment() -> list[str]:
         fault = _fault(name, os.environ[name])
         lines.append(f"{name}={os.environ[name]}" + (f"  <- {fault}" if fault else ""))
     return lines or ["nothing set; what can be: " + ", ".join(ENVIRONMENT)]
+
+
+def _transports() -> list[str]:
+    """What EpBuffer takes for processes, in its order; the ranks of a group agree on one."""
+    return [f"{name:<11} {fault or 'usable'}" for name, fault in faults_here().items()]
 
 
 def _fault(name: str, value: str) -> str | None:

@@ -109,3 +109,26 @@ def test_a_token_travels_once_to_a_rank_with_several_of_its_experts():
     T = torch.tensor([len(t.x) for t in all_tokens])
     assert torch.equal(got.handle.recv_counts, T.int())
     assert got.expert_offsets[-1] == TOPK * T.sum()
+
+
+@pytest.mark.parametrize(
+    ("hidden", "topk", "E", "R"),
+    [(1, 1, 1, 2), (7, 40, 64, 3), (2880, 8, 5, 4), (16384, 2, 8, 2)],  # 8 of 5: some twice
+)
+def test_any_hidden_topk_and_number_of_experts(hidden, topk, E, R):
+    all_tokens = routing.tokens("uniform", R, E, topk, hidden, 4)
+
+    def on_rank(group):
+        settings = {"num_experts": E, "hidden": hidden, "topk": topk, "max_tokens": 4}
+        with EpBuffer(group, **settings, transport="collective") as buffer:
+            x, ids, weights = all_tokens[buffer.rank]
+            x = (x * 8).round().bfloat16()  # sums over ranks are exact
+            got = moela.ep_dispatch(x, ids, weights, group=buffer.name)
+            out = moela.ep_combine(got.x, got.handle, group=buffer.name)
+            owner = torch.cat(
+                [torch.full((len(p),), r) for r, p in enumerate(torch.arange(E).tensor_split(R))]
+            )
+            num_ranks = torch.tensor([len(set(owner[row].tolist())) for row in ids]).view(-1, 1)
+            assert torch.equal(out, x * num_ranks)
+
+    run_local(R, on_rank)

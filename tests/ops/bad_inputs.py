@@ -41,6 +41,7 @@ GOOD: dict[str, Args] = {
     "per_block_dequant_fp8": {"N": 130, "K": 200},
     "fused_experts": bad_fused_experts.GOOD,
     "moe_topk": {"T": 3, "E": 32, "topk": 4, "has_bias": True, "num_groups": 8, "topk_groups": 3},
+    "ep_plan": {"T": 3, "topk": 4, "num_experts": 8, "num_ranks": 3},
     "moe_permute": {"T": 3, "H": 40, "topk": 4, "num_experts": 8},
     "moe_unpermute": {"T": 3, "H": 40, "topk": 4},
 }
@@ -275,6 +276,30 @@ BAD: dict[str, list[Bad]] = {
             "ids are int64", put(topk_ids=as_dtype(torch.int64)), "topk_ids: expected int32, got int64", True
         ),
         Bad("ids are strided", put(topk_ids=row_strided), "topk_ids: " + DENSE, True),
+    ],
+    "ep_plan": [
+        Bad("ids are 1-D", put(topk_ids=lambda t: t[0]), "topk_ids: expected a 2-D tensor, got 1-D"),
+        Bad(
+            "ids are int16",
+            put(topk_ids=as_dtype(torch.int16)),
+            "topk_ids: expected int32 or int64, got int16",
+        ),
+        Bad("slots are strided", put(topk_ids=col_major), "topk_ids: " + LAST_DIM.format(3)),
+        Bad(
+            "more pairs than int32 counts",
+            put(topk_ids=lambda t: t[:1].expand(2**29, 4)),
+            "topk_ids: expected less than 2^31 elements, got 2147483648",
+        ),
+        Bad("no experts", put(num_experts=0), "num_experts: expected a positive number, got 0"),
+        Bad("no ranks", put(num_ranks=0), "num_ranks: expected a positive number, got 0"),
+        Bad(
+            "send_rows is short",
+            put(send_rows=lambda t: t[:8]),
+            "send_rows: expected shape [9], got [8]",
+            True,
+        ),
+        Bad("counts is int64", put(counts=as_dtype(torch.int64)), "counts: expected int32, got int64", True),
+        Bad("slots is strided", put(slots=row_strided), "slots: " + DENSE, True),
     ],
     "moe_permute": [
         Bad("x is 3-D", put(x=lambda x: x[None]), "x: expected a 2-D tensor, got 3-D"),

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from moela.kernels import (
     _rest,
+    ep_plan,
     fp8_gemm,
     fused_experts,
     grouped_fp8_gemm,
@@ -124,6 +125,12 @@ def router(dtype: torch.dtype, E: int, topk: int, **kwargs: Any) -> Launch:
     return moe_topk.launch, (torch.empty(100, E, dtype=dtype), topk), kwargs | {"out": out}
 
 
+def ep(ids: torch.dtype, num_experts: int, num_ranks: int, topk=8) -> Launch:
+    shapes = ((100 * min(topk, num_ranks),), (num_ranks,), (100, topk))
+    out = tuple(torch.empty(shape, dtype=torch.int32) for shape in shapes)
+    return ep_plan.launch, (torch.zeros(100, topk, dtype=ids), num_experts, num_ranks), {"out": out}
+
+
 def permute(x: torch.dtype, ids: torch.dtype, H: int, num_experts: int, topk=8) -> Launch:
     out = (
         torch.empty(100 * topk, H).to(x),
@@ -219,6 +226,8 @@ VARIANTS: dict[str, Callable[[], Launch]] = {
     ),
     "moe_topk-f32-groups": lambda: router(F32, 160, 6, num_groups=8, topk_groups=3),
     "moe_topk-f32-1024": lambda: router(F32, 1024, 64, scoring="softmax"),
+    "ep_plan-i64": lambda: ep(torch.int64, 256, 64),
+    "ep_plan-i32-uneven": lambda: ep(torch.int32, 61, 7, topk=6),
     "moe_permute-bf16": lambda: permute(BF16, torch.int32, 7168, 256),
     "moe_permute-e4m3-i64-narrow": lambda: permute(FP8, torch.int64, 37, 8),
     "moe_permute-bf16-512": lambda: permute(BF16, torch.int32, 2880, 512),

@@ -3,7 +3,9 @@
 `EpBuffer` is what the ranks set up; the ops `moela.ep_dispatch` and `moela.ep_combine` take its name.
 """
 
-from moela.ep.buffer import EpBuffer
+import torch
+
+from moela.ep.buffer import EpBuffer, buffer_of
 from moela.ep.errors import EpError, EpPeerLost, EpTimeout
 from moela.ep.local import LocalGroup, run_local
 from moela.ep.placement import expert_range
@@ -14,6 +16,18 @@ __all__ = [
     "EpPeerLost",
     "EpTimeout",
     "LocalGroup",
+    "buffer_of",
     "expert_range",
+    "must_save_ops",
     "run_local",
 ]
+
+
+def must_save_ops() -> list:
+    """The ops that activation checkpointing must not repeat: for create_selective_checkpoint_contexts.
+
+    A recomputed exchange is right where every rank repeats it, but travels twice.
+    """
+    from moela.ops import DISTRIBUTED  # the ops import this package
+
+    return [getattr(torch.ops.moela, name).default for name in DISTRIBUTED if not name.endswith("_out")]

@@ -22,8 +22,7 @@ NAME = "EpBuffer"
 MAX_IN_FLIGHT = 2
 _open: dict[str, "EpBuffer"] = {}
 _numbers = itertools.count()
-_num_buffers: dict[tuple[str, int], int] = {}  # by group and rank: the same on all ranks of a group
-_lock = threading.Lock()  # of the three above: ranks may be threads
+_lock = threading.Lock()  # ranks may be threads
 
 
 class EpBuffer:
@@ -64,10 +63,10 @@ class EpBuffer:
         deadline: float = 30.0,
         row_bytes: int | None = None,
     ) -> None:
+        meeting = _meeting(group, deadline)  # first, so that ranks that fail below meet again
         self.num_experts, self.hidden, self.topk, self.max_tokens = num_experts, hidden, topk, max_tokens
         self.deadline = deadline
         self.row_bytes = row_bytes or WireFormat((4 * hidden, 4 * topk, 4 * topk)).row_bytes
-        meeting = _meeting(group, deadline)
         self.rank, self.num_ranks = meeting.rank, meeting.num_ranks
         settings = {
             "num_experts": num_experts,
@@ -263,8 +262,8 @@ def _meeting(group: Any, deadline: float) -> Rendezvous:
             raise ValueError(f"{NAME}: group: expected a process group that this rank is in, got {group!r}")
         store, label = dist.distributed_c10d._get_process_group_store(group), group.group_name
         rank, size = group.rank(), group.size()
-    with _lock:
-        number = _num_buffers[label, rank] = _num_buffers.get((label, rank), 0) + 1
+    # Counted where all ranks see it, so that one that was replaced by a new process is in step.
+    number = store.add(f"moela_ep/{label}/of rank {rank}", 1)
     return Rendezvous(store, f"moela_ep/{label}/{number}", rank, size, deadline)
 
 

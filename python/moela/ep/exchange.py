@@ -16,6 +16,8 @@ from moela.ep.transports import Received
 from moela.ep.wire import WireFormat, as_bytes
 from moela.ops import _check
 
+EXACT = -1  # a capacity: that of what came
+
 
 class EpHandle(NamedTuple):
     """Where the rows of a dispatch went: for `ep_combine`, and for derivatives."""
@@ -41,19 +43,19 @@ class Placed(NamedTuple):
 
 
 def send_tokens(
-    buffer: EpBuffer, op: str, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
+    buffer: EpBuffer, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
 ) -> tuple[int, Tensor, Tensor]:
     """-> (epoch, slots, send_counts)."""
     send_rows, counts, slots = torch.ops.moela.ep_plan(topk_ids, buffer.num_experts, buffer.num_ranks)
     ids = torch.where(slots >= 0, topk_ids, -1).int()  # what int32 cannot hold is dropped anyway
-    text = _text(op, x, *extras)
+    text = _text("ep_dispatch", x, *extras)  # whatever its form is on this rank
     return buffer.send(text, _bytes_of(x, *extras, ids, topk_weights), send_rows, counts), slots, counts
 
 
 def receive_tokens(
     buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], layout: str, capacity: int | None
 ) -> Placed:
-    """like: x and the extras, of any number of rows. capacity -1: no row to spare."""
+    """like: x and the extras, of any number of rows. EXACT: no row to spare."""
     topk, E, device = buffer.topk, buffer.num_local_experts, like[0].device
     form = _form(*like, *[torch.empty((0, topk), dtype=torch.int32)] * 2)
     with buffer.receive(epoch) as received:
@@ -62,13 +64,13 @@ def receive_tokens(
         is_here = (ids >= 0) & (ids < E)
         ids = torch.where(is_here, ids, -1)
         weights = torch.where(is_here, _column(form, wire, len(like) + 1, torch.float32), 0)  # [N, topk]
-        room = layouts.shapes(buffer, layout, None if capacity == -1 else capacity).rows[-1]
+        room = layouts.shapes(buffer, layout, None if capacity == EXACT else capacity).rows[-1]
         places = layouts.places(layout, ids, E, room)
         if places.needed > room:
             message = f"{op}: capacity: expected at least {places.needed} for what came, got {room}"
             buffer.give_up(message)
             raise ValueError(message)
-        shapes = layouts.shapes(buffer, layout, places.needed if capacity == -1 else room)
+        shapes = layouts.shapes(buffer, layout, places.needed if capacity == EXACT else room)
         outs = [wire.new_zeros((*shapes.rows, width)) for width in form.widths[:-2]]  # [*, bytes]
         for i, out in enumerate(outs):
             places.fill(out.flatten(0, -2), form.column(wire, i))
@@ -137,7 +139,9 @@ def _form(*columns: Tensor) -> WireFormat:
 
 def _column(form: WireFormat, wire: Tensor, i: int, dtype: torch.dtype) -> Tensor:
     """A copy, so that it outlives the transport's memory and is aligned."""
-    return form.column(wire, i).clone(memory_format=torch.contiguous_format).view(dtype)
+    out = wire.new_empty((wire.size(0), form.widths[i] // dtype.itemsize), dtype=dtype)
+    as_bytes(out).copy_(form.column(wire, i))
+    return out
 
 
 def _in_one_piece(received: Received) -> Tensor:

@@ -119,6 +119,26 @@ class Experts(nn.Module):
             quantize_activations=self.quantize_activations,
         )
 
+    @property
+    def num_experts(self) -> int:
+        return self.down_proj.size(0)
+
+    def part(self, experts: range) -> "Experts":
+        """The layer with copies of some of its experts: id 0 is the first of them."""
+        part = type(self).__new__(type(self))
+        nn.Module.__init__(part)
+        part._configure(
+            self.gate,
+            self.is_gated,
+            self.is_transposed,
+            self.post_expert_norm,
+            self.quantize_activations,
+        )
+        for name, p in self._parameters.items():
+            mine = None if p is None else p.detach()[experts.start : experts.stop].clone()
+            part.register_parameter(name, None if p is None else nn.Parameter(mine, p.requires_grad))
+        return part.train(self.training)
+
     def extra_repr(self) -> str:
         w13 = getattr(self, self._first)
         return f"{self._first}={list(w13.shape)}, down_proj={list(self.down_proj.shape)}, gate={self.gate}"

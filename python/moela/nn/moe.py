@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moela.ep import buffer_of, expert_range
 from moela.nn._twin import Stub, tried_out, twin_of
 from moela.nn.experts import Experts
 from moela.nn.gated_mlp import GatedMlp
 from moela.nn.topk_router import TopkRouter
-from moela.ops import _check
+from moela.ops import _check, ep_combine, ep_dispatch, ep_dispatch_dynamic
 
 NAME = "moela.nn.MoE"
 ROUTERS, SHARED = ("gate", "router"), ("shared_experts", "shared_expert")
@@ -23,6 +24,10 @@ class MoE(nn.Module):
         experts: from [T, H], ids and weights to [T, H]: an Experts.
         shared_experts: from [..., H] to [..., H], for every token; None: there are none.
         shared_expert_gate: from [..., H] to [..., 1].
+        ep_group: the name of an EpBuffer: `experts` are those of this rank, and tokens travel to the rank of
+            their experts. Every rank of the group runs the block, forward and backward, with tokens of its
+            own and the same gate and shared experts; gradients of these are not summed over ranks. None:
+            `experts` are all.
 
     The state dict has gate.*, experts.* and shared_experts.*: that of transformers' DeepseekV3MoE and all
     blocks that are built like it. Where theirs says router or shared_expert, so does `from_module`.
@@ -34,15 +39,30 @@ class MoE(nn.Module):
         experts: nn.Module,
         shared_experts: nn.Module | None = None,
         shared_expert_gate: nn.Module | None = None,
+        *,
+        ep_group: str | None = None,
     ) -> None:
         super().__init__()
         self.gate, self.experts = gate, experts
         self.shared_experts, self.shared_expert_gate = shared_experts, shared_expert_gate
         self._names = ("gate", "shared_experts")
+        self._spread(ep_group)
+
+    def _spread(self, ep_group: str | None) -> None:
+        self.ep_group, self._has_experts = ep_group, True
+        if ep_group is not None:
+            buffer = buffer_of(ep_group, NAME)
+            mine, E = buffer.num_local_experts, buffer.num_experts
+            self._has_experts = mine > 0
+            got = self.experts.num_experts if isinstance(self.experts, Experts) else mine
+            _check.expect(got == mine, NAME, "experts", f"the {mine} of this rank, of {E}", got)
 
     @classmethod
-    def from_module(cls, block: nn.Module, *, quantize_activations: str | None = None) -> "MoE":
-        """The same block with the parameters of a transformers block, which it shares.
+    def from_module(
+        cls, block: nn.Module, *, quantize_activations: str | None = None, ep_group: str | None = None
+    ) -> "MoE":
+        """The same block with the parameters of a transformers block, which it shares. With an ep_group: with
+        a copy of those of this rank's experts.
 
         Its parts are recognised one by one; that the block does with them what this class does is tried out,
         on stand-ins. Raises ValueError for what is not known. State dict names stay, but for a bias of the
@@ -67,7 +87,14 @@ class MoE(nn.Module):
         self.experts = Experts.from_module(experts, **options)
         self.add_module(self._names[1], None if shared is None else GatedMlp.from_module(shared, **options))
         self.shared_expert_gate = getattr(block, "shared_expert_gate", None)
+        self._spread(None)
         _expect(_is_same_sum(self, block), "the sum of experts and shared experts", "something else")
+        if ep_group is not None:
+            buffer = buffer_of(ep_group, NAME)
+            num_experts, wanted = self.experts.num_experts, f"as many as the EpBuffer's {buffer.num_experts}"
+            _check.expect(num_experts == buffer.num_experts, NAME, "experts", wanted, num_experts)
+            self.experts = self.experts.part(expert_range(num_experts, buffer.num_ranks, buffer.rank))
+            self._spread(ep_group)
         return self.train(block.training)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -75,13 +102,26 @@ class MoE(nn.Module):
         router, shared = (getattr(self, name) for name in self._names)
         _, topk_weights, topk_ids = router(hidden)
         x = hidden.reshape(-1, hidden.size(-1))  # [T, H]
-        out = self.experts(x, topk_ids, topk_weights).view(hidden.shape)
+        out = self._routed(x, topk_weights, topk_ids).view(hidden.shape)
         if shared is None:
             return out
         y = shared(hidden)
         if self.shared_expert_gate is not None:
             y = torch.sigmoid(self.shared_expert_gate(hidden)) * y
         return out + y
+
+    def _routed(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
+        """[T, H] -> [T, H]."""
+        group = self.ep_group
+        if group is None:
+            return self.experts(x, topk_ids, topk_weights)
+        # Sizes are worth a wait where memory is kept for backward; compiled experts want to know them.
+        is_exact = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        dispatch = ep_dispatch_dynamic if is_exact else ep_dispatch
+        came = dispatch(x.contiguous(), topk_ids.contiguous(), topk_weights.float().contiguous(), group=group)
+        # A rank without experts is part of every exchange too, also of those of backward.
+        y = self.experts(came.x, came.topk_ids, came.topk_weights) if self._has_experts else came.x * 0
+        return ep_combine(y.contiguous(), came.handle, group=group)
 
 
 def _is_same_sum(mine: MoE, block: nn.Module) -> bool:

@@ -1,9 +1,12 @@
 """The ops. Importing this defines them under torch.ops.moela."""
 
 from moela.ops._ep import DISTRIBUTED
+from moela.ops._ep_out import ep_combine_out, ep_dispatch_out
+from moela.ops._ep_split import ep_combine_recv, ep_combine_send, ep_dispatch_recv, ep_dispatch_send
 from moela.ops._spec import SPECS, OpSpec
 from moela.ops.ep_combine import ep_combine
 from moela.ops.ep_dispatch import ep_dispatch
+from moela.ops.ep_dispatch_dynamic import ep_dispatch_dynamic
 from moela.ops.ep_plan import ep_plan, ep_plan_out
 from moela.ops.fp8_gemm import fp8_gemm, fp8_gemm_out
 from moela.ops.fused_experts import fused_experts, fused_experts_out
@@ -37,7 +40,14 @@ __all__ = [
     "SPECS",
     "OpSpec",
     "ep_combine",
+    "ep_combine_out",
+    "ep_combine_recv",
+    "ep_combine_send",
     "ep_dispatch",
+    "ep_dispatch_dynamic",
+    "ep_dispatch_out",
+    "ep_dispatch_recv",
+    "ep_dispatch_send",
     "ep_plan",
     "ep_plan_out",
     "fp8_gemm",

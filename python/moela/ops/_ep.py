@@ -55,7 +55,8 @@ def define(
 
     LIB.impl(name, call, "CompositeExplicitAutograd")
     torch.library.register_fake(op, call_fake, lib=LIB)
-    _register_effectful_op(op, _EffectType.ORDERED)
+    if "!" not in schema:  # what writes to its arguments is kept and ordered by them
+        _register_effectful_op(getattr(torch.ops.moela, name).default, _EffectType.ORDERED)
     DISTRIBUTED.append(name)
     if to_train:
         LIB.impl(name, _without_derivative(name, to_train), "Autograd")

@@ -68,7 +68,20 @@ def send(buffer: EpBuffer, op: str, y, topk_weights, handle) -> int:
     return exchange.send_back(buffer, op, (rows,), recv_counts)
 
 
-def _run(buffer: EpBuffer, y, topk_weights, *handle) -> Tensor:
+def expect_places(buffer: EpBuffer, op: str, y: Tensor, handle) -> None:
+    """That y has the rows that the dispatch filled; the peers are told if it has not."""
+    _, _, recv_counts, positions = handle
+    positions = positions[: int(recv_counts.sum())]
+    needed = int(positions.max()) + 1 if positions.numel() else 0
+    if needed > y.numel() // y.size(-1):
+        got = f"{y.numel() // y.size(-1)} rows, where row {needed - 1} is wanted"
+        message = f"{op}: y: expected the rows of the dispatch of this handle, got {got}"
+        buffer.give_up(message)
+        raise ValueError(message)
+
+
+def run(buffer: EpBuffer, y, topk_weights, *handle) -> Tensor:
+    expect_places(buffer, OP, y, handle)
     epoch = send(buffer, OP, y, topk_weights, handle)
     [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0])
     return out
@@ -82,7 +95,7 @@ _ep.define(
     OP,
     "(Tensor y, Tensor? topk_weights, Tensor slots, Tensor send_counts, Tensor recv_counts, Tensor positions,"
     " str group) -> Tensor",
-    _run,
+    run,
     _fake,
     _check_args,
 )

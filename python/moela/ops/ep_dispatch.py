@@ -51,7 +51,8 @@ def ep_dispatch(
             0 or at least num_experts is dropped. A token may have an expert twice.
         topk_weights: [T, topk] float32, last dimension contiguous.
         group: the name of an open EpBuffer.
-        extras: what else travels with a token, as scale factors: [T, *] each, as x, of any dtypes.
+        extras: what else travels with a token, as scale factors: [T, *] each, as x, of any dtypes. They have
+            no gradient.
         layout: of what is returned; N rows came, E is the number of experts of this rank.
             "compact": a row per token that came, as `fused_experts` takes it.
             "expert": a row per token and expert of this rank that it has, sorted by expert, then as
@@ -124,8 +125,8 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, cap
     check_layout(OP, layout, capacity)
 
 
-def _run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, OP, x, topk_ids, topk_weights, extras)
+def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity):
+    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
     placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity)
     return returned(placed, slots, send_counts)
 
@@ -157,7 +158,7 @@ _ep.define(
     OP,
     "(Tensor x, Tensor topk_ids, Tensor topk_weights, Tensor[] extras, str layout, SymInt? capacity, "
     f"str group) -> ({OUTPUTS})",
-    _run,
+    run,
     _fake,
     _check_args,
 )
@@ -206,12 +207,16 @@ def save_for_backward(ctx, layout: str, group: str, output) -> None:
     ctx.save_for_backward(ids, *handle)
 
 
-def gradients(ctx, grad_x: Tensor, grad_weights: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(ctx, grad_x: Tensor, grad_weights: Tensor) -> tuple[Tensor | None, Tensor]:
     """Of x and topk_weights."""
     ids, *handle = ctx.saved_tensors
-    return torch.ops.moela.ep_dispatch_backward(
+    is_wanted = ctx.needs_input_grad[0]
+    if not is_wanted:  # x may be FP8, which has none: rows without columns travel
+        grad_x = grad_weights.new_zeros((*grad_x.shape[:-1], 0))
+    x, weights = torch.ops.moela.ep_dispatch_backward(
         grad_x.contiguous(), grad_weights.contiguous(), ids, ctx.layout, *handle, ctx.group
     )
+    return x if is_wanted else None, weights
 
 
 def _setup_context(ctx, inputs, output) -> None:

@@ -1,6 +1,7 @@
 """What a transport is: wire rows from every rank to every rank, one exchange (epoch) after another."""
 
 import struct
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,10 @@ class Header(NamedTuple):
 
     def pack(self) -> bytes:
         """HEADER_BYTES bytes: four little-endian int64, then the text in UTF-8 with zeros after it."""
-        text = self.text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES, b"\0")
+        text = self.text.encode()
+        if len(text) > _TEXT_BYTES:  # what is cut off has to differ still
+            text = text[: _TEXT_BYTES - 8] + f"{zlib.crc32(text):08x}".encode()
+        text = text.ljust(_TEXT_BYTES, b"\0")
         return _FIXED.pack(self.epoch, self.count, self.row_bytes, self.is_abort) + text
 
     @classmethod

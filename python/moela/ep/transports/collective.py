@@ -1,9 +1,9 @@
 """all_to_all of torch.distributed: every device and network that it knows.
 
 Two rounds per epoch. The headers, which hold the counts, go over a Gloo group of the buffer's own, posted
-when the epoch begins, so that an abort needs no waiting; the rows follow when they are received, over a second
-one, or over the user's group where they are not in the memory of the host. Each group sees its rounds in the
-order of the epochs on every rank, however sends and receives are interleaved.
+when the epoch begins, so that an abort needs no waiting; the rows follow when they are received, over a
+second one, or over the user's group where they are not in the memory of the host. Each group sees its rounds
+in the order of the epochs on every rank, however sends and receives are interleaved.
 """
 
 import contextlib
@@ -45,6 +45,7 @@ class CollectiveTransport(Transport):
             for name in ("headers", "rows")
         )
         self._posted: dict[int, _Posted] = {}
+        self._has_failed = False
 
     @staticmethod
     def why_not() -> str | None:
@@ -96,8 +97,9 @@ class CollectiveTransport(Transport):
         """Nothing to do: what was received is this rank's own memory."""
 
     def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
-            self._setup.store.set(f"closed/{self.rank}", "")
+        if not self._has_failed:  # else another is to blame
+            with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
+                self._setup.store.set(f"closed/{self.rank}", "")
         for posted in self._posted.values():
             with contextlib.suppress(RuntimeError):  # an abort on its way; it may be too late for it
                 posted.work.wait()
@@ -110,6 +112,7 @@ class CollectiveTransport(Transport):
         Gloo only tells that a connection broke, and closes its others then: that reaches all ranks within
         moments, whichever is to blame.
         """
+        self._has_failed = True
         store, me = self._setup.store, self.rank
         others = [rank for rank in range(self.num_ranks) if rank != me]
         detail = str(error).splitlines()[0].split("] ", 1)[-1].split(". This is typically")[0]

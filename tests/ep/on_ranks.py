@@ -1,0 +1,102 @@
+"""What the processes of a Pool run."""
+
+import os
+import runpy
+import signal
+import time
+from pathlib import Path
+
+import layer
+import moela
+import torch
+import torch.distributed as dist
+from moela import nn
+from moela.ep import EpBuffer, EpError
+from torch.distributed.device_mesh import init_device_mesh
+
+
+def layers(rank: int, transport: str) -> str:
+    """Every layout and form, eager and compiled, with the gradients of one process."""
+    with EpBuffer(**layer.SETTINGS, transport=transport) as buffer:
+        for layout in ("compact", "expert", "masked"):
+            expect_dense(rank, lambda *a, layout=layout: layer.spread(*a, buffer.name, layout))
+        dynamic = moela.ep_dispatch_dynamic
+        expect_dense(rank, lambda *a: layer.spread(*a, buffer.name, "expert", dynamic))
+        compiled = torch.compile(layer.spread, fullgraph=True, backend="aot_eager")
+        expect_dense(rank, lambda *a: compiled(*a, buffer.name, "compact"))
+        return buffer.transport.name
+
+
+def expect_dense(rank: int, function) -> None:
+    x, ids, weights, grad = layer.inputs(rank)
+    got, wanted = function(x, ids, weights), layer.dense(x, ids, weights)
+    assert torch.equal(got, wanted)
+    gradients = (torch.autograd.grad(out, [x, weights], grad) for out in (got, wanted))
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def in_parts_of_a_mesh(rank: int) -> list[int]:
+    """A [1, 2] and a [2, 1] mesh: experts over both processes, and all of them on each."""
+    sizes = []
+    for shape in ((1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "experts"))
+        with EpBuffer(mesh.get_group("experts"), **layer.SETTINGS) as buffer:
+            expect_dense(rank, lambda *a: layer.spread(*a, buffer.name, "compact"))
+            sizes.append(buffer.num_ranks)
+    return sizes
+
+
+def trained_block(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A step of nn.MoE in bfloat16: the loss, summed over the ranks, and the gate's gradient."""
+    torch.manual_seed(0)
+    gate, experts = nn.TopkRouter(64, 8, 2), nn.Experts(64, 32, 8)
+    with EpBuffer(num_experts=8, hidden=64, topk=2, max_tokens=8) as buffer:
+        mine = range(buffer.first_expert, buffer.first_expert + buffer.num_local_experts)
+        block = nn.MoE(gate, experts.part(mine), ep_group=buffer.name)
+        x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+        loss = block(x[8 * rank : 8 * rank + 8]).square().sum()
+        loss.backward()
+    total = torch.cat([loss.detach().view(1), gate.weight.grad.flatten()])
+    dist.all_reduce(total)
+    whole = nn.MoE(gate, experts)
+    gate.weight.grad = None
+    loss = whole(x).square().sum()
+    loss.backward()
+    return total, torch.cat([loss.detach().view(1), gate.weight.grad.flatten()])
+
+
+def example(rank: int) -> list[float]:
+    path = Path(__file__).parents[2] / "examples/expert_parallel.py"
+    return runpy.run_path(str(path))["train"](steps=3)
+
+
+def other_settings(rank: int) -> str:
+    try:
+        EpBuffer(**layer.SETTINGS | {"hidden": 4 + rank})
+    except ValueError as error:
+        return str(error)
+
+
+def late(rank: int, transport: str) -> tuple[str, list[int], int, float] | None:
+    """Rank 1 stops, as a process under a debugger does; the test continues it."""
+    return without_rank_1(rank, transport, signal.SIGSTOP, 1.5)
+
+
+def lost(rank: int, transport: str) -> tuple[str, list[int], int, float] | None:
+    return without_rank_1(rank, transport, signal.SIGKILL, 20.0)
+
+
+def without_rank_1(rank: int, transport: str, how: int, deadline: float):
+    """-> what rank 0 is told, about whom, in which epoch, and after how many seconds."""
+    with EpBuffer(**layer.SETTINGS | {"deadline": deadline}, transport=transport) as buffer:
+        args = [t.detach() for t in layer.inputs(rank)[:3]]
+        layer.spread(*args, buffer.name, "compact")
+        if rank == 1:
+            os.kill(os.getpid(), how)
+            return None
+        start = time.monotonic()
+        try:
+            layer.spread(*args, buffer.name, "compact")
+        except EpError as error:
+            return type(error).__name__, error.ranks, error.epoch, time.monotonic() - start

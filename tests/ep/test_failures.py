@@ -1,0 +1,173 @@
+"""What goes wrong on one rank is an error on every rank, in time, and says which rank and when."""
+
+import time
+
+import layer
+import moela
+import pytest
+import torch
+from moela.ep import EpBuffer, EpPeerLost, EpTimeout, run_local
+
+SETTINGS = layer.SETTINGS | {"deadline": 1.0}
+pytestmark = pytest.mark.parametrize("transport", ["local", "collective"])
+
+BAD = {
+    "x: expected at most max_tokens=6 rows, got 7": lambda x, ids, w: (
+        torch.ones(7, 4), torch.zeros(7, 3, dtype=torch.int32), torch.ones(7, 3)),
+    "x: expected hidden=4, got hidden=3": lambda x, ids, w: (x[:, :3], ids, w),
+    "topk_ids: expected topk=3, got topk=2": lambda x, ids, w: (x, ids[:, :2], w),
+    "topk_ids: expected int32 or int64, got float32": lambda x, ids, w: (x, ids.float(), w),
+    "topk_weights: expected float32, got bfloat16": lambda x, ids, w: (x, ids, w.bfloat16()),
+    "topk_weights: expected shape [6, 3], got [5, 3]": lambda x, ids, w: (x, ids, w[:5]),
+    "x: expected a contiguous last dimension (stride 1), got stride 6": lambda x, ids, w: (
+        x.T.contiguous().T, ids, w),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_wrong_argument_of_one_rank_reaches_all_and_the_next_exchange_works(transport, message):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS, transport=transport) as buffer, torch.no_grad():
+            args = layer.inputs(buffer.rank)[:3]
+            bad = BAD[message](*args) if buffer.rank == 1 else args
+            with pytest.raises(ValueError, match=r"^[Ee]p") as error:
+                moela.ep_dispatch(*bad, group=buffer.name)
+            says = f"ep_dispatch: {message}"
+            says = says if buffer.rank == 1 else f"ep: rank 1 gave up in epoch 1: {says}"
+            assert str(error.value).startswith(says)
+            assert torch.equal(layer.spread(*args, buffer.name, "compact"), layer.dense(*args))
+
+    run_local(3, on_rank)
+
+
+def test_a_capacity_too_small_on_one_rank_reaches_the_others_in_their_next_exchange(transport):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS, transport=transport) as buffer, torch.no_grad():
+            args = layer.inputs(buffer.rank)[:3]
+            needed = int(moela.ep_dispatch(*args, group=buffer.name).handle.recv_counts.sum())
+            message = f"ep_dispatch: capacity: expected at least {needed} for what came, got {needed - 1}"
+            if buffer.rank == 0:
+                with pytest.raises(ValueError, match=message):
+                    moela.ep_dispatch(*args, group=buffer.name, capacity=needed - 1)
+            else:
+                received = moela.ep_dispatch(*args, group=buffer.name)
+                with pytest.raises(ValueError, match="ep: rank 0 gave up in epoch 3: ep_dispatch: capacity"):
+                    moela.ep_combine(received.x, received.handle, group=buffer.name)
+            assert torch.equal(layer.spread(*args, buffer.name, "compact"), layer.dense(*args))
+
+    run_local(2, on_rank)
+
+
+@pytest.mark.parametrize("setting", ["num_experts", "hidden", "topk", "max_tokens", "deadline"])
+def test_ranks_with_different_settings_are_told_which(transport, setting):
+    def on_rank(group):
+        settings = SETTINGS | {setting: SETTINGS[setting] + (group.index == 2)}
+        with pytest.raises(ValueError, match=r"^[Ee]p") as error:
+            EpBuffer(group, **settings, transport=transport)
+        return str(error.value)
+
+    message = f"EpBuffer: {setting}: expected the same on all ranks, got {SETTINGS[setting]!r} on rank 0 and"
+    for got in run_local(3, on_rank):
+        assert got == f"{message} {SETTINGS[setting] + 1!r} on rank 2"
+
+
+def test_a_setting_that_makes_no_sense_on_one_rank_is_an_error_on_all(transport):
+    def on_rank(group):
+        with pytest.raises(
+            ValueError, match=r"EpBuffer: hidden: expected a positive number, got 0 \(rank 1\)"
+        ):
+            EpBuffer(group, **SETTINGS | {"hidden": 4 - 4 * group.index}, transport=transport)
+
+    run_local(2, on_rank)
+
+
+def test_ranks_that_dispatch_different_dtypes_are_told(transport):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS, transport=transport) as buffer, torch.no_grad():
+            x, ids, weights, _ = layer.inputs(buffer.rank)
+            x = x.half() if buffer.rank == 1 else x.bfloat16()
+            with pytest.raises(ValueError, match=r"^[Ee]p") as error:
+                moela.ep_dispatch(x, ids, weights, group=buffer.name)
+            return str(error.value)
+
+    texts = "got 'ep_dispatch bfloat16[4]' on rank 0 and 'ep_dispatch float16[4]' on rank 1"
+    assert run_local(2, on_rank) == [f"ep: ranks disagree: expected the same exchange on all, {texts}"] * 2
+
+
+def test_a_rank_that_is_late_is_named_and_a_new_buffer_works(transport):
+    def on_rank(group):
+        args = [t.detach() for t in layer.inputs(group.index)[:3]]
+        with EpBuffer(group, **SETTINGS, transport=transport) as buffer:
+            layer.spread(*args, buffer.name, "compact")
+            if buffer.rank == 1:
+                time.sleep(2.5)
+            else:
+                start = time.monotonic()
+                with pytest.raises(EpTimeout) as error:
+                    moela.ep_dispatch(*args, group=buffer.name)
+                assert (error.value.ranks, error.value.epoch) == ([1], 3)
+                assert 0.9 < time.monotonic() - start < 2.4
+                with pytest.raises(EpTimeout, match="close it and build another"):
+                    moela.ep_dispatch(*args, group=buffer.name)
+        with EpBuffer(group, **SETTINGS | {"deadline": 5.0}, transport=transport) as buffer:
+            assert torch.equal(layer.spread(*args, buffer.name, "compact"), layer.dense(*args))
+
+    run_local(2, on_rank)
+
+
+def test_a_rank_that_has_closed_its_buffer_is_lost_at_once(transport):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS | {"deadline": 20.0}, transport=transport) as buffer:
+            args = [t.detach() for t in layer.inputs(buffer.rank)[:3]]
+            layer.spread(*args, buffer.name, "compact")
+            if buffer.rank == 1:
+                return
+            start = time.monotonic()
+            with pytest.raises(EpPeerLost) as error:
+                moela.ep_dispatch(*args, group=buffer.name)
+            assert (error.value.ranks, error.value.epoch) == ([1], 3)
+            assert time.monotonic() - start < 5
+
+    run_local(3, on_rank)
+
+
+def test_a_rank_that_never_builds_its_buffer_is_named(transport):
+    def on_rank(group):
+        if group.index == 0:
+            with pytest.raises(EpTimeout, match="no answer in time from rank 1: it did not build"):
+                EpBuffer(group, **SETTINGS, transport=transport)
+
+    run_local(2, on_rank)
+
+
+def test_a_name_that_is_not_open_is_an_error(transport):
+    def on_rank(group):
+        args = [t.detach() for t in layer.inputs(0)[:3]]
+        with EpBuffer(group, **SETTINGS, transport=transport) as buffer:
+            received = moela.ep_dispatch(*args, group=buffer.name)
+        buffer.close()
+        with pytest.raises(ValueError, match="group: expected the name of an open EpBuffer"):
+            moela.ep_combine(received.x, received.handle, group=buffer.name)
+
+    run_local(1, on_rank)
+
+
+def test_a_handle_of_another_buffer_is_an_error(transport):
+    def on_rank(group):
+        args = [t.detach() for t in layer.inputs(0)[:3]]
+        with (
+            EpBuffer(group, **SETTINGS, transport=transport) as one,
+            EpBuffer(group, **SETTINGS | {"max_tokens": 9}, transport=transport) as other,
+        ):
+            received = moela.ep_dispatch(*args, group=one.name)
+            with pytest.raises(
+                ValueError, match=r"ep_combine: positions: expected shape \[9, 1\], got \[6, 1\]"
+            ):
+                moela.ep_combine(received.x, received.handle, group=other.name)
+
+    run_local(1, on_rank)
+
+
+def test_without_torch_distributed_there_is_a_clear_error(transport):
+    with pytest.raises(ValueError, match="EpBuffer: group: expected torch"):
+        EpBuffer(None, **SETTINGS, transport=transport)
