@@ -88,6 +88,7 @@ void start_cluster(const Grid& grid, int rank, int first, const Knowledge& known
     block.smem.assign(grid.shape.smem_bytes, 0xFF);
     block.shadow.emplace(grid.shape.smem_bytes);
     block.live = grid.shape.block;
+    block.before = known.seen;
     block.warps.resize(grid.shape.block / 32);
     block.warpgroups.resize((grid.shape.block + 127) / 128);
     cluster.blocks.push_back(&block);

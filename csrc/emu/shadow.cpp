@@ -49,7 +49,8 @@ void Shadow::check_earlier_write(const Access& write, const Actor& actor, Confli
 }
 
 void Shadow::check_read(const Cell& cell, const Actor& actor, Conflict& found) {
-  if (actor.is_read_only_path && cell.write.proxy != Proxy::kNone)
+  if (actor.is_read_only_path && cell.write.proxy != Proxy::kNone &&
+      actor.before->get(cell.write.agent) < cell.write.tick)
     mark(found, Conflict::kReadOnly, cell.write);
   check_earlier_write(cell.write, actor, found);
   if (!is_atomic(cell.write)) return;  // only atomic writes leave earlier writes behind

@@ -32,6 +32,7 @@ struct Actor {
   const Clock* fenced = nullptr;  // set for other proxies: generic writes that a proxy fence has published
   const char* fence = "fence.proxy.async";  // which fence that is
   bool is_read_only_path = false;           // ld.global.nc
+  const Clock* before = nullptr;            // set for threads: what was over when their grid began
   uint32_t own_fenced = 0;                  // the tick up to which the issuing thread's own writes are fenced
   Agent self = 0;                           // the issuing thread: its own accesses precede this one
 };

@@ -96,6 +96,7 @@ SharedRange resolve_own_shared(uint32_t address, uint32_t bytes, const char* wha
 Actor thread_actor(Fiber& fiber, Where where) {
   return {.access = {fiber.self.agent, fiber.self.tick, site_of(where), Proxy::kGeneric},
           .seen = &fiber.self.known.seen,
+          .before = &fiber.block->before,
           .self = fiber.self.agent};
 }
 

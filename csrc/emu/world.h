@@ -155,6 +155,7 @@ struct Block {
   };
   std::vector<Named> agents;  // those that are not threads
   int free_registers = 0;     // per thread
+  Clock before;               // what was over when its grid began
   Gather exited;
 
   bool is_done() const { return live == 0; }

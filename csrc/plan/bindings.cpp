@@ -6,6 +6,7 @@
 #include <sstream>
 #include <vector>
 
+#include "plan/ep_rows_sm90.h"
 #include "plan/fp8_gemm_sm90.h"
 #include "plan/fused_experts.h"
 #include "plan/grouped_fp8_gemm_sm90.h"
@@ -14,6 +15,7 @@
 #include "plan/mla_sparse_sm90.h"
 
 namespace py = pybind11;
+using moela::plan::EpRowsSm90Plan;
 using moela::plan::Fp8GemmSm90Plan;
 using moela::plan::FusedExpertsPlan;
 using moela::plan::GemmRowChunk;
@@ -169,4 +171,12 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       },
       py::arg("T"), py::arg("H"), py::arg("topk"), py::kw_only(), py::arg("v_dim") = 512,
       py::arg("num_sms") = 132);
+  py::class_<EpRowsSm90Plan>(m, "EpRowsSm90Plan")
+      .def_readonly("warps", &EpRowsSm90Plan::warps)
+      .def_readonly("row_bytes", &EpRowsSm90Plan::row_bytes)
+      .def_readonly("smem_bytes", &EpRowsSm90Plan::smem_bytes)
+      .def_readonly("grid", &EpRowsSm90Plan::grid)
+      .def("__repr__", printed<EpRowsSm90Plan>);
+  m.def("plan_ep_rows_sm90", &moela::plan::plan_ep_rows_sm90, py::arg("row_bytes"), py::arg("rows"),
+        py::kw_only(), py::arg("num_ranks") = 8, py::arg("num_blocks") = 132);
 }

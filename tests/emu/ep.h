@@ -43,7 +43,8 @@ class Ranks {
     std::vector<void*> bases(R);
     for (void*& base : bases) {
       base = moela::emu::allocate(static_cast<size_t>(shape.bytes()));
-      moela::emu::fill(base, 0, static_cast<size_t>(shape.rows_at(0, 0)));  // rows: nothing until they are sent
+      moela::emu::fill(base, 0,
+                       static_cast<size_t>(shape.rows_at(0, 0)));  // rows: nothing until they are sent
     }
     for (size_t r = 0; r < R; ++r) {
       moela::cuda::EpMemory memory = shape;
@@ -70,14 +71,17 @@ class Ranks {
   }
 
   // The next kernel of the rank's stream.
-  template <class Params>
-  void add(int rank, const moela::plan::EpRowsSm90Plan& plan,
-           void (*kernel)(Params, moela::plan::EpRowsSm90Plan), const Params& p) {
+  void add(int rank, const moela::cuda::LaunchShape& shape, std::function<void()> body) {
     int& last = last_[static_cast<size_t>(rank)];
-    grids_.push_back({.shape = {.grid = plan.grid, .block = plan.warps * 32, .smem_bytes = plan.smem_bytes},
-                      .body = [=] { kernel(p, plan); },
-                      .after = last});
+    grids_.push_back({.shape = shape, .body = std::move(body), .after = last});
     last = static_cast<int>(grids_.size()) - 1;
+  }
+
+  template <class Params>
+  void add(const moela::plan::EpRowsSm90Plan& plan, void (*kernel)(Params, moela::plan::EpRowsSm90Plan),
+           const Params& p) {
+    add(p.exchange.memory.rank, {.grid = plan.grid, .block = plan.warps * 32, .smem_bytes = plan.smem_bytes},
+        [=] { kernel(p, plan); });
   }
 
   // Runs all streams; "right" or the report. The status of every rank goes to a file.

@@ -15,6 +15,9 @@ from torch import Tensor
 NOT_RELEASED, NOT_ARRIVED, ABORTED, DISAGREEMENT, CAPACITY = range(1, 6)
 
 
+LAYOUTS = ("compact", "expert", "masked")
+
+
 class Status(NamedTuple):
     error: int
     peer: int
@@ -45,6 +48,7 @@ class Case:
     widths: tuple[int, ...] = (64,)  # bytes of x and of the extras
     padding: int = 16  # bytes between rows of x
     streams: list[str] | None = None  # what each rank does; None: "sr" for every epoch
+    layout: str = "compact"
     capacity: int | None = None
     num_blocks: int = 2
     deadline: int = 20_000
@@ -77,8 +81,13 @@ class Case:
         return max(1, *(max(of_epoch) for of_epoch in self.T))
 
     @property
+    def most(self) -> int:
+        """The capacity that all that can come has room in."""
+        return self.R * self.max_tokens * (self.topk if self.layout == "expert" else 1)
+
+    @property
     def room(self) -> int:
-        return self.R * self.max_tokens if self.capacity is None else self.capacity
+        return self.most if self.capacity is None else self.capacity
 
     @property
     def wire(self) -> WireFormat:
@@ -93,7 +102,8 @@ class Case:
         strides = [w + (self.padding if i == 0 else 0) for i, w in enumerate(self.wire.widths)]
         columns = zip(self.wire.widths, strides, self.wire.offsets, strict=True)
         words = (
-            (self.R, self.topk, self.max_tokens, self.room, self.num_blocks, self.deadline),
+            (self.R, self.topk, self.max_tokens, self.room, self.num_blocks),
+            (LAYOUTS.index(self.layout), self.deadline),
             (self.wire.row_bytes, len(strides), *(word for column in columns for word in column)),
             self.first_experts,
             (stream or "-" for stream in self.streams),
@@ -119,6 +129,6 @@ class Case:
             self.ids[epoch - 1],
             self.weights[epoch - 1],
             self.num_experts,
-            "compact",
-            [self.R * self.max_tokens] * self.R,
+            self.layout,
+            [self.most] * self.R,
         )

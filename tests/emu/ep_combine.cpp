@@ -2,11 +2,10 @@
 // The file `case` of the folder says what the ranks do; rank r reads r.y, r.weights (if there are any),
 // r.positions, r.recv_counts, r.slots, r.send_counts, and writes r.e.out for every epoch e, and r.status.
 // Prints "right" or the report.
-#include "cuda/ep_combine/ep_combine_sm90.cuh"
-
 #include <iostream>
 #include <string>
 
+#include "cuda/ep_combine/ep_combine_sm90.cuh"
 #include "ep.h"
 
 using namespace moela;
@@ -52,8 +51,8 @@ int main(int, char** argv) {
                                              .positions = positions,
                                              .recv_counts = recv_counts,
                                              .topk = places};
-        ranks.add(r, cuda::sm90::ep_combine_send_plan(p, num_blocks),
-                  cuda::sm90::ep_combine_send_kernel_for(p), p);
+        ranks.add(cuda::sm90::ep_combine_send_plan(p, num_blocks), cuda::sm90::ep_combine_send_kernel_for(p),
+                  p);
       } else {
         const size_t out_bytes = static_cast<size_t>(T) * bytes;
         const cuda::EpCombineReceiveParams p = {.exchange = ranks.exchange(r, ++received, 9, row_bytes),
@@ -64,7 +63,7 @@ int main(int, char** argv) {
                                                 .send_counts = send_counts,
                                                 .T = T,
                                                 .topk = topk};
-        ranks.add(r, cuda::sm90::ep_combine_receive_plan(p, num_blocks),
+        ranks.add(cuda::sm90::ep_combine_receive_plan(p, num_blocks),
                   cuda::sm90::ep_combine_receive_kernel_for(p), p);
         all.push_back({name + std::to_string(received) + ".out", p.out, out_bytes});
       }

@@ -1,12 +1,11 @@
 // The CUDA ep_dispatch on the host, several ranks in one process: ep_dispatch <schedule> <folder>
-// The file `case` of the folder says what the ranks do (see read_case and test_ep_dispatch.py); epoch e of rank
-// r reads r.e.slots, r.e.counts, r.e.in0, ... and writes r.e.out0, ..., r.e.ids, r.e.weights, r.e.recv_counts,
-// r.status. Prints "right" or the report.
-#include "cuda/ep_dispatch/ep_dispatch_sm90.cuh"
-
+// The file `case` of the folder says what the ranks do (see read_case and test_ep_dispatch.py); epoch e of
+// rank r reads r.e.slots, r.e.counts, r.e.in0, ... and writes r.e.out0, ..., r.e.weights, r.e.recv_counts,
+// r.e.ids or r.e.experts and r.e.positions, and r.status. Prints "right" or the report.
 #include <iostream>
 #include <string>
 
+#include "cuda/ep_dispatch/ep_dispatch_sm90.cuh"
 #include "ep.h"
 
 using namespace moela;
@@ -21,6 +20,7 @@ struct Column {
 
 struct Case {
   int num_ranks, topk, max_tokens, capacity, num_blocks;
+  cuda::EpLayout layout;
   uint64_t deadline;
   uint32_t row_bytes, ids_offset, weights_offset;
   std::vector<Column> columns;  // x, the extras, ids, weights
@@ -38,6 +38,7 @@ Case read_case(const std::string& path) {
   c.max_tokens = number();
   c.capacity = number();
   c.num_blocks = number();
+  c.layout = static_cast<cuda::EpLayout>(number());
   c.deadline = static_cast<uint64_t>(number());
   c.row_bytes = static_cast<uint32_t>(number());
   c.columns.resize(static_cast<size_t>(number()));
@@ -55,14 +56,17 @@ Case read_case(const std::string& path) {
 
 struct Received {
   std::string name;
+  cuda::EpPlaceParams places;  // experts, positions: null for compact
   cuda::EpReceiveParams p;
+  size_t experts, pairs;
 };
 
 std::string name_of(const std::string& folder, int rank, uint64_t epoch) {
   return folder + std::to_string(rank) + "." + std::to_string(epoch) + ".";
 }
 
-cuda::EpSendParams send_params(const Case& c, const cuda::EpExchange& x, const std::string& name, bool aborts) {
+cuda::EpSendParams send_params(const Case& c, const cuda::EpExchange& x, const std::string& name,
+                               bool aborts) {
   cuda::EpSendParams p = {.exchange = x,
                           .columns = {},
                           .num_columns = static_cast<int>(c.columns.size()),
@@ -86,40 +90,73 @@ cuda::EpSendParams send_params(const Case& c, const cuda::EpExchange& x, const s
   return p;
 }
 
-cuda::EpReceiveParams receive_params(const Case& c, const cuda::EpExchange& x) {
-  const auto rows = static_cast<size_t>(c.capacity);
+int32_t* words(size_t count) { return static_cast<int32_t*>(emu::allocate(count * 4)); }
+
+Received receive_params(const Case& c, const cuda::EpExchange& x, const std::string& name) {
   const auto r = static_cast<size_t>(x.memory.rank);
-  cuda::EpReceiveParams p = {
-      .exchange = x,
-      .columns = {},
-      .num_columns = static_cast<int>(c.columns.size()) - 2,
-      .ids_offset = c.ids_offset,
-      .weights_offset = c.weights_offset,
-      .topk = c.topk,
-      .first_expert = c.experts[r],
-      .num_local_experts = c.experts[r + 1] - c.experts[r],
-      .topk_ids = static_cast<int32_t*>(emu::allocate(rows * static_cast<size_t>(c.topk) * 4)),
-      .topk_weights = static_cast<float*>(emu::allocate(rows * static_cast<size_t>(c.topk) * 4)),
-      .recv_counts = static_cast<int32_t*>(emu::allocate(static_cast<size_t>(c.num_ranks) * 4)),
-      .capacity = c.capacity};
+  const bool is_compact = c.layout == cuda::EpLayout::kCompact;
+  Received all = {.name = name,
+                  .places = {.exchange = x,
+                             .layout = c.layout,
+                             .ids_offset = c.ids_offset,
+                             .topk = c.topk,
+                             .first_expert = c.experts[r],
+                             .num_local_experts = c.experts[r + 1] - c.experts[r],
+                             .capacity = c.capacity,
+                             .positions = nullptr,
+                             .experts = nullptr},
+                  .p = {.exchange = x,
+                        .layout = c.layout,
+                        .columns = {},
+                        .num_columns = static_cast<int>(c.columns.size()) - 2,
+                        .ids_offset = c.ids_offset,
+                        .weights_offset = c.weights_offset,
+                        .topk = c.topk,
+                        .first_expert = all.places.first_expert,
+                        .num_local_experts = all.places.num_local_experts,
+                        .positions = nullptr,
+                        .experts = nullptr,
+                        .topk_ids = nullptr,
+                        .topk_weights = nullptr,
+                        .recv_counts = words(static_cast<size_t>(c.num_ranks)),
+                        .capacity = c.capacity},
+                  .experts = 0,
+                  .pairs = static_cast<size_t>(c.num_ranks * c.max_tokens * c.topk)};
+  cuda::EpReceiveParams& p = all.p;
+  const auto places = static_cast<size_t>(cuda::sm90::ep_num_places(p));
+  const size_t width = is_compact ? static_cast<size_t>(c.topk) : 1;
+  p.topk_weights = reinterpret_cast<float*>(words(places * width));
+  if (is_compact) {
+    p.topk_ids = words(places * width);
+  } else {
+    all.experts = static_cast<size_t>(p.num_local_experts) + (c.layout == cuda::EpLayout::kExpert);
+    p.experts = all.places.experts = words(all.experts);
+    p.positions = all.places.positions = words(all.pairs);
+  }
   for (int i = 0; i < p.num_columns; ++i) {
     const Column& column = c.columns[static_cast<size_t>(i)];
-    p.columns[i] = {.data = static_cast<uint8_t*>(emu::allocate(rows * column.bytes)),
+    p.columns[i] = {.data = static_cast<uint8_t*>(emu::allocate(places * column.bytes)),
                     .stride = column.bytes,
                     .bytes = column.bytes,
                     .offset = column.offset};
   }
-  return p;
+  return all;
 }
 
 void save_all(const Case& c, const Received& received) {
   const cuda::EpReceiveParams& p = received.p;
-  const auto rows = static_cast<size_t>(c.capacity);
+  const auto places = static_cast<size_t>(cuda::sm90::ep_num_places(p));
+  const size_t width = p.topk_ids == nullptr ? 1 : static_cast<size_t>(c.topk);
   for (int i = 0; i < p.num_columns; ++i)
-    save(received.name + "out" + std::to_string(i), p.columns[i].data, rows * p.columns[i].bytes);
-  save(received.name + "ids", p.topk_ids, rows * static_cast<size_t>(c.topk) * 4);
-  save(received.name + "weights", p.topk_weights, rows * static_cast<size_t>(c.topk) * 4);
+    save(received.name + "out" + std::to_string(i), p.columns[i].data, places * p.columns[i].bytes);
+  save(received.name + "weights", p.topk_weights, places * width * 4);
   save(received.name + "recv_counts", p.recv_counts, static_cast<size_t>(c.num_ranks) * 4);
+  if (p.topk_ids != nullptr) {
+    save(received.name + "ids", p.topk_ids, places * width * 4);
+  } else {
+    save(received.name + "experts", p.experts, received.experts * 4);
+    save(received.name + "positions", p.positions, received.pairs * 4);
+  }
 }
 
 }  // namespace
@@ -142,13 +179,15 @@ int main(int, char** argv) {
       const cuda::EpExchange x = ranks.exchange(r, epoch, what == 'd' ? 8 : 7, c.row_bytes);
       const std::string name = name_of(folder, r, epoch);
       if (what == 'r') {
-        all.push_back({name, receive_params(c, x)});
-        const auto plan = plan::plan_ep_rows_sm90(c.row_bytes, c.capacity, c.num_ranks, c.num_blocks);
-        ranks.add(r, plan, &cuda::sm90::ep_receive_kernel, all.back().p);
+        all.push_back(receive_params(c, x, name));
+        const cuda::EpPlaceParams& places = all.back().places;
+        const cuda::EpReceiveParams& p = all.back().p;
+        if (c.layout != cuda::EpLayout::kCompact)
+          ranks.add(r, cuda::sm90::ep_place_shape(places), [=] { cuda::sm90::ep_place_kernel(places); });
+        ranks.add(cuda::sm90::ep_receive_plan(p, c.num_blocks), &cuda::sm90::ep_receive_kernel, p);
       } else {
         const cuda::EpSendParams p = send_params(c, x, name, what == 'a');
-        const auto plan = plan::plan_ep_rows_sm90(c.row_bytes, p.T, c.num_ranks, c.num_blocks);
-        ranks.add(r, plan, &cuda::sm90::ep_send_kernel, p);
+        ranks.add(cuda::sm90::ep_send_plan(p, c.num_blocks), &cuda::sm90::ep_send_kernel, p);
       }
     }
   }

@@ -8,7 +8,6 @@ import torch
 from moela import reference
 
 SOURCE = "tests/emu/ep_combine.cpp"
-LAYOUTS = ("compact", "expert", "masked")
 
 
 class Case:
@@ -70,13 +69,13 @@ def assert_combines(folder, case: Case, schedule: str = "lazy", epochs: int = 1,
                 assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32), ids=str)
+@pytest.mark.parametrize("layout", ep.LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_is_the_definition(tmp_path, dtype, layout):
     assert_combines(tmp_path, Case([5, 0, 7], 72, dtype, layout))
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_takes_rows_that_are_not_aligned(tmp_path, dtype):
     assert_combines(tmp_path, Case([4, 6], 37, dtype, padding=2))
 

@@ -14,14 +14,31 @@ def run(folder, case: ep.Case, schedule: str = "lazy", program=None) -> str:
     return native.run(program or native.program(SOURCE), schedule, str(folder))
 
 
+def read(path, like: torch.Tensor) -> torch.Tensor:
+    return gemm.read(path, like.dtype, *like.shape) if like.numel() else like
+
+
 def assert_is_the_definition(folder, case: ep.Case, rank: int, epoch: int) -> None:
-    name = f"{rank}.{epoch}"
-    for i, width in enumerate(case.widths):
-        x, ids, weights, _, _ = case.received(epoch, i)[rank]
-        assert torch.equal(gemm.read(folder / f"{name}.out{i}", torch.uint8, case.room, width), x[: case.room])
-    shape = (case.room, case.topk)
-    assert torch.equal(gemm.read(folder / f"{name}.ids", torch.int32, *shape), ids[: case.room])
-    assert torch.equal(gemm.read(folder / f"{name}.weights", torch.float32, *shape), weights[: case.room])
+    compact = case.layout == "compact"
+
+    def file(what: str):
+        return folder / f"{rank}.{epoch}.{what}"
+
+    for i in range(len(case.widths)):
+        x, ids, weights, experts, placed = case.received(epoch, i)[rank]
+        x = x[: case.room] if compact else x
+        assert torch.equal(read(file(f"out{i}"), x), x)
+    weights = weights[: case.room] if compact else weights
+    assert torch.equal(read(file("weights"), weights), weights)
+    if compact:
+        assert torch.equal(read(file("ids"), ids[: case.room]), ids[: case.room])
+        return
+    assert torch.equal(read(file("experts"), experts), experts)
+    positions = torch.full((case.R * case.max_tokens, case.topk), -1, dtype=torch.int32)
+    rows = {row: i for i, row in enumerate(sorted({pair[:2] for pair in placed}))}
+    for (source, t, k), place in placed.items():
+        positions[rows[source, t], k] = place
+    assert torch.equal(read(file("positions"), positions), positions)
 
 
 def assert_dispatches(folder, case: ep.Case, schedule: str = "lazy", program=None) -> None:
@@ -37,9 +54,13 @@ def assert_dispatches(folder, case: ep.Case, schedule: str = "lazy", program=Non
     "case",
     [
         {"T": [[3, 20]]},
-        {"T": [[5, 0, 9, 2]], "topk": 4, "num_experts": 5},  # a rank without tokens, more ranks than some need
+        {
+            "T": [[5, 0, 9, 2]],
+            "topk": 4,
+            "num_experts": 5,
+        },  # a rank without tokens, more ranks than some need
         {"T": [[0, 0]]},
-        {"T": [[4, 6, 3]], "num_experts": 2},  # a rank without experts
+        {"T": [[4, 6, 3]], "num_experts": 2, "topk": 2},  # a rank without experts
         {"T": [[6, 5]], "topk": 6, "widths": (128, 16, 48)},
         {"T": [[6, 5]], "topk": 5, "widths": (7, 3, 24, 2), "padding": 5},  # nothing that TMA can copy
         {"T": [[3]], "topk": 33, "num_experts": 40},
@@ -48,8 +69,6 @@ def assert_dispatches(folder, case: ep.Case, schedule: str = "lazy", program=Non
     ids=str,
 )
 def test_is_the_definition(tmp_path, case):
-    if case.get("num_experts") == 2:
-        case = case | {"topk": 2}
     assert_dispatches(tmp_path, ep.Case(**case))
 
 
@@ -66,6 +85,37 @@ def test_epochs_follow_each_other_under_every_schedule_of_threads(tmp_path, stre
     assert_dispatches(tmp_path, ep.Case(T=EPOCHS, streams=streams), schedule)
 
 
+@pytest.mark.parametrize("layout", ["expert", "masked"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"T": [[5, 0, 9]], "widths": (64, 20)},
+        {"T": [[4, 6, 3]], "num_experts": 2, "topk": 2},  # a rank without experts
+        {"T": [[0, 0]]},
+        {"T": [[700, 500]], "topk": 2, "num_experts": 4, "widths": (16,)},  # several rows per thread
+    ],
+    ids=str,
+)
+def test_rows_are_sorted_by_expert(tmp_path, case, layout):
+    assert_dispatches(tmp_path, ep.Case(layout=layout, **case))
+
+
+@pytest.mark.parametrize("schedule", native.SCHEDULES)
+def test_epochs_of_sorted_rows_follow_each_other_under_every_schedule_of_threads(tmp_path, schedule):
+    case = ep.Case(T=[[3, 4], [5, 0], [2, 6]], layout="masked", streams=["ssrrsr", "srssrr"])
+    assert_dispatches(tmp_path, case, schedule)
+
+
+@pytest.mark.parametrize(("layout", "capacity"), [("expert", 9), ("masked", 2)])
+def test_too_many_sorted_rows_are_reported_and_counted(tmp_path, layout, capacity):
+    case = ep.Case(T=[[6, 7]], layout=layout, capacity=capacity)
+    assert run(tmp_path, case) == "right"
+    for rank in (0, 1):
+        assert ep.status_of(tmp_path, rank) == (ep.CAPACITY, rank, 1)
+        experts = case.received(1, 0)[rank][3]
+        assert torch.equal(read(tmp_path / f"{rank}.1.experts", experts), experts)
+
+
 def test_many_rows_go_through_both_stages_of_a_warp(tmp_path):
     assert_dispatches(tmp_path, ep.Case(T=[[90, 70], [60, 80]], padding=0, num_blocks=1))
 
@@ -76,7 +126,9 @@ def test_a_rank_that_sends_nothing_is_named_after_the_deadline(tmp_path):
     for rank in (0, 2):
         assert ep.status_of(tmp_path, rank) == (ep.NOT_ARRIVED, 1, 1)
         counts = gemm.read(tmp_path / f"{rank}.1.recv_counts", torch.int32, 3)
-        assert counts[1] == 0 and counts[0] > 0 and counts[2] > 0
+        assert counts[1] == 0
+        assert counts[0] > 0
+        assert counts[2] > 0
 
 
 def test_a_rank_that_gives_nothing_back_is_named_and_its_memory_left_alone(tmp_path):
@@ -115,11 +167,17 @@ def test_too_many_rows_are_reported_and_counted(tmp_path):
 EXCHANGE, SEND = "cuda/block/ep_exchange.cuh", "cuda/ep_dispatch/ep_send_sm90.cuh"
 RECEIVE = "cuda/ep_dispatch/ep_receive_sm90.cuh"
 ARRIVED = "st_release<Scope::kSys>(ep_at<uint64_t>(memory, peer, memory.arrived_at(memory.rank)), x.epoch)"
-RELEASED = "st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), x.epoch)"
+RELEASED = (
+    "st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), x.epoch)"
+)
 FAULTS = {
     "arrival is told without a release": (EXCHANGE, ARRIVED, ARRIVED.replace("release<", "relaxed<", 1)),
     "arrival is released to the own device": (EXCHANGE, ARRIVED, ARRIVED.replace("kSys", "kGpu", 1)),
-    "memory is given back without a release": (EXCHANGE, RELEASED, RELEASED.replace("release<", "relaxed<", 1)),
+    "memory is given back without a release": (
+        EXCHANGE,
+        RELEASED,
+        RELEASED.replace("release<", "relaxed<", 1),
+    ),
     "nobody waits for arrival": (
         EXCHANGE,
         "const bool is_here = wait_flag_until<Scope::kSys>(flag, x.epoch, x.deadline);",

@@ -83,9 +83,9 @@ MOELA_DEVICE void ep_wait_arrived(const EpExchange& x, const int32_t* counts, co
       }
     }
     if (error != EpError::kNone) ep_report(x, error, source);
-    const EpState state = !is_here                    ? EpState::kSilent
+    const EpState state = !is_here                  ? EpState::kSilent
                           : error != EpError::kNone ? EpState::kRefused
-                                                      : EpState::kOpen;
+                                                    : EpState::kOpen;
     const auto count = state == EpState::kOpen ? static_cast<int32_t>(header.count) : 0;
     sts(word_of(ranks.states, source), static_cast<uint32_t>(state));
     sts(word_of(ranks.ends, source), counts == nullptr ? count : wanted);

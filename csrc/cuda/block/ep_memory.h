@@ -1,4 +1,5 @@
-// The symmetric memory of expert parallelism, of the same form on every rank: what peers write there, and where.
+// The symmetric memory of expert parallelism, of the same form on every rank: what peers write there, and
+// where.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ struct alignas(16) EpHeader {
 //   released  uint64 [num_ranks]: by destination, the last epoch whose rows it does not need any more
 //   headers   EpHeader [2, num_ranks]: by parity of the epoch, and source
 //   rows      [2, num_ranks, max_tokens, max_row_bytes]: likewise; shorter rows are packed
-// Flags only rise. A source sends epoch e when the destination has released e - 2, so what is stored by parity
-// is that of e until it is released, however far the source's flag has risen.
+// Flags only rise. A source sends epoch e when the destination has released e - 2, so what is stored by
+// parity is that of e until it is released, however far the source's flag has risen.
 struct EpMemory {
   uint8_t* const* bases;  // [num_ranks], of every rank's memory; at multiples of 128
   int rank;
@@ -65,7 +66,7 @@ struct EpExchange {
   uint32_t kind;
   uint32_t row_bytes;  // a multiple of 16
   uint64_t deadline;   // nanoseconds that one wait may take
-  uint32_t* done;      // [1] of this rank; zero before and after: thread blocks that have ended
+  uint32_t* done;      // [1] of this stream; zero before and after: thread blocks that have ended
   uint64_t* status;    // [1]; written where something goes wrong, the last of several
 };
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cuda/block/ep_exchange.cuh"
-#include "cuda/ep_dispatch/ep_dispatch.h"
 #include "plan/ep_rows_sm90.h"
 
 namespace moela::cuda::sm90 {
@@ -40,8 +39,7 @@ struct EpWarp {
   MOELA_DEVICE void wait(int i) const { mbarrier_wait(barrier(i), static_cast<uint32_t>(i / 2 % 2)); }
 };
 
-// Each warp initialises its own barriers; the caller's next barrier of the block publishes nothing that others
-// use.
+// What this warp owns. It initialises its barriers itself: no other warp uses them.
 MOELA_DEVICE EpWarp ep_warp(const EpRowsSmem& smem, const plan::EpRowsSm90Plan& plan) {
   using C = EpRowsConfig;
   const auto w = static_cast<uint32_t>(warp());
@@ -64,57 +62,6 @@ struct EpShare {
 
 MOELA_DEVICE EpShare ep_share(const plan::EpRowsSm90Plan& plan) {
   return {block() * plan.warps + warp(), num_blocks() * plan.warps};
-}
-
-// The largest power of two up to 16 that divides base, stride and width of a column; with 16 TMA copies it.
-MOELA_DEVICE uint32_t ep_width(const EpColumn& c) {
-  const uint64_t bits = reinterpret_cast<uint64_t>(c.data) | static_cast<uint64_t>(c.stride) | c.bytes | 16;
-  return static_cast<uint32_t>(bits & (~bits + 1));
-}
-
-MOELA_DEVICE bool ep_by_tma(const EpColumn& c) { return ep_width(c) == 16; }
-
-// f(T{}) for the type of that width, below 16.
-template <class F>
-MOELA_DEVICE void ep_with_width(uint32_t width, F f) {
-  if (width == 8) {
-    f(uint64_t{});
-  } else if (width == 4) {
-    f(uint32_t{});
-  } else if (width == 2) {
-    f(uint16_t{});
-  } else {
-    f(uint8_t{});
-  }
-}
-
-// All lanes. A column of a row into shared memory, where TMA cannot.
-MOELA_DEVICE void ep_load_column(const EpColumn& c, int64_t row, SmemAddr to) {
-  const uint8_t* from = c.data + row * c.stride;
-  ep_with_width(ep_width(c), [&](auto zero) {
-    using T = decltype(zero);
-    for (auto b = static_cast<uint32_t>(lane() * sizeof(T)); b < c.bytes; b += 32 * sizeof(T))
-      sts(to + b, ldg_nc(reinterpret_cast<const T*>(from + b)));
-  });
-}
-
-// And back.
-MOELA_DEVICE void ep_store_column(const EpColumn& c, int64_t row, SmemAddr from) {
-  uint8_t* to = c.data + row * c.stride;
-  ep_with_width(ep_width(c), [&](auto zero) {
-    using T = decltype(zero);
-    for (auto b = static_cast<uint32_t>(lane() * sizeof(T)); b < c.bytes; b += 32 * sizeof(T))
-      stg(reinterpret_cast<T*>(to + b), lds<T>(from + b));
-  });
-}
-
-MOELA_DEVICE void ep_clear_column(const EpColumn& c, int64_t row) {
-  uint8_t* to = c.data + row * c.stride;
-  ep_with_width(ep_width(c), [&](auto zero) {
-    using T = decltype(zero);
-    for (auto b = static_cast<uint32_t>(lane() * sizeof(T)); b < c.bytes; b += 32 * sizeof(T))
-      stg(reinterpret_cast<T*>(to + b), zero);
-  });
 }
 
 }  // namespace moela::cuda::sm90

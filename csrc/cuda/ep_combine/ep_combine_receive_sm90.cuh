@@ -7,8 +7,8 @@
 
 namespace moela::cuda::sm90 {
 
-// All lanes. Lists the addresses of the rows that token t comes back as, by rank: in the order of send places,
-// each once. Returns how many there are.
+// All lanes. Lists the addresses of the rows that token t comes back as, by rank: in the order of send
+// places, each once. Returns how many there are.
 MOELA_DEVICE int ep_list_rows(const EpCombineReceiveParams& p, const EpRanks& ranks, SmemAddr list,
                               int64_t t) {
   const EpMemory& memory = p.exchange.memory;
@@ -29,10 +29,9 @@ MOELA_DEVICE int ep_list_rows(const EpCombineReceiveParams& p, const EpRanks& ra
     if (ep_state_of(ranks, place.rank) != EpState::kOpen) continue;
     if (lane() == 0)
       sts(list + static_cast<uint32_t>(count) * 8,
-          reinterpret_cast<uint64_t>(
-              ep_at<uint8_t>(memory, memory.rank,
-                             memory.rows_at(p.exchange.epoch, place.rank) +
-                                 int64_t{place.row} * p.exchange.row_bytes)));
+          reinterpret_cast<uint64_t>(ep_at<uint8_t>(
+              memory, memory.rank,
+              memory.rows_at(p.exchange.epoch, place.rank) + int64_t{place.row} * p.exchange.row_bytes)));
     ++count;
   }
   sync_warp();
@@ -40,11 +39,11 @@ MOELA_DEVICE int ep_list_rows(const EpCombineReceiveParams& p, const EpRanks& ra
 }
 
 // Waits for every rank, adds up the rows of each token, then gives the symmetric memory back.
-// Bound: memory, a token's rows are read once. Grid: up to one block per SM; all of them, of all ranks, must run
-// at once where ranks share a device. A warp owns tokens first, first + step, ...
-// Invariants: sums are in the order of ranks, so a token's bits depend on nothing else; the release comes after
-// the loads of all blocks. Numerics: float32, rounded once; a token without rows is 0.
-// Source: python/moela/reference/ep_combine.py.
+// Bound: memory, a token's rows are read once. Grid: up to one block per SM; all of them, of all ranks, must
+// run at once where ranks share a device. A warp owns tokens first, first + step, ... Invariants: sums are in
+// the order of ranks, so a token's bits depend on nothing else; the release comes after the loads of all
+// blocks. Numerics: float32, rounded once; a token without rows is 0. Source:
+// python/moela/reference/ep_combine.py.
 template <QuantInput kInput, bool kAligned>
 MOELA_KERNEL(EpRowsConfig::kMaxThreads)
 ep_combine_receive_kernel(MOELA_PARAM EpCombineReceiveParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {
@@ -60,8 +59,8 @@ ep_combine_receive_kernel(MOELA_PARAM EpCombineReceiveParams p, MOELA_PARAM plan
     const auto term = [&](int k) -> EpTerm {
       return {reinterpret_cast<const uint8_t*>(lds<uint64_t>(list + static_cast<uint32_t>(k) * 8)), 1.f};
     };
-    auto* out = reinterpret_cast<Type*>(static_cast<uint8_t*>(p.out) +
-                                        int64_t{t} * p.H * kElementBytes<kInput>);
+    auto* out =
+        reinterpret_cast<Type*>(static_cast<uint8_t*>(p.out) + int64_t{t} * p.H * kElementBytes<kInput>);
     // Not through the read-only path: peers write these rows while this kernel runs.
     ep_sum_rows<kInput, kAligned>(
         count, p.H, term, [](const Type* from) { return ldg(from); },

@@ -33,9 +33,9 @@ MOELA_DEVICE void ep_clear_end(const EpWarp& warp, uint32_t used, uint32_t row_b
 
 // Adds up the places of every received row and stores the sum into the memory of the rank that it came from.
 // Bound: reading y, or NVLink. Grid: up to one block per SM; a warp owns rows first, first + step, ...
-// Invariants: row j from a source goes back as row j to it; sums are in the order of k, so a row's bits depend
-// on nothing else; the release comes after the complete stores of all blocks. Numerics: float32, rounded once.
-// Source: python/moela/reference/ep_combine.py.
+// Invariants: row j from a source goes back as row j to it; sums are in the order of k, so a row's bits
+// depend on nothing else; the release comes after the complete stores of all blocks. Numerics: float32,
+// rounded once. Source: python/moela/reference/ep_combine.py.
 template <QuantInput kInput, bool kAligned>
 MOELA_KERNEL(EpRowsConfig::kMaxThreads)
 ep_combine_send_kernel(MOELA_PARAM EpCombineSendParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {

@@ -18,14 +18,12 @@ auto ep_with_type(QuantInput dtype, uint64_t bits, F f) {
   const bool is_aligned = bits % 16 == 0;
   switch (dtype) {
     case QuantInput::kFloat32:
-      return is_aligned ? f(EpType<QuantInput::kFloat32, true>{})
-                        : f(EpType<QuantInput::kFloat32, false>{});
+      return is_aligned ? f(EpType<QuantInput::kFloat32, true>{}) : f(EpType<QuantInput::kFloat32, false>{});
     case QuantInput::kBFloat16:
       return is_aligned ? f(EpType<QuantInput::kBFloat16, true>{})
                         : f(EpType<QuantInput::kBFloat16, false>{});
     default:
-      return is_aligned ? f(EpType<QuantInput::kFloat16, true>{})
-                        : f(EpType<QuantInput::kFloat16, false>{});
+      return is_aligned ? f(EpType<QuantInput::kFloat16, true>{}) : f(EpType<QuantInput::kFloat16, false>{});
   }
 }
 

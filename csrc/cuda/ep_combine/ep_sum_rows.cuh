@@ -42,7 +42,8 @@ MOELA_DEVICE void ep_unpack(const Vec4& v, float (&x)[16 / kElementBytes<kInput>
   const uint32_t words[4] = {v.x, v.y, v.z, v.w};
   MOELA_UNROLL
   for (int i = 0; i < 16 / kElementBytes<kInput>; ++i) {
-    x[i] = kInput == QuantInput::kFloat32 ? float_of(words[i % 4]) : float_of_half<kInput>(words[i / 2], i % 2);
+    x[i] =
+        kInput == QuantInput::kFloat32 ? float_of(words[i % 4]) : float_of_half<kInput>(words[i / 2], i % 2);
   }
 }
 template <QuantInput kInput>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/block/ep_rows.cuh"
+#include "cuda/ep_dispatch/ep_column.cuh"
 
 namespace moela::cuda::sm90 {
 
@@ -13,59 +14,88 @@ MOELA_DEVICE void ep_fetch_row(const EpReceiveParams& p, const EpRanks& ranks, c
   if (lane() != 0) return;
   const int64_t rows = memory.rows_at(p.exchange.epoch, place.rank);
   mbarrier_arrive_expect_tx(warp.barrier(i), p.exchange.row_bytes);
-  bulk_load(warp.row(i), ep_at<uint8_t>(memory, memory.rank, rows + int64_t{place.row} * p.exchange.row_bytes),
+  bulk_load(warp.row(i),
+            ep_at<uint8_t>(memory, memory.rank, rows + int64_t{place.row} * p.exchange.row_bytes),
             p.exchange.row_bytes, warp.barrier(i));
 }
 
-// All lanes. The warp's row i to where it is wanted.
-MOELA_DEVICE void ep_unpack_row(const EpReceiveParams& p, const EpWarp& warp, int i, int64_t row) {
+constexpr int64_t ep_num_places(const EpReceiveParams& p) {
+  return p.layout == EpLayout::kMasked ? int64_t{p.num_local_experts} * p.capacity : p.capacity;
+}
+
+// All lanes. The columns of the warp's row i to a place.
+MOELA_DEVICE void ep_copy_row(const EpReceiveParams& p, const EpWarp& warp, int i, int64_t place) {
   for (int c = 0; c < p.num_columns; ++c) {
     const EpColumn& column = p.columns[c];
     const SmemAddr from = warp.row(i) + column.offset;
     if (!ep_by_tma(column)) {
-      ep_store_column(column, row, from);
+      ep_store_column(column, place, from);
     } else if (lane() == 0) {
-      bulk_store(column.data + row * column.stride, from, column.bytes);
+      bulk_store(column.data + place * column.stride, from, column.bytes);
     }
   }
-  for (int k = lane(); k < p.topk; k += 32) {
-    const auto at = static_cast<uint32_t>(k) * 4;
-    const int32_t id = lds<int32_t>(warp.row(i) + p.ids_offset + at) - p.first_expert;
-    const bool is_here = id >= 0 && id < p.num_local_experts;
-    stg(p.topk_ids + row * p.topk + k, is_here ? id : -1);
-    stg(p.topk_weights + row * p.topk + k,
-        is_here ? lds<float>(warp.row(i) + p.weights_offset + at) : 0.f);
+}
+
+// All lanes. The warp's row i to where it is wanted.
+MOELA_DEVICE void ep_unpack_row(const EpReceiveParams& p, const EpWarp& warp, int i, int64_t row) {
+  const SmemAddr ids = warp.row(i) + p.ids_offset, weights = warp.row(i) + p.weights_offset;
+  if (p.layout == EpLayout::kCompact) {
+    ep_copy_row(p, warp, i, row);
+    for (int k = lane(); k < p.topk; k += 32) {
+      const int32_t id = lds<int32_t>(word_of(ids, k)) - p.first_expert;
+      const bool is_here = id >= 0 && id < p.num_local_experts;
+      stg(p.topk_ids + row * p.topk + k, is_here ? id : -1);
+      stg(p.topk_weights + row * p.topk + k, is_here ? lds<float>(word_of(weights, k)) : 0.f);
+    }
+  } else {
+    for (int k = 0; k < p.topk; ++k) {
+      const int32_t place = ldg_nc(p.positions + row * p.topk + k);
+      if (place < 0) continue;
+      ep_copy_row(p, warp, i, place);
+      if (lane() == 0) stg(p.topk_weights + place, lds<float>(word_of(weights, k)));
+    }
   }
   if (lane() == 0) bulk_commit();
 }
 
-// All lanes. A row past the last: nothing uninitialised leaves an op.
-MOELA_DEVICE void ep_clear_row(const EpReceiveParams& p, SmemAddr zeros, int64_t row) {
+// Whether no row has this place. total: how many rows have come.
+MOELA_DEVICE bool ep_is_empty(const EpReceiveParams& p, int total, int64_t place) {
+  if (p.layout == EpLayout::kCompact) return place >= total;
+  if (p.layout == EpLayout::kExpert) return place >= ldg_nc(p.experts + p.num_local_experts);
+  return place % p.capacity >= ldg_nc(p.experts + place / p.capacity);
+}
+
+// All lanes. A place without a row: nothing uninitialised leaves an op.
+MOELA_DEVICE void ep_clear_place(const EpReceiveParams& p, SmemAddr zeros, int64_t place) {
   for (int c = 0; c < p.num_columns; ++c) {
     const EpColumn& column = p.columns[c];
     if (!ep_by_tma(column)) {
-      ep_clear_column(column, row);
+      ep_clear_column(column, place);
     } else if (lane() == 0) {
       for (uint32_t b = 0; b < column.bytes; b += plan::kEpSm90ZeroBytes) {
         const uint32_t rest = column.bytes - b;
-        bulk_store(column.data + row * column.stride + b, zeros,
+        bulk_store(column.data + place * column.stride + b, zeros,
                    rest < plan::kEpSm90ZeroBytes ? rest : plan::kEpSm90ZeroBytes);
       }
     }
   }
-  for (int k = lane(); k < p.topk; k += 32) {
-    stg(p.topk_ids + row * p.topk + k, -1);
-    stg(p.topk_weights + row * p.topk + k, 0.f);
+  if (p.layout == EpLayout::kCompact) {
+    for (int k = lane(); k < p.topk; k += 32) {
+      stg(p.topk_ids + place * p.topk + k, -1);
+      stg(p.topk_weights + place * p.topk + k, 0.f);
+    }
+  } else if (lane() == 0) {
+    stg(p.topk_weights + place, 0.f);
   }
   if (lane() == 0) bulk_commit();
 }
 
 // Waits for every source, copies its rows out of the symmetric memory, then gives that back.
-// Bound: memory, a row is read and written once. Grid: up to one block per SM; all of them, of all ranks, must
-// run at once where ranks share a device. A warp owns rows first, first + step, ...
-// Invariants: a row's place is its number in the order of sources, so the result is the same in every run; the
-// release comes after the loads of all blocks. A source that has failed counts as one without rows.
-// Source: python/moela/reference/ep_dispatch.py.
+// Bound: memory, a row is read and written once. Grid: up to one block per SM; all of them, of all ranks,
+// must run at once where ranks share a device. A warp owns rows first, first + step, ... Invariants: a row's
+// place is its number in the order of sources, or what ep_place_kernel says, so the result is the same in
+// every run; the release comes after the loads of all blocks. A source that has failed counts as one without
+// rows. Source: python/moela/reference/ep_dispatch.py.
 MOELA_KERNEL(EpRowsConfig::kMaxThreads)
 ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {
   const int threads = plan.warps * EpRowsConfig::kWarpSize;
@@ -80,16 +110,15 @@ ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Pla
   ep_wait_arrived(p.exchange, nullptr, smem.ranks, threads);
 
   const int total = lds<int32_t>(word_of(smem.ranks.ends, memory.num_ranks - 1));
-  const int used = total < p.capacity ? total : p.capacity;
-  if (block() == 0 && tid() == 0 && total > p.capacity)
-    ep_report(p.exchange, EpError::kCapacity, memory.rank);
+  const bool is_full = p.layout == EpLayout::kCompact && total > p.capacity;
+  const int used = is_full ? p.capacity : total;
+  if (block() == 0 && tid() == 0 && is_full) ep_report(p.exchange, EpError::kCapacity, memory.rank);
   if (block() == 0)
     for (int r = tid(); r < memory.num_ranks; r += threads)
       stg(p.recv_counts + r, ep_count_of(smem.ranks.ends, r));
 
-  int row = share.first;
-  if (row < used) ep_fetch_row(p, smem.ranks, warp, 0, row);
-  for (int i = 0; row < used; row += share.step, ++i) {
+  if (share.first < used) ep_fetch_row(p, smem.ranks, warp, 0, share.first);
+  for (int row = share.first, i = 0; row < used; row += share.step, ++i) {
     if (row + share.step < used) {
       if (lane() == 0) bulk_wait_read<0>();  // of the row before this one
       sync_warp();
@@ -98,7 +127,9 @@ ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Pla
     warp.wait(i);
     ep_unpack_row(p, warp, i, row);
   }
-  for (; row < p.capacity; row += share.step) ep_clear_row(p, smem.zeros, row);
+  for (int64_t place = share.first; place < ep_num_places(p); place += share.step) {
+    if (ep_is_empty(p, total, place)) ep_clear_place(p, smem.zeros, place);
+  }
   if (lane() == 0) bulk_wait_read<0>();  // shared memory is the block's until then
 
   if (ep_end_block(p.exchange, false, smem.scratch) == EpEnd::kEarly) return;

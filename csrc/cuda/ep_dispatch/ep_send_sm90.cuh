@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/block/ep_rows.cuh"
+#include "cuda/ep_dispatch/ep_column.cuh"
 
 namespace moela::cuda::sm90 {
 
