@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     console = text_console()
     console.print(_table(setting, found))
     console.print(
-        "\nA call is one exchange, on the slowest rank; GB/s of the rows of x that a rank sends, itself too.\n"
+        "\nA call is one exchange, on the slowest rank; GB/s of the rows of x that a rank sends.\n"
         f"x {GLOO}: times as fast as torch's all_to_all_single, on Gloo, of the counts and of packed rows.\n"
         f"% {MEMCPY}: of the rate at which all ranks copy these rows at once. Rows are copied once to go\n"
         "(rows), once more to where dispatch returns them, and read once more by combine.\n"

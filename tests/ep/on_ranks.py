@@ -79,8 +79,8 @@ def other_settings(rank: int) -> str:
 
 
 def late(rank: int, transport: str) -> tuple[str, list[int], int, float] | None:
-    """Rank 1 stops, as a process under a debugger does; the test continues it."""
-    return without_rank_1(rank, transport, signal.SIGSTOP, 1.5)
+    """Rank 1 stops, as a process under a debugger does; rank 0 continues it in the end."""
+    return without_rank_1(rank, transport, signal.SIGSTOP, 2.0)
 
 
 def lost(rank: int, transport: str) -> tuple[str, list[int], int, float] | None:
@@ -90,6 +90,8 @@ def lost(rank: int, transport: str) -> tuple[str, list[int], int, float] | None:
 def without_rank_1(rank: int, transport: str, how: int, deadline: float):
     """-> what rank 0 is told, about whom, in which epoch, and after how many seconds."""
     with EpBuffer(**layer.SETTINGS | {"deadline": deadline}, transport=transport) as buffer:
+        pids = [0, 0]
+        dist.all_gather_object(pids, os.getpid())
         args = [t.detach() for t in layer.inputs(rank)[:3]]
         layer.spread(*args, buffer.name, "compact")
         if rank == 1:
@@ -99,4 +101,6 @@ def without_rank_1(rank: int, transport: str, how: int, deadline: float):
         try:
             layer.spread(*args, buffer.name, "compact")
         except EpError as error:
-            return type(error).__name__, error.ranks, error.epoch, time.monotonic() - start
+            seconds = time.monotonic() - start
+            os.kill(pids[1], signal.SIGCONT)
+            return type(error).__name__, error.ranks, error.epoch, seconds

@@ -1,4 +1,8 @@
-"""Exchanges under torch.compile: one graph, each exchange once and in its place, also with recomputation."""
+"""Exchanges under torch.compile: one graph, each exchange once and in its place, also with recomputation.
+
+With one rank, the thread of the test: others may not compile. Two ranks that compile are in
+test_processes.py.
+"""
 
 import copy
 
@@ -7,7 +11,7 @@ import moela
 import pytest
 import torch
 from moela import nn
-from moela.ep import EpBuffer, run_local
+from moela.ep import EpBuffer, LocalGroup, run_local
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 
@@ -39,7 +43,7 @@ def test_a_spread_layer_compiles_to_one_graph_with_its_gradients(dispatch):
                 assert torch.equal(mine, theirs)
             assert num_exchanges(buffer) == 4
 
-    run_local(2, on_rank)
+    on_rank(LocalGroup(1).rank(0))
 
 
 def test_equal_exchanges_stay_two_and_an_unused_one_stays():
@@ -55,7 +59,7 @@ def test_equal_exchanges_stay_two_and_an_unused_one_stays():
             assert torch.equal(out, 2 * moela.ep_dispatch(*args, group=buffer.name).x)
             assert num_exchanges(buffer) == 4
 
-    run_local(1, on_rank)
+    on_rank(LocalGroup(1).rank(0))
 
 
 def test_halves_stay_in_order():
@@ -75,7 +79,7 @@ def test_halves_stay_in_order():
             assert torch.equal(out[0], layer.dense(x, ids, weights))
             assert torch.equal(out[1], layer.dense(other, ids, weights))
 
-    run_local(2, on_rank)
+    on_rank(LocalGroup(1).rank(0))
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, compiled], ids=["eager", "compiled"])
@@ -100,7 +104,7 @@ def test_recomputation_keeps_what_was_exchanged(wrap):
                 torch.testing.assert_close(mine, theirs)
             assert num_exchanges(buffer) == 4
 
-    run_local(1, on_rank)
+    on_rank(LocalGroup(1).rank(0))
 
 
 def test_plain_recomputation_exchanges_again_and_is_right():
@@ -131,13 +135,13 @@ def test_the_ops_are_what_torch_expects_of_ops(layout):
             args = (y.detach(), w, *received.handle, buffer.name)
             torch.library.opcheck(ops.ep_combine.default, args, test_utils=utils)
 
-    run_local(1, on_rank)
+    on_rank(LocalGroup(1).rank(0))
 
 
 def test_a_spread_block_compiles_for_inference_and_training():
     torch.manual_seed(0)
     gate, experts = nn.TopkRouter(16, 4, 2), nn.Experts(16, 8, 4)
-    x = torch.randn(2, 5, 16)
+    x = torch.randn(5, 16)
     wanted = nn.MoE(gate, experts)(x)
 
     def on_rank(group):
@@ -145,11 +149,11 @@ def test_a_spread_block_compiles_for_inference_and_training():
             mine = experts.part(range(buffer.first_expert, buffer.first_expert + buffer.num_local_experts))
             block = nn.MoE(copy.deepcopy(gate), mine, ep_group=buffer.name)
             with torch.no_grad():
-                torch.testing.assert_close(compiled(block)(x[buffer.rank]), wanted[buffer.rank])
-            loss = compiled(block)(x[buffer.rank]).square().sum()
+                torch.testing.assert_close(compiled(block)(x), wanted)
+            loss = compiled(block)(x).square().sum()
             loss.backward()
             return mine.down_proj.grad
 
-    got = torch.cat(run_local(2, on_rank))
+    got = on_rank(LocalGroup(1).rank(0))
     wanted.square().sum().backward()
     torch.testing.assert_close(got, experts.down_proj.grad, rtol=1e-4, atol=1e-5)

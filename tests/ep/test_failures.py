@@ -1,5 +1,6 @@
 """What goes wrong on one rank is an error on every rank, in time, and says which rank and when."""
 
+import threading
 import time
 
 import layer
@@ -9,7 +10,7 @@ import torch
 import usable
 from moela.ep import EpBuffer, EpPeerLost, EpTimeout, run_local
 
-SETTINGS = layer.SETTINGS | {"deadline": 1.0}
+SETTINGS = layer.SETTINGS
 pytestmark = pytest.mark.parametrize("transport", [*usable.USABLE.values()])
 
 BAD = {
@@ -96,21 +97,24 @@ def test_ranks_that_dispatch_different_dtypes_are_told(transport):
 
 
 def test_a_rank_that_is_late_is_named_and_a_new_buffer_works(transport):
+    has_given_up = threading.Event()
+
     def on_rank(group):
         args = [t.detach() for t in layer.inputs(group.index)[:3]]
-        with EpBuffer(group, **SETTINGS, transport=transport) as buffer:
+        with EpBuffer(group, **SETTINGS | {"deadline": 2.0}, transport=transport) as buffer:
             layer.spread(*args, buffer.name, "compact")
             if buffer.rank == 1:
-                time.sleep(2.5)
+                assert has_given_up.wait(60)
             else:
                 start = time.monotonic()
                 with pytest.raises(EpTimeout) as error:
                     moela.ep_dispatch(*args, group=buffer.name)
                 assert (error.value.ranks, error.value.epoch) == ([1], 3)
-                assert 0.9 < time.monotonic() - start < 2.4
+                assert time.monotonic() - start > 1.9
                 with pytest.raises(EpTimeout, match="close it and build another"):
                     moela.ep_dispatch(*args, group=buffer.name)
-        with EpBuffer(group, **SETTINGS | {"deadline": 5.0}, transport=transport) as buffer:
+                has_given_up.set()
+        with EpBuffer(group, **SETTINGS, transport=transport) as buffer:
             assert torch.equal(layer.spread(*args, buffer.name, "compact"), layer.dense(*args))
 
     run_local(2, on_rank)
@@ -118,7 +122,7 @@ def test_a_rank_that_is_late_is_named_and_a_new_buffer_works(transport):
 
 def test_a_rank_that_has_closed_its_buffer_is_lost_at_once(transport):
     def on_rank(group):
-        with EpBuffer(group, **SETTINGS | {"deadline": 20.0}, transport=transport) as buffer:
+        with EpBuffer(group, **SETTINGS, transport=transport) as buffer:
             args = [t.detach() for t in layer.inputs(buffer.rank)[:3]]
             layer.spread(*args, buffer.name, "compact")
             if buffer.rank == 1:
@@ -127,7 +131,7 @@ def test_a_rank_that_has_closed_its_buffer_is_lost_at_once(transport):
             with pytest.raises(EpPeerLost) as error:
                 moela.ep_dispatch(*args, group=buffer.name)
             assert (error.value.ranks, error.value.epoch) == ([1], 3)
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 15  # the deadline is 20
 
     run_local(3, on_rank)
 
@@ -136,7 +140,7 @@ def test_a_rank_that_never_builds_its_buffer_is_named(transport):
     def on_rank(group):
         if group.index == 0:
             with pytest.raises(EpTimeout, match="no answer in time from rank 1: it did not build"):
-                EpBuffer(group, **SETTINGS, transport=transport)
+                EpBuffer(group, **SETTINGS | {"deadline": 0.5}, transport=transport)
 
     run_local(2, on_rank)
 

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -233,12 +232,9 @@ class EpBuffer:
 def buffer_of(group: str, op: str) -> EpBuffer:
     """The open buffer of that name."""
     buffer = _open.get(group)
-    torch._check_value(
-        buffer is not None,
-        lambda: (
-            f"{op}: group: expected the name of an open EpBuffer, got {group!r}; build one and pass its .name"
-        ),
-    )
+    if buffer is None:
+        wanted = f"expected the name of an open EpBuffer, got {group!r}; build one and pass its .name"
+        raise ValueError(f"{op}: group: {wanted}")
     return buffer
 
 

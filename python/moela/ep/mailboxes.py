@@ -3,6 +3,8 @@
 import ctypes
 from collections.abc import Callable, Iterator
 
+from torch import Tensor
+
 from moela import backends
 
 HEADER_BYTES = 256
@@ -35,9 +37,10 @@ def num_bytes(num_ranks: int) -> int:
 
 
 class Mailboxes:
-    """A rank's view. Whoever makes it keeps the memory alive."""
+    """A rank's view of memory, [*] uint8, that the ranks share."""
 
-    def __init__(self, address: int, num_ranks: int, rank: int) -> None:
+    def __init__(self, memory: Tensor, num_ranks: int, rank: int) -> None:
+        self._memory, address = memory, memory.data_ptr()  # the memory lives as long as what points to it
         self._of_rank = lambda r: (address, num_ranks, r)
         self._mine = self._of_rank(rank)
         self._headers = ctypes.create_string_buffer(num_ranks * HEADER_BYTES)

@@ -39,9 +39,9 @@ class ShmTransport(Transport):
         self._max_tokens = setup.max_tokens
         self._place_bytes = self.num_ranks**2 * setup.max_tokens * setup.row_bytes
         size = self._first_row + PLACES * self._place_bytes
-        self._file, self._memory = _make(setup, size) if self.rank == 0 else _open(setup, size)
-        self._bytes: Tensor | None = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self._boxes = Mailboxes(self._bytes.data_ptr(), self.num_ranks, self.rank)
+        self._file, memory = _make(setup, size) if self.rank == 0 else _open(setup, size)
+        self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
+        self._boxes = Mailboxes(self._bytes, self.num_ranks, self.rank)
         self._boxes.join(1)
         mine = torch.arange(self.rank * self.num_ranks, (self.rank + 1) * self.num_ranks, dtype=torch.int32)
         self._starts = mine * setup.max_tokens  # of the rows that each rank sends here
@@ -102,7 +102,7 @@ class ShmTransport(Transport):
         if self._bytes is None:
             return
         self._boxes.leave(None)
-        self._bytes = self._memory = None
+        self._bytes = self._boxes = None
         if self._file is not None:
             os.close(self._file)
 
@@ -112,9 +112,8 @@ class ShmTransport(Transport):
         Ranks that disagree about row_bytes write over each other's rows, and find out when they receive.
         """
         first = self._first_row + epoch % PLACES * self._place_bytes
-        return self._bytes[first : first + self.num_ranks**2 * self._max_tokens * row_bytes].view(
-            -1, row_bytes
-        )
+        num_rows = self.num_ranks**2 * self._max_tokens
+        return self._bytes[first : first + num_rows * row_bytes].view(num_rows, row_bytes)
 
     def _wait(self, epoch: int, missing_after: Callable[[float], list[int]]) -> None:
         """Until no rank is missing; raises when one never will be there, or at the deadline."""
@@ -181,7 +180,10 @@ def _available_bytes() -> int:
     free = int(words[words.index("MemAvailable:") + 1]) * 1024
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, words = (
+            (group / f"memory.{name}").read_text().split() for name in ("max", "current", "stat")
+        )
     except OSError:
         return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+    cached = int(words[words.index("inactive_file") + 1])  # part of what is used, and given up on demand
+    return free if limit == ["max"] else min(free, int(limit[0]) - int(used[0]) + cached)
