@@ -30,6 +30,12 @@ KERNELS = {
     "mla_sparse": 8,
     "mla_sparse_merge": 4,
     "mla_tiles": 1,
+    # What is added up has three types, of rows that are aligned and not.
+    "ep_send": 1,
+    "ep_place": 1,
+    "ep_receive": 1,
+    "ep_combine_send": 6,
+    "ep_combine_receive": 6,
 }
 
 
