@@ -62,12 +62,12 @@ REFUSED = {
         ["benhc"],
         "command: expected one of info, demo, bench, plan-ep, got 'benhc'; did you mean bench?",
     ),
-    "an op": (["bench", "fp8_gem"], "op: expected one of fp8_gemm, "),
+    "an op": (["bench", "fp8_gem"], "op: expected one of ep_plan, fp8_gemm, "),
     "a close op": (["bench", "fp8_gem"], "got 'fp8_gem'; did you mean fp8_gemm?"),
     "a model": (["bench", "all", "--model", "deepseek-v33"], "--model: expected one of deepseek-v2-lite, "),
     "a layer": (
         ["bench", "all", "--layers", "kv_a,kvb"],
-        "--layers of deepseek-v3: expected one of expert_gate, ",
+        "--layers of deepseek-v3: expected one of router, expert_gate, ",
     ),
     "a backend": (
         ["bench", "all", "--backends", "gpu"],
