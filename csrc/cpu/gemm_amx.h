@@ -9,9 +9,11 @@
 // columns of K side by side, as b has them, so weights are decoded and nothing
 // of them is transposed; pairs of rows of a are interleaved when they are
 // packed. Thirty-two rows of b and 256 columns of K make a panel, which stays
-// in L1 while all rows of a are multiplied with it. The next panel is decoded
-// meanwhile, a few lines between products, and its successor prefetched. Tasks
-// come several at once, so that a slab of a is read from L2 for all of them.
+// in L1 while all rows of a are multiplied with it. Beside the products of the last
+// of them the next panel is decoded, 64 columns of K at a time, into the place of
+// those that are done with (a second panel would fall out of L1), and its
+// successors are prefetched, a line for every line. Tasks come several at once,
+// so that a slab of a is read from L2 for all of them.
 //
 // Numerics for one element of d: every product is exact in float32. Per 128
 // columns of K there are four tiles of 32 columns. For each, ascending, its
@@ -26,9 +28,10 @@
 
 namespace {
 
-constexpr int kPanelRows = 2 * kTile;                 // of b
-constexpr int kPanelColumns = 2 * kBlock;             // of K: 16 KB
-constexpr int kUnitColumns = 2 * kTileColumns;        // that are decoded at once: a line of codes
+constexpr int kPanelRows = 2 * kTile;           // of b
+constexpr int kPanelColumns = 2 * kBlock;       // of K: 16 KB
+constexpr int kUnitColumns = 2 * kTileColumns;  // that are decoded at once: a line of codes
+constexpr int kUnits = kPanelColumns / kUnitColumns;
 constexpr int kTilesOfBlock = kBlock / kTileColumns;  // of columns
 constexpr int64_t kMaxInL2 = 1 << 20;                 // bytes of a that are read again for each panel
 constexpr int kAheadPanels = 2;                       // how far ahead of its use a panel of b is prefetched
@@ -36,56 +39,51 @@ static_assert(kPanelRows == kCols, "a panel has the columns of a task");
 
 constexpr int kPanelWords = kPanelRows * kPanelColumns / 2;  // [tile of columns][row][pair of columns]
 
-// Prefetches a panel of b into L2, some rows at a time.
-struct PanelPrefetcher {
-  MOELA_INLINE void step(int64_t count) {
-    for (; count > 0 && rows > 0; --count, --rows, row += ld)
-      for (int64_t byte = 0; byte < row_bytes; byte += kLine) prefetch_l2(row + byte);
-  }
-  const uint8_t* row;
-  int64_t ld;  // bytes
-  int64_t row_bytes;
-  int64_t rows_per_decoded;   // for three of four rows of b that are decoded
-  int64_t rows = kPanelRows;  // that are left
+// Where the next panel comes from. It is decoded into the place of the one that is being multiplied.
+struct NextPanel {
+  const uint8_t* codes;
+  int64_t ld;            // bytes
+  const uint8_t* ahead;  // what is prefetched meanwhile, the panel that comes some panels later
+  int64_t ahead_ld;
 };
 
-// Writes kPanelRows rows of b and kPanelColumns columns of K as bfloat16 into a
-// panel.
+// Writes kPanelRows rows and kUnitColumns columns of b as bfloat16 into a panel.
 template <class Codec>
-void decode_panel(const uint8_t* codes, int64_t ld, PanelPrefetcher& next, uint32_t* words) {
+MOELA_INLINE void decode_unit(const NextPanel& next, int64_t unit, uint32_t* panel) {
   constexpr int64_t kElement = sizeof(typename Codec::Element);
   [[maybe_unused]] const E4m3Decoder decoder;
-  PanelPrefetcher ahead = next;
-  for (int n = 0; n < kPanelRows; ++n, codes += ld, words += kTile) {
-    if (n % 4 != 3) ahead.step(ahead.rows_per_decoded);
+  const uint8_t* codes = next.codes + unit * kUnitColumns * kElement;
+  const int64_t ld = next.ld;
+  uint32_t* words = panel + unit * 4 * kTileFloats;
+  const uint8_t* ahead = next.ahead + unit * kPanelRows / kUnits * next.ahead_ld;
+  for (int n = 0; n < kPanelRows; n += 4, ahead += next.ahead_ld) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kPanelColumns / kUnitColumns; ++i) {
-      const uint8_t* p = codes + i * kUnitColumns * kElement;
+    for (int i = 0; i < 4; ++i, codes += ld, words += kTile) {
+      for (int line = 0; line < kElement; ++line) prefetch_l2(ahead + (i * kElement + line) * kLine);
       I out[2];
       if constexpr (kElement == 1) {
-        decoder.decode(load_words(p), out);
+        decoder.decode(load_words(codes), out);
       } else {
-        out[0] = load_words(p), out[1] = load_words(p + kLine);
+        out[0] = load_words(codes), out[1] = load_words(codes + kLine);
       }
-      _mm512_store_si512(words + i * 4 * kTileFloats,
-                         out[0]);  // a tile of the second half follows each
-      _mm512_store_si512(words + (i * 4 + 2) * kTileFloats, out[1]);
+      _mm512_store_si512(words, out[0]);  // a tile of the second half follows each
+      _mm512_store_si512(words + 2 * kTileFloats, out[1]);
     }
   }
-  next = ahead;
 }
 
-// Totals of a panel's rows: [row tile][half of the rows of b][row of b][lane].
+// Totals of a panel's rows: [row tile][half of the rows of b][row of b][lane], lanes side by
+// side.
 struct PanelTotals {
   alignas(64) float sums[moela::plan::kMaxChunkRows / kTile][2][kTile][kTile];
 };
 
 // What a panel is multiplied with.
 struct PanelProduct {
-  const uint32_t* words;  // of the panel
-  const uint32_t* a;      // of the first row tile, at the first column
-  const float* factors;   // [row tile][kBlocksPerSlab][lane], at the first block
-  const float* sf;        // of b, one per block
+  uint32_t* words;       // of the panel
+  const uint32_t* a;     // of the first row tile, at the first column
+  const float* factors;  // [row tile][kBlocksPerSlab][lane], at the first block
+  const float* sf;       // of b, one per block
   int64_t blocks;
   TileRows rows;
   int64_t tile_words;  // of a, from row tile to row tile
@@ -103,27 +101,27 @@ MOELA_INLINE void multiply_step(const uint32_t* w, const uint32_t* a, int64_t ti
   _tile_loadd(4, w, kLine);
   _tile_loadd(6, a, row_bytes);
   if constexpr (kFirst) {
-    _tile_stored(0, products, kLine);
+    _tile_stored(0, products, row_bytes);
     _tile_zero(0);
   }
   _tile_dpbf16ps(0, 4, 6);
   if constexpr (kWidth == 2) {
     _tile_loadd(7, a + tile_words, row_bytes);
     if constexpr (kFirst) {
-      _tile_stored(1, products + kTileFloats, kLine);
+      _tile_stored(1, products + kTileFloats, row_bytes);
       _tile_zero(1);
     }
     _tile_dpbf16ps(1, 4, 7);
   }
   _tile_loadd(5, w + kTileFloats, kLine);
   if constexpr (kFirst) {
-    _tile_stored(2, products + 2 * kTileFloats, kLine);
+    _tile_stored(2, products + 2 * kTileFloats, row_bytes);
     _tile_zero(2);
   }
   _tile_dpbf16ps(2, 5, 6);
   if constexpr (kWidth == 2) {
     if constexpr (kFirst) {
-      _tile_stored(3, products + 3 * kTileFloats, kLine);
+      _tile_stored(3, products + 3 * kTileFloats, row_bytes);
       _tile_zero(3);
     }
     _tile_dpbf16ps(3, 5, 7);
@@ -134,21 +132,26 @@ MOELA_INLINE void multiply_step(const uint32_t* w, const uint32_t* a, int64_t ti
 }
 
 // Adds a tile of products, times the factor of each lane, to its totals.
-MOELA_INLINE void add_tile(const float* products, F factor, float* totals) {
+MOELA_INLINE void add_tile(const float* products, F factor, int64_t lanes, float* totals) {
+  const auto add = [&](int64_t n) { store(totals + n, fma(load(products + n), factor, load(totals + n))); };
+  if (lanes == kTile) {
 #pragma GCC unroll 16
-  for (int n = 0; n < kTileFloats; n += kTile)
-    store(totals + n, fma(load(products + n), factor, load(totals + n)));
+    for (int n = 0; n < kTileFloats; n += kTile) add(n);
+  } else {
+    for (int64_t n = 0; n < lanes * kTile; n += kTile) add(n);
+  }
 }
 
-// Multiplies a panel with row tiles [begin, end), kWidth at a time, and
-// prefetches b. The products of a block are added to the totals in the course
-// of the next block.
-template <int kWidth>
-__attribute__((noinline)) void multiply_panel(const PanelProduct& p, int64_t begin, int64_t end,
-                                              int64_t rows_per_step, PanelPrefetcher& next) {
-  const int64_t step = kTile * p.rows.lanes, row_bytes = 4 * p.rows.lanes, tile_words = p.tile_words;
+// Multiplies a panel with row tiles [begin, end), kWidth at a time. The products of a block are added to the
+// totals in the course of the next block. With the last row tiles each part of the panel gives way to the
+// next one.
+template <class Codec, int kWidth>
+__attribute__((noinline)) void multiply_panel(const PanelProduct& p, int64_t begin, int64_t end, bool is_last,
+                                              const NextPanel& next) {
+  const int64_t lanes = p.rows.lanes, step = kTile * lanes, row_bytes = 4 * lanes, tile_words = p.tile_words;
   const int64_t blocks = p.blocks;
-  PanelPrefetcher ahead = next;
+  const I lane = _mm512_and_si512(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                  _mm512_set1_epi32(static_cast<int>(lanes - 1)));
   float* products = p.products;
   float* totals = products + 4 * kTileFloats;  // before the first block there is nothing to add
   F factors[kWidth];
@@ -158,39 +161,43 @@ __attribute__((noinline)) void multiply_panel(const PanelProduct& p, int64_t beg
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t t = begin; t < end; t += kWidth) {
-    const uint32_t *w = p.words, *a = p.a + t * tile_words;
+    const bool gives_way = is_last && t + kWidth >= end;
+    uint32_t* w = p.words;
+    const uint32_t* a = p.a + t * tile_words;
     for (int64_t b = 0; b < blocks; ++b) {
       multiply_step<kWidth, true>(w, a, tile_words, row_bytes, products);
-      add_tile(products, factors[0], totals);
-      ahead.step(rows_per_step);
+      add_tile(products, factors[0], lanes, totals);
       multiply_step<kWidth, false>(w + 2 * kTileFloats, a + step, tile_words, row_bytes, products);
-      add_tile(products + 2 * kTileFloats, factors[0], totals + kTileFloats);
-      ahead.step(rows_per_step);
+      add_tile(products + 2 * kTileFloats, factors[0], lanes, totals + kTileFloats);
+      if (gives_way) decode_unit<Codec>(next, 2 * b, p.words);
       multiply_step<kWidth, false>(w + 4 * kTileFloats, a + 2 * step, tile_words, row_bytes, products);
-      if constexpr (kWidth == 2) add_tile(products + kTileFloats, factors[1], totals + 2 * kTileFloats);
-      ahead.step(rows_per_step);
+      if constexpr (kWidth == 2)
+        add_tile(products + kTileFloats, factors[1], lanes, totals + 2 * kTileFloats);
       multiply_step<kWidth, false>(w + 6 * kTileFloats, a + 3 * step, tile_words, row_bytes, products);
-      if constexpr (kWidth == 2) add_tile(products + 3 * kTileFloats, factors[1], totals + 3 * kTileFloats);
-      ahead.step(rows_per_step);
+      if constexpr (kWidth == 2)
+        add_tile(products + 3 * kTileFloats, factors[1], lanes, totals + 3 * kTileFloats);
+      if (gives_way) decode_unit<Codec>(next, 2 * b + 1, p.words);
       w += kTilesOfBlock * 2 * kTileFloats;
       a += kTilesOfBlock * step;
       totals = p.totals + t * 2 * kTileFloats;
       for (int i = 0; i < kWidth; ++i)
-        factors[i] = mul(set1(p.sf[b]), load(p.factors + ((t + i) * kBlocksPerSlab + b) * p.rows.lanes));
+        factors[i] = mul(set1(p.sf[b]), _mm512_permutexvar_ps(
+                                            lane, load(p.factors + ((t + i) * kBlocksPerSlab + b) * lanes)));
     }
   }
-  _tile_stored(0, products, kLine);
-  _tile_stored(2, products + 2 * kTileFloats, kLine);
+  _tile_stored(0, products, row_bytes);
+  _tile_stored(2, products + 2 * kTileFloats, row_bytes);
   if constexpr (kWidth == 2) {
-    _tile_stored(1, products + kTileFloats, kLine);
-    _tile_stored(3, products + 3 * kTileFloats, kLine);
+    _tile_stored(1, products + kTileFloats, row_bytes);
+    _tile_stored(3, products + 3 * kTileFloats, row_bytes);
   }
   asm volatile("" ::: "memory");
   for (int i = 0; i < kWidth; ++i) {
-    add_tile(products + i * kTileFloats, factors[i], totals + 2 * i * kTileFloats);
-    add_tile(products + (2 + i) * kTileFloats, factors[i], totals + (2 * i + 1) * kTileFloats);
+    add_tile(products + i * kTileFloats, factors[i], lanes, totals + 2 * i * kTileFloats);
+    add_tile(products + (2 + i) * kTileFloats, factors[i], lanes, totals + (2 * i + 1) * kTileFloats);
   }
-  next = ahead;
+  if (is_last)
+    for (int64_t unit = 2 * blocks; unit < kUnits; ++unit) decode_unit<Codec>(next, unit, p.words);
 }
 
 constexpr float kOnes[kBlocksPerSlab] = {1, 1, 1, 1, 1, 1, 1, 1};
@@ -222,11 +229,18 @@ inline void store_totals(const PanelTotals& totals, const TileRows& rows, int64_
     const auto row_of = [&](int64_t task) { return sums + (task * num_rows + m0) * kCols; };
     float* to = is_task ? row_of(column / kCols) : copy;
     for (int half = 0; half < 2; ++half) {
+      const float* from = totals.sums[t][half][0];
+      float* const half_of = to + half * kTile;
+      if (rows.lanes < kTile) {
+        for (int64_t m = 0; m < lanes; ++m)
+          for (int n = 0; n < kTile; ++n) half_of[m * kCols + n] = from[n * rows.lanes + m];
+        continue;
+      }
       I q[kTile];
-      load_quads(reinterpret_cast<const uint8_t*>(totals.sums[t][half]), kLine, q);
+      load_quads(reinterpret_cast<const uint8_t*>(from), kLine, q);
 #pragma GCC unroll 16
       for (int m = 0; m < kTile; ++m)
-        if (m < lanes) _mm512_storeu_si512(to + m * kCols + half * kTile, q[m]);
+        if (m < lanes) _mm512_storeu_si512(half_of + m * kCols, q[m]);
     }
     if (is_task) continue;
     for (int64_t n = 0; n < count; ++n) {
@@ -251,6 +265,7 @@ template <class Codec>
 class PanelWalk {
  public:
   static constexpr int64_t kElement = sizeof(typename Codec::Element);
+  static constexpr int64_t kRowBytes = kPanelColumns * kElement;
   PanelWalk(const GemmChunk& chunk, const Columns& columns, TileScratch& scratch)
       : chunk_(chunk),
         p_(*chunk.problem),
@@ -263,14 +278,10 @@ class PanelWalk {
     const Tiles tiles(rows_.lanes);
     for (int64_t i = 0; i < panels_.count; ++i)
       std::memset(&scratch_.totals[i], 0, rows_.count * sizeof scratch_.totals[0].sums[0]);
+    NextPanel next = panel_at(0);
+    for (int unit = 0; unit < kUnits; ++unit) decode_unit<Codec>(next, unit, scratch_.panel);
     for (int64_t step = 0; step < steps_; ++step) {
-      // With few rows of a decoding takes most of the time, with many multiplying: prefetches spread over
-      // both, as DRAM is idle where they come in bursts.
-      PanelPrefetcher next = {.row = codes_of(step + kAheadPanels),
-                              .ld = ld_,
-                              .row_bytes = kPanelColumns * kElement,
-                              .rows_per_decoded = rows_.count <= 2 ? 1 : 0};
-      decode(step, next);
+      next = panel_at(step + 1);
       multiply(step, next);
     }
     for (int64_t i = 0; i < panels_.count; ++i)
@@ -284,24 +295,30 @@ class PanelWalk {
 
   // Where b is read in a step; after the last one, as far as one knows.
   const uint8_t* codes_of(int64_t step) const {
-    return step < steps_ ? row_of_b(p_, panels_.n0(panel(step))) + k0(step) * kElement
-                         : static_cast<const uint8_t*>(columns_.next) + (step - steps_) * kPanelRows * ld_;
+    if (step < steps_) return row_of_b(p_, panels_.n0(panel(step))) + k0(step) * kElement;
+    return static_cast<const uint8_t*>(columns_.next) +
+           (step - steps_) * (fits_ ? kRowBytes : kPanelRows * ld_);
   }
 
-  // The rows of b and columns of K that exist, zeros beyond.
-  void decode(int64_t step, PanelPrefetcher& next) {
+  // The rows of b and columns of K that exist, zeros beyond. After the last step, anything.
+  NextPanel panel_at(int64_t step) {
+    NextPanel next = {
+        .codes = scratch_.staging, .ld = kRowBytes, .ahead = codes_of(step + kAheadPanels), .ahead_ld = ld_};
+    if (step == steps_) return next;
     const int64_t rows = panels_.rows(panel(step)), cols = min_of(kPanelColumns, p_.K - k0(step));
     const uint8_t* codes = codes_of(step);
-    if (rows == kPanelRows && cols == kPanelColumns)
-      return decode_panel<Codec>(codes, ld_, next, scratch_.panel);
-    constexpr int64_t kRowBytes = kPanelColumns * kElement;
+    if (rows == kPanelRows && cols == kPanelColumns) {
+      next.codes = codes;
+      next.ld = ld_;
+      return next;
+    }
     std::memset(scratch_.staging, 0, kPanelRows * kRowBytes);
     for (int64_t n = 0; n < rows; ++n)
       std::memcpy(scratch_.staging + n * kRowBytes, codes + n * ld_, cols * kElement);
-    decode_panel<Codec>(scratch_.staging, kRowBytes, next, scratch_.panel);
+    return next;
   }
 
-  void multiply(int64_t step, PanelPrefetcher& next) {
+  void multiply(int64_t step, const NextPanel& next) {
     const PackedSlab slab(chunk_, k0(step) / kSlab);
     const int64_t k = k0(step) - slab.k0, i = panel(step);
     const PanelProduct product = {.words = scratch_.panel,
@@ -313,10 +330,9 @@ class PanelWalk {
                                   .tile_words = slab.tile_words,
                                   .totals = scratch_.totals[i].sums[0][0][0],
                                   .products = scratch_.products};
-    const int64_t paired = rows_.count / 2 * 2, pairs = ceil_div(rows_.count, 2);
-    const int64_t rows_per_step = ceil_div(next.rows, pairs * product.blocks * kTilesOfBlock);
-    if (paired > 0) multiply_panel<2>(product, 0, paired, rows_per_step, next);
-    if (paired < rows_.count) multiply_panel<1>(product, paired, rows_.count, rows_per_step, next);
+    const int64_t paired = rows_.count / 2 * 2;
+    if (paired > 0) multiply_panel<Codec, 2>(product, 0, paired, paired == rows_.count, next);
+    if (paired < rows_.count) multiply_panel<Codec, 1>(product, paired, rows_.count, true, next);
   }
 
   const GemmChunk& chunk_;
