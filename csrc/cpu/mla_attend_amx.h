@@ -1,8 +1,8 @@
 // Attention over a latent cache in the tiles of AMX, where q and the cache are bfloat16. Bound: with many
 // heads the softmax and what prepares operands, with few the memory. Included by isa_amx_bf16.cpp only.
 //
-// A tile of keys is copied and its values are paired once for all heads; scores, softmax and weighted values
-// follow, while the next tile is fetched.
+// Keys are multiplied where they lie, a step apart, or from a copy. Values are paired 32 columns at a time, once
+// for all heads, so that pairs stay in L1. Beside all this the next tile is fetched.
 //
 // Numerics of one head: scores are products of amx_tile.h over the columns; the softmax is that of
 // mla_attend_kernel.h; weights are rounded to bfloat16, their sum is not; weighted values are products over
@@ -30,13 +30,13 @@ struct MlaTileScratch {
   MlaTileScratch(const MlaProblem& p, float* memory)
       : keys(memory),
         pairs(keys + 2 * mla_tile_steps(p) * kTileFloats),
-        scores(pairs + p.padded_latent() / kTile * kMlaPairBlock),
+        scores(pairs + 2 * kMlaPairBlock),
         weights(scores + kMlaTileKeys * kMlaTileHeads),
         products(weights + kMlaTileKeys / 2 * kMlaTileHeads),
         rescale(products + 4 * kTileFloats),
         end(rescale + kMlaTileHeads) {}
   float* keys;      // [column / 32][32 keys][16 words]: stays in L1
-  float* pairs;     // as in amx_attend.h
+  float* pairs;     // as in amx_attend.h, of 32 columns
   float* scores;    // [key][heads]
   float* weights;   // [heads / 16][key / 32], tiles
   float* products;  // [32][32]
@@ -76,52 +76,74 @@ struct MlaFetch {
   }
 };
 
-// Thirty-two rows, zeros from `count` on, to keys and pairs. Column by column: row by row the pairs would go
-// to more pages than the first level of translation has for stores (16).
-inline void load_keys(const MlaProblem& p, const uint8_t* const* rows, int64_t count, float* keys,
-                      float* pairs, Ordinary& ordinary, const MlaFetch& fetch) {
-  const int64_t D = p.D(), latent = p.padded_latent();
-  for (int64_t k = 0; k < D; k += kTileColumns) {
-    const __mmask32 live = tile_columns(D - k);
-    const auto load_pairs = [&](const auto& load_row) {
-      for (int64_t t = 0; t < kTileColumns; t += 2, keys += 2 * kTile) {
-        const I x = load_row(t), y = load_row(t + 1);
-        ordinary.see(x);
-        ordinary.see(y);
-        _mm512_storeu_si512(keys, x);
-        _mm512_storeu_si512(keys + kTile, y);
-        if (k < latent) store_pairs(x, y, k, kMlaPairBlock, pairs + t / 2 * kTile);
-        fetch.step();
-      }
-    };
-    if (count >= kTileColumns)
-      load_pairs([&](int64_t t) { return load_columns(rows[t], k, live); });
-    else
-      load_pairs([&](int64_t t) { return t < count ? load_columns(rows[t], k, live) : zero_bytes(); });
+// Whether rows can be multiplied where they lie: whole tiles of them, a step apart.
+inline bool are_tiles(const MlaProblem& p, const uint8_t* const* rows, int64_t count) {
+  const int64_t step = rows[1] - rows[0];
+  bool are_steps = count >= kTileColumns && p.D() % kTileColumns == 0 && step % 4 == 0;
+  for (int64_t t = 1; are_steps && t < kTileColumns; ++t) are_steps = rows[t] - rows[t - 1] == step;
+  return are_steps;
+}
+
+// Thirty-two keys, zeros from `count` on, as the first operand of scores. Row after row, as memory likes it.
+inline TileOperand load_keys(const MlaProblem& p, const uint8_t* const* rows, int64_t count, float* copy,
+                             Ordinary& ordinary) {
+  const int64_t D = p.D();
+  if (are_tiles(p, rows, count)) {
+    for (int64_t t = 0; t < kTileColumns; ++t)
+      for (int64_t k = 0; k < D; k += kTileColumns) ordinary.see(load_columns(rows[t], k, ~__mmask32{0}));
+    const int64_t row = (rows[1] - rows[0]) / 4;
+    return {.words = reinterpret_cast<const float*>(rows[0]),
+            .row = row,
+            .second = row * kTile,
+            .step = kTile};
   }
+  for (int64_t t = 0; t < kTileColumns; ++t)
+    for (int64_t k = 0; k < D; k += kTileColumns) {
+      const I x = t < count ? load_columns(rows[t], k, tile_columns(D - k)) : zero_bytes();
+      ordinary.see(x);
+      _mm512_storeu_si512(copy + k * kTileColumns / 2 + t * kTile, x);
+    }
+  return {.words = copy, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats};
 }
 
 // scores[32 keys][heads] = keys @ q.
-inline void scores_of_tile(const MlaProblem& p, const MlaQuery& q, const float* keys, float* scores,
+inline void scores_of_tile(const MlaProblem& p, const MlaQuery& q, const TileOperand& keys, float* scores,
                            const MlaFetch& fetch) {
   const int64_t heads = q.padded_heads(), steps = mla_tile_steps(p);
-  const TileOperand of_keys = {.words = keys, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats};
   for_pairs_of_tiles(heads / kTile, [&](int64_t head, auto cols) {
     const TileOperand of_heads = whole_tiles(q.packed + head * steps * kTileFloats, steps * kTileFloats);
-    multiply_tiles<2, cols>(of_keys, of_heads, steps, scores + head * kTile, heads, fetch);
+    multiply_tiles<2, cols>(keys, of_heads, steps, scores + head * kTile, heads, fetch);
   });
 }
 
+// Columns [column, column + 32) of whole tiles of 32 keys, zeros from `count` on.
+inline void load_pairs(const MlaProblem& p, const uint8_t* const* rows, int64_t count, int64_t tiles,
+                       int64_t column, float* pairs, const MlaFetch& fetch) {
+  const __mmask32 live = tile_columns(p.D() - column);
+  int64_t t = 0;
+  for (; t + 1 < count; t += 2, pairs += kTile) {
+    store_pairs(load_columns(rows[t], column, live), load_columns(rows[t + 1], column, live), 0,
+                kMlaPairBlock, pairs);
+    fetch.step();
+  }
+  for (; t < tiles * kTileColumns; t += 2, pairs += kTile)
+    store_pairs(t < count ? load_columns(rows[t], column, live) : zero_bytes(), zero_bytes(), 0,
+                kMlaPairBlock, pairs);
+}
+
 // sums[head][ld] = sums * rescale + weights @ values.
-inline void values_of_tiles(int64_t heads, int64_t ld, int64_t tiles, const MlaTileScratch& scratch,
-                            float* sums, const MlaFetch& fetch) {
+inline void values_of_tiles(const MlaProblem& p, const uint8_t* const* rows, int64_t count, int64_t heads,
+                            int64_t tiles, const MlaTileScratch& scratch, float* sums,
+                            const MlaFetch& fetch) {
+  const int64_t ld = p.padded_latent();
+  const TileOperand values = whole_tiles(scratch.pairs, kMlaPairBlock);
   for (int64_t column = 0; column < ld; column += kTileColumns) {
-    const TileOperand values = whole_tiles(scratch.pairs + column / kTile * kMlaPairBlock, kMlaPairBlock);
-    for_pairs_of_tiles(heads / kTile, [&](int64_t tile, auto rows) {
+    load_pairs(p, rows, count, tiles, column, scratch.pairs, fetch);
+    for_pairs_of_tiles(heads / kTile, [&](int64_t tile, auto rows_of_tiles) {
       const TileOperand weights =
           whole_tiles(scratch.weights + tile * tiles * kTileFloats, tiles * kTileFloats);
-      multiply_tiles<rows, 2>(weights, values, tiles, scratch.products, kTileColumns, fetch);
-      add_products(scratch.products, rows * kTile, scratch.rescale + tile * kTile,
+      multiply_tiles<rows_of_tiles, 2>(weights, values, tiles, scratch.products, kTileColumns, fetch);
+      add_products(scratch.products, rows_of_tiles * kTile, scratch.rescale + tile * kTile,
                    sums + tile * kTile * ld + column, ld);
     });
   }
@@ -147,13 +169,12 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQuery& q, int64_t part, float
     locate_rows(p.cache, q.keys, key, count, rows);
     const int64_t row_bytes = mla_row_bytes(p.cache);
     MlaPrefetcher lines(next, locate_rows(p.cache, q.keys, key + count, kMlaTileKeys, next), row_bytes);
-    const int64_t steps = tiles * (mla_tile_steps(p) * kTile +
-                                   (heads / kTile + 1) / 2 * (mla_tile_steps(p) + ld / kTileColumns));
+    const int64_t steps = tiles * (ld / 2 + (heads / kTile + 1) / 2 * (mla_tile_steps(p) + ld / kTileColumns));
     const MlaFetch fetch = {lines, kMlaTileKeys * (row_bytes + 63) / 64 / steps + 1};
     Ordinary ordinary;
     for (int64_t t = 0; t < count; t += kTileColumns) {
-      load_keys(p, rows + t, count - t, scratch.keys, scratch.pairs + t / 2 * kTile, ordinary, fetch);
-      scores_of_tile(p, q, scratch.keys, scratch.scores + t * heads, fetch);
+      const TileOperand keys = load_keys(p, rows + t, count - t, scratch.keys, ordinary);
+      scores_of_tile(p, q, keys, scratch.scores + t * heads, fetch);
     }
     if (!ordinary.all()) return false;
     softmax_tile(softmax, p.sm_scale, count, scratch.scores);
@@ -161,7 +182,7 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQuery& q, int64_t part, float
     for (int64_t head = 0; head < heads; head += kTile)
       weights_to_tiles(scratch.scores + head, heads, tiles,
                        scratch.weights + head / kTile * tiles * kTileFloats);
-    values_of_tiles(heads, ld, tiles, scratch, sums, fetch);
+    values_of_tiles(p, rows, count, heads, tiles, scratch, sums, fetch);
   }
   for (float* x = sums; x < sums + heads * ld; x += kTileColumns) in_order(x, set1(1 / kWeightFactor), x);
   return true;
