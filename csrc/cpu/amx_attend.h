@@ -38,9 +38,9 @@ class Ordinary {
 
 constexpr int kTileColumns = 2 * kTile;
 
-// Which of 32 columns there are, where there are `left`.
+// Which of 32 columns there are, where there are `left`, or fewer than none.
 inline __mmask32 tile_columns(int64_t left) {
-  return left >= kTileColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+  return left >= kTileColumns ? ~__mmask32{0} : left <= 0 ? 0 : (__mmask32{1} << left) - 1;
 }
 // Columns [k, k + 32) of a row, zeros where there are none.
 MOELA_INLINE I load_columns(const void* row, int64_t k, __mmask32 live) {
