@@ -6,14 +6,14 @@
 // next tile is fetched, beside the products, of which few heads have too few to hide anything else.
 //
 // Numerics of one head: scores are products of amx_tile.h over the columns; the softmax is that of
-// mla_attend_kernel.h; weights are rounded to bfloat16, their sum is not; weighted values are products over
+// amx_softmax.h; weights are rounded to bfloat16, their sum is not; weighted values are products over
 // the keys of a tile of 192. A query, or a part of its keys, that has numbers which are not ordinary
 // (amx_attend.h) takes the float32 kernel, so bits depend on a query and its keys only.
 #pragma once
 
 #include <utility>
 
-#include "cpu/amx_attend.h"
+#include "cpu/amx_softmax.h"
 #include "cpu/mla_attend_kernel.h"
 
 namespace {
@@ -209,11 +209,10 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQuery& q, int64_t part, float
   const int64_t heads = q.padded_heads(), ld = p.padded_latent();
   float* sums = q.parts + part * moela::cpu::mla_part_floats(p, q);
   const MlaTileScratch scratch(p, memory);
-  const MlaSoftmax softmax = {
-      .max = sums + heads * ld, .sum = sums + heads * (ld + 1), .rescale = scratch.rescale, .heads = heads};
+  float *max = sums + heads * ld, *sum = max + heads;
   std::memset(sums, 0, heads * (ld + 2) * sizeof(float));
   std::memset(scratch.zeros, 0, mla_tile_steps(p) * kTile * sizeof(float));
-  for (int64_t h = 0; h < heads; ++h) softmax.max[h] = kNoScore;
+  for (int64_t h = 0; h < heads; ++h) max[h] = kNoScore;
   const int64_t first = part * moela::cpu::kMlaSplit;
   const int64_t end =
       first + moela::cpu::kMlaSplit < q.keys.count ? first + moela::cpu::kMlaSplit : q.keys.count;
@@ -241,10 +240,9 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQuery& q, int64_t part, float
       if (t + 1 < tiles) keys = keys_of(t + 1);
       scores_of_tile(p, q, operand, scratch.scores + t * kTileColumns * heads, keys);
     }
-    softmax_tile(softmax, p.sm_scale, count, scratch.scores);
-    std::memset(scratch.scores + count * heads, 0, (tiles * kTileColumns - count) * heads * sizeof(float));
     for (int64_t head = 0; head < heads; head += kTile)
-      weights_to_tiles(scratch.scores + head, heads, tiles,
+      softmax_to_tiles({.max = max + head, .sum = sum + head, .rescale = scratch.rescale + head}, p.sm_scale,
+                       scratch.scores + head, heads, count, count, tiles,
                        scratch.weights + head / kTile * tiles * kTileFloats);
     values_of_tiles(p, rows, next, heads, tiles, scratch, sums, ordinary);
   }

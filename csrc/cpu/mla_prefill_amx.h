@@ -8,7 +8,7 @@
 // float32 kernel, so bits depend on a query and what it sees only.
 #pragma once
 
-#include "cpu/amx_attend.h"
+#include "cpu/amx_softmax.h"
 #include "cpu/mla_prefill_kernel.h"
 
 namespace {
@@ -168,11 +168,9 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
         scores_of_tile(p, scratch.keys, scratch.queries, padded, seen - t, scratch.scores + t * kPrefillRows);
       }
       const int64_t tiles = (keys + kTileColumns - 1) / kTileColumns;
-      prefill_softmax(softmax, p.sm_scale, keys, padded, seen, scratch.scores);
-      std::memset(scratch.scores + keys * kPrefillRows, 0,
-                  (tiles * kTileColumns - keys) * kPrefillRows * sizeof(float));
       for (int64_t i = 0; i < padded; i += kTile)
-        weights_to_tiles(scratch.scores + i, kPrefillRows, tiles,
+        softmax_to_tiles({.max = softmax.max + i, .sum = softmax.sum + i, .rescale = softmax.rescale + i},
+                         p.sm_scale, scratch.scores + i, kPrefillRows, keys, seen + i, tiles,
                          scratch.weights + i / kTile * tiles * kTileFloats);
       values_of_tiles(scratch, padded, keys, seen, tiles, ld);
     }
