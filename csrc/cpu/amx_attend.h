@@ -16,7 +16,8 @@
 
 namespace {
 
-constexpr float kWeightFactor = 0x1p50f;
+constexpr int kWeightExponent = 50;
+constexpr float kWeightFactor = int64_t{1} << kWeightExponent;
 
 // What lanes of bfloat16 have been seen: all ordinary or not.
 class Ordinary {
@@ -36,9 +37,9 @@ class Ordinary {
   I largest_ = _mm512_setzero_si512(), least_ = _mm512_set1_epi16(-1);
 };
 
-// Which of 32 columns there are, where there are `left`.
+// Which of 32 columns there are, where there are `left`, or fewer than none.
 inline __mmask32 tile_columns(int64_t left) {
-  return left >= kTileColumns ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+  return left >= kTileColumns ? ~__mmask32{0} : left <= 0 ? 0 : (__mmask32{1} << left) - 1;
 }
 // Columns [k, k + 32) of a row, zeros where there are none.
 MOELA_INLINE I load_columns(const void* row, int64_t k, __mmask32 live) {
@@ -64,25 +65,6 @@ MOELA_INLINE void in_order(const float* sums, F factor, float* to) {
           second = _mm512_add_epi64(first, _mm512_set1_epi64(4));
   store(to, _mm512_castpd_ps(_mm512_permutex2var_pd(x, first, y)));
   store(to + kTile, _mm512_castpd_ps(_mm512_permutex2var_pd(x, second, y)));
-}
-
-// Weights [key][ld] of sixteen heads or queries and whole tiles of 32 keys: tile after tile.
-inline void weights_to_tiles(const float* weights, int64_t ld, int64_t tiles, float* to) {
-  const F factor = set1(kWeightFactor);
-  const I both = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                  21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  for (int64_t tile = 0; tile < tiles; ++tile, to += kTileFloats) {
-    alignas(64) float pairs[kTileFloats];
-    for (int i = 0; i < kTile; ++i, weights += 2 * ld) {
-      const __m512bh halves =
-          _mm512_cvtne2ps_pbh(mul(load(weights + ld), factor), mul(load(weights), factor));
-      _mm512_store_si512(pairs + i * kTile, _mm512_permutexvar_epi16(both, reinterpret_cast<I>(halves)));
-    }
-    I rows[kTile];
-    load_quads(reinterpret_cast<const uint8_t*>(pairs), 64, rows);
-#pragma GCC unroll 16
-    for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(to + i * kTile, rows[i]);
-  }
 }
 
 // sums[row][ld] = sums * rescale[row] + products[row][32].

@@ -1,16 +1,19 @@
 // Attention over a latent cache in the tiles of AMX, where q and the cache are bfloat16. Bound: with many
 // heads the softmax and what prepares operands, with few the memory. Included by isa_amx_bf16.cpp only.
 //
-// A tile of keys is copied and its values are paired once for all heads; scores, softmax and weighted values
-// follow, while the next tile is fetched.
+// Keys are multiplied where they lie, if a step apart, or from a copy; values are paired 32 columns at a
+// time, once for all heads, so that pairs stay in L1. This is done for the next keys and columns, and the
+// next tile is fetched, beside the products, of which few heads have too few to hide anything else.
 //
 // Numerics of one head: scores are products of amx_tile.h over the columns; the softmax is that of
-// mla_attend_kernel.h; weights are rounded to bfloat16, their sum is not; weighted values are products over
+// amx_softmax.h; weights are rounded to bfloat16, their sum is not; weighted values are products over
 // the keys of a tile of 192. A query, or a part of its keys, that has numbers which are not ordinary
 // (amx_attend.h) takes the float32 kernel, so bits depend on a query and its keys only.
 #pragma once
 
-#include "cpu/amx_attend.h"
+#include <utility>
+
+#include "cpu/amx_softmax.h"
 #include "cpu/mla_attend_kernel.h"
 
 namespace {
@@ -25,28 +28,29 @@ inline bool is_for_tiles(const MlaProblem& p) {
 }
 inline int64_t mla_tile_steps(const MlaProblem& p) { return (p.D() + kTileColumns - 1) / kTileColumns; }
 
-// What a part uses while it runs.
+// What a part uses while it runs: mla_tile_scratch_floats.
 struct MlaTileScratch {
   MlaTileScratch(const MlaProblem& p, float* memory)
-      : keys(memory),
-        pairs(keys + 2 * mla_tile_steps(p) * kTileFloats),
-        scores(pairs + p.padded_latent() / kTile * kMlaPairBlock),
+      : keys{memory, memory + 2 * mla_tile_steps(p) * kTileFloats},
+        zeros(keys[1] + 2 * mla_tile_steps(p) * kTileFloats),
+        pairs{zeros + mla_tile_steps(p) * kTile, zeros + mla_tile_steps(p) * kTile + 2 * kMlaPairBlock},
+        scores(pairs[1] + 2 * kMlaPairBlock),
         weights(scores + kMlaTileKeys * kMlaTileHeads),
         products(weights + kMlaTileKeys / 2 * kMlaTileHeads),
-        rescale(products + 4 * kTileFloats),
-        end(rescale + kMlaTileHeads) {}
-  float* keys;      // [column / 32][32 keys][16 words]: stays in L1
-  float* pairs;     // as in amx_attend.h
+        rescale(products + 4 * kTileFloats) {}
+  float* keys[2];   // [column / 32][32 keys][16 words]
+  float* zeros;     // the row of a key that there is not
+  float* pairs[2];  // as in amx_attend.h, of 32 columns
   float* scores;    // [key][heads]
   float* weights;   // [heads / 16][key / 32], tiles
   float* products;  // [32][32]
   float* rescale;   // [heads]
-  float* end;
 };
 
 int64_t mla_tile_scratch_floats(const MlaProblem& p) {
-  float* const begin = nullptr;
-  const int64_t in_tiles = MlaTileScratch(p, begin).end - begin;
+  const int64_t of_keys = mla_tile_steps(p) * (4 * kTileFloats + kTile);
+  const int64_t in_tiles =
+      of_keys + 4 * kMlaPairBlock + (kMlaTileKeys * 3 / 2 + 1) * kMlaTileHeads + 4 * kTileFloats;
   const int64_t in_float32 = mla_scratch_floats(p) + (p.padded_D() + 1) * kMlaTileHeads;
   return in_tiles > in_float32 ? in_tiles : in_float32;
 }
@@ -67,63 +71,136 @@ void mla_pack_tiles(const MlaProblem& p, const MlaQuery& q) {
   *note_of(p, q) = is_ordinary ? 1.f : 0.f;
 }
 
-// Fetches some lines with every step.
-struct MlaFetch {
-  MlaPrefetcher& lines;
-  int64_t lines_of_step;
-  MOELA_INLINE void step() const {
-    for (int64_t i = 0; i < lines_of_step; ++i) lines.step();
-  }
-};
-
-// Thirty-two rows, zeros from `count` on, to keys and pairs. Column by column: row by row the pairs would go
-// to more pages than the first level of translation has for stores (16).
-inline void load_keys(const MlaProblem& p, const uint8_t* const* rows, int64_t count, float* keys,
-                      float* pairs, Ordinary& ordinary, const MlaFetch& fetch) {
-  const int64_t D = p.D(), latent = p.padded_latent();
-  for (int64_t k = 0; k < D; k += kTileColumns) {
-    const __mmask32 live = tile_columns(D - k);
-    const auto load_pairs = [&](const auto& load_row) {
-      for (int64_t t = 0; t < kTileColumns; t += 2, keys += 2 * kTile) {
-        const I x = load_row(t), y = load_row(t + 1);
-        ordinary.see(x);
-        ordinary.see(y);
-        _mm512_storeu_si512(keys, x);
-        _mm512_storeu_si512(keys + kTile, y);
-        if (k < latent) store_pairs(x, y, k, kMlaPairBlock, pairs + t / 2 * kTile);
-        fetch.step();
-      }
-    };
-    if (count >= kTileColumns)
-      load_pairs([&](int64_t t) { return load_columns(rows[t], k, live); });
-    else
-      load_pairs([&](int64_t t) { return t < count ? load_columns(rows[t], k, live) : zero_bytes(); });
-  }
+// Of the lines of the next tile some are fetched beside scores, the others beside values.
+constexpr bool is_fetched_beside_scores(int64_t column, int64_t values) {
+  return column >= values || column / kTileColumns % 3 == 0;
 }
 
+// Makes 32 rows the first operand of scores: where they lie, or a copy. Sees columns beyond those of values.
+class MlaKeyTile {
+ public:
+  MlaKeyTile(const MlaProblem& p, const uint8_t* const* rows, const uint8_t* const* next, float* copy,
+             Ordinary& ordinary)
+      : rows_(rows), next_(next), copy_(copy), ordinary_(&ordinary), D_(p.D()), values_(p.padded_latent()) {
+    const int64_t step = rows[1] - rows[0];
+    are_tiles_ = D_ % kTileColumns == 0 && step % 4 == 0;
+    for (int64_t t = 1; are_tiles_ && t < kTileColumns; ++t) are_tiles_ = rows[t] - rows[t - 1] == step;
+  }
+
+  // 32 columns.
+  MOELA_INLINE void step() {
+    if (column_ >= D_) return;
+    const int64_t column = column_;
+    const __mmask32 live = tile_columns(D_ - column);
+    if (!are_tiles_)
+      for (int64_t t = 0; t < kTileColumns; ++t)
+        _mm512_storeu_si512(copy_ + column * kTile + t * kTile, load_columns(rows_[t], column, live));
+    if (column >= values_)
+      for (int64_t t = 0; t < kTileColumns; ++t) ordinary_->see(load_columns(rows_[t], column, live));
+    if (is_fetched_beside_scores(column, values_))
+      for (int64_t t = 0; t < kTileColumns; ++t) prefetch_l2(next_[t] + 2 * column);
+    column_ += kTileColumns;
+  }
+
+  TileOperand operand() {
+    while (column_ < D_) step();
+    const int64_t row = (rows_[1] - rows_[0]) / 4;
+    if (are_tiles_)
+      return {.words = reinterpret_cast<const float*>(rows_[0]),
+              .row = row,
+              .second = row * kTile,
+              .step = kTile};
+    return {.words = copy_, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats};
+  }
+
+ private:
+  const uint8_t *const *rows_, *const *next_;
+  float* copy_;
+  Ordinary* ordinary_;
+  int64_t D_, values_, column_ = 0;
+  bool are_tiles_;
+};
+
+// Makes 32 columns of some rows the second operand of values. Sees them, and fetches those of the next tile.
+class MlaPairs {
+ public:
+  MlaPairs(const MlaProblem& p, const uint8_t* const* rows, const uint8_t* const* next, int64_t count,
+           int64_t column, float* pairs, Ordinary& ordinary)
+      : rows_(rows),
+        next_(next),
+        end_(rows + count),
+        pairs_(pairs),
+        column_(column),
+        ordinary_(&ordinary),
+        is_fetched_(!is_fetched_beside_scores(column, p.padded_latent())),
+        live_(tile_columns(p.D() - column)) {}
+
+  // 32 rows.
+  MOELA_INLINE void step() {
+    if (rows_ == end_) return;
+    // Copies of members, which stores to memory would make it load again.
+    const auto *rows = rows_, *next = next_, *end = rows_ + kTileColumns;
+    const int64_t column = column_;
+    const __mmask32 live = live_;
+    float* pairs = pairs_;
+    Ordinary ordinary = *ordinary_;
+    for (; rows != end; rows += 2, pairs += kTile) {
+      const I x = load_columns(rows[0], column, live), y = load_columns(rows[1], column, live);
+      ordinary.see(x);
+      ordinary.see(y);
+      store_pairs(x, y, 0, kMlaPairBlock, pairs);
+    }
+    *ordinary_ = ordinary;
+    if (is_fetched_)
+      for (int64_t t = 0; t < kTileColumns; ++t) prefetch_l2(next[t] + 2 * column);
+    rows_ = rows;
+    next_ += kTileColumns;
+    pairs_ = pairs;
+  }
+  void finish() {
+    while (rows_ != end_) step();
+  }
+
+ private:
+  const uint8_t *const *rows_, *const *next_, *const *end_;
+  float* pairs_;
+  int64_t column_;
+  Ordinary* ordinary_;
+  bool is_fetched_;
+  __mmask32 live_;
+};
+
 // scores[32 keys][heads] = keys @ q.
-inline void scores_of_tile(const MlaProblem& p, const MlaQuery& q, const float* keys, float* scores,
-                           const MlaFetch& fetch) {
+inline void scores_of_tile(const MlaProblem& p, const MlaQuery& q, const TileOperand& keys, float* scores,
+                           MlaKeyTile& beside) {
   const int64_t heads = q.padded_heads(), steps = mla_tile_steps(p);
-  const TileOperand of_keys = {.words = keys, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats};
   for_pairs_of_tiles(heads / kTile, [&](int64_t head, auto cols) {
     const TileOperand of_heads = whole_tiles(q.packed + head * steps * kTileFloats, steps * kTileFloats);
-    multiply_tiles<2, cols>(of_keys, of_heads, steps, scores + head * kTile, heads, fetch);
+    multiply_tiles<2, cols>(keys, of_heads, steps, scores + head * kTile, heads, beside);
   });
 }
 
 // sums[head][ld] = sums * rescale + weights @ values.
-inline void values_of_tiles(int64_t heads, int64_t ld, int64_t tiles, const MlaTileScratch& scratch,
-                            float* sums, const MlaFetch& fetch) {
+inline void values_of_tiles(const MlaProblem& p, const uint8_t* const* rows, const uint8_t* const* next,
+                            int64_t heads, int64_t tiles, const MlaTileScratch& scratch, float* sums,
+                            Ordinary& ordinary) {
+  const int64_t ld = p.padded_latent();
+  const auto pairs_of = [&](int64_t column) {
+    return MlaPairs(p, rows, next, column < ld ? tiles * kTileColumns : 0, column,
+                    scratch.pairs[column / kTileColumns % 2], ordinary);
+  };
+  pairs_of(0).finish();
   for (int64_t column = 0; column < ld; column += kTileColumns) {
-    const TileOperand values = whole_tiles(scratch.pairs + column / kTile * kMlaPairBlock, kMlaPairBlock);
-    for_pairs_of_tiles(heads / kTile, [&](int64_t tile, auto rows) {
+    const TileOperand values = whole_tiles(scratch.pairs[column / kTileColumns % 2], kMlaPairBlock);
+    MlaPairs beside = pairs_of(column + kTileColumns);
+    for_pairs_of_tiles(heads / kTile, [&](int64_t tile, auto rows_of_tiles) {
       const TileOperand weights =
           whole_tiles(scratch.weights + tile * tiles * kTileFloats, tiles * kTileFloats);
-      multiply_tiles<rows, 2>(weights, values, tiles, scratch.products, kTileColumns, fetch);
-      add_products(scratch.products, rows * kTile, scratch.rescale + tile * kTile,
+      multiply_tiles<rows_of_tiles, 2>(weights, values, tiles, scratch.products, kTileColumns, beside);
+      add_products(scratch.products, rows_of_tiles * kTile, scratch.rescale + tile * kTile,
                    sums + tile * kTile * ld + column, ld);
     });
+    beside.finish();
   }
 }
 
@@ -132,37 +209,44 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQuery& q, int64_t part, float
   const int64_t heads = q.padded_heads(), ld = p.padded_latent();
   float* sums = q.parts + part * moela::cpu::mla_part_floats(p, q);
   const MlaTileScratch scratch(p, memory);
-  const MlaSoftmax softmax = {
-      .max = sums + heads * ld, .sum = sums + heads * (ld + 1), .rescale = scratch.rescale, .heads = heads};
+  float *max = sums + heads * ld, *sum = max + heads;
   std::memset(sums, 0, heads * (ld + 2) * sizeof(float));
-  for (int64_t h = 0; h < heads; ++h) softmax.max[h] = kNoScore;
+  std::memset(scratch.zeros, 0, mla_tile_steps(p) * kTile * sizeof(float));
+  for (int64_t h = 0; h < heads; ++h) max[h] = kNoScore;
   const int64_t first = part * moela::cpu::kMlaSplit;
   const int64_t end =
       first + moela::cpu::kMlaSplit < q.keys.count ? first + moela::cpu::kMlaSplit : q.keys.count;
-  const uint8_t *rows[kMlaTileKeys], *next[kMlaTileKeys];
+  const uint8_t *rows_of[2][kMlaTileKeys], **rows = rows_of[0], **next = rows_of[1];
+  // Of keys from `key` on; of those that there are not, the zeros.
+  const auto locate = [&](int64_t key, const uint8_t** to) {
+    for (int64_t t = locate_rows(p.cache, q.keys, key, kMlaTileKeys, to); t < kMlaTileKeys; ++t)
+      to[t] = reinterpret_cast<const uint8_t*>(scratch.zeros);
+  };
+  locate(first, next);
+  Ordinary ordinary;
   const Tiles registers;
   for (int64_t key = first; key < end; key += kMlaTileKeys) {
     const int64_t left = end - key, count = left < kMlaTileKeys ? left : kMlaTileKeys;
     const int64_t tiles = (count + kTileColumns - 1) / kTileColumns;
-    locate_rows(p.cache, q.keys, key, count, rows);
-    const int64_t row_bytes = mla_row_bytes(p.cache);
-    MlaPrefetcher lines(next, locate_rows(p.cache, q.keys, key + count, kMlaTileKeys, next), row_bytes);
-    const int64_t steps = tiles * (mla_tile_steps(p) * kTile +
-                                   (heads / kTile + 1) / 2 * (mla_tile_steps(p) + ld / kTileColumns));
-    const MlaFetch fetch = {lines, kMlaTileKeys * (row_bytes + 63) / 64 / steps + 1};
-    Ordinary ordinary;
-    for (int64_t t = 0; t < count; t += kTileColumns) {
-      load_keys(p, rows + t, count - t, scratch.keys, scratch.pairs + t / 2 * kTile, ordinary, fetch);
-      scores_of_tile(p, q, scratch.keys, scratch.scores + t * heads, fetch);
+    std::swap(rows, next);
+    locate(key + count, next);
+    const auto keys_of = [&](int64_t tile) {
+      return MlaKeyTile(p, rows + tile * kTileColumns, next + tile * kTileColumns, scratch.keys[tile % 2],
+                        ordinary);
+    };
+    MlaKeyTile keys = keys_of(0);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const TileOperand operand = keys.operand();
+      if (t + 1 < tiles) keys = keys_of(t + 1);
+      scores_of_tile(p, q, operand, scratch.scores + t * kTileColumns * heads, keys);
     }
-    if (!ordinary.all()) return false;
-    softmax_tile(softmax, p.sm_scale, count, scratch.scores);
-    std::memset(scratch.scores + count * heads, 0, (tiles * kTileColumns - count) * heads * sizeof(float));
     for (int64_t head = 0; head < heads; head += kTile)
-      weights_to_tiles(scratch.scores + head, heads, tiles,
+      softmax_to_tiles({.max = max + head, .sum = sum + head, .rescale = scratch.rescale + head}, p.sm_scale,
+                       scratch.scores + head, heads, count, count, tiles,
                        scratch.weights + head / kTile * tiles * kTileFloats);
-    values_of_tiles(heads, ld, tiles, scratch, sums, fetch);
+    values_of_tiles(p, rows, next, heads, tiles, scratch, sums, ordinary);
   }
+  if (!ordinary.all()) return false;
   for (float* x = sums; x < sums + heads * ld; x += kTileColumns) in_order(x, set1(1 / kWeightFactor), x);
   return true;
 }

@@ -8,7 +8,7 @@
 // float32 kernel, so bits depend on a query and what it sees only.
 #pragma once
 
-#include "cpu/amx_attend.h"
+#include "cpu/amx_softmax.h"
 #include "cpu/mla_prefill_kernel.h"
 
 namespace {
@@ -21,7 +21,7 @@ static_assert(kPrefillRows % kTileColumns == 0, "queries come in pairs of tiles"
 
 inline int64_t prefill_steps(const PrefillProblem& p) { return p.padded_D() / kTileColumns; }
 
-// What a tile of queries uses while it runs.
+// What a tile of queries uses while it runs: mla_prefill_tile_scratch_floats.
 struct PrefillTileScratch {
   PrefillTileScratch(const PrefillProblem& p, float* memory)
       : queries(memory),
@@ -32,8 +32,7 @@ struct PrefillTileScratch {
         products(weights + kPrefillTileKeys / 2 * kPrefillRows),
         sums(products + 4 * kTileFloats),
         softmax{sums + kPrefillRows * p.padded_Dv(), sums + kPrefillRows * (p.padded_Dv() + 1),
-                sums + kPrefillRows * (p.padded_Dv() + 2)},
-        end(softmax.rescale + kPrefillRows) {}
+                sums + kPrefillRows * (p.padded_Dv() + 2)} {}
   float* queries;   // [query / 16][column / 32], tiles
   float* keys;      // [column / 32][32 keys][16 words]
   float* pairs;     // as in amx_attend.h
@@ -42,12 +41,12 @@ struct PrefillTileScratch {
   float* products;  // [32][32]
   float* sums;      // [query][padded_Dv]
   PrefillSoftmax softmax;
-  float* end;
 };
 
 int64_t mla_prefill_tile_scratch_floats(const PrefillProblem& p) {
-  float* const begin = nullptr;
-  const int64_t in_tiles = PrefillTileScratch(p, begin).end - begin,
+  const int64_t of_columns = prefill_steps(p) * (kPrefillRows / kTile + 2) * kTileFloats +
+                             p.padded_Dv() / kTile * kPrefillPairBlock + kPrefillRows * p.padded_Dv();
+  const int64_t in_tiles = of_columns + (kPrefillTileKeys * 3 / 2 + 3) * kPrefillRows + 4 * kTileFloats,
                 in_float32 = mla_prefill_scratch_floats(p);
   return in_tiles > in_float32 ? in_tiles : in_float32;
 }
@@ -169,11 +168,9 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
         scores_of_tile(p, scratch.keys, scratch.queries, padded, seen - t, scratch.scores + t * kPrefillRows);
       }
       const int64_t tiles = (keys + kTileColumns - 1) / kTileColumns;
-      prefill_softmax(softmax, p.sm_scale, keys, padded, seen, scratch.scores);
-      std::memset(scratch.scores + keys * kPrefillRows, 0,
-                  (tiles * kTileColumns - keys) * kPrefillRows * sizeof(float));
       for (int64_t i = 0; i < padded; i += kTile)
-        weights_to_tiles(scratch.scores + i, kPrefillRows, tiles,
+        softmax_to_tiles({.max = softmax.max + i, .sum = softmax.sum + i, .rescale = softmax.rescale + i},
+                         p.sm_scale, scratch.scores + i, kPrefillRows, keys, seen + i, tiles,
                          scratch.weights + i / kTile * tiles * kTileFloats);
       values_of_tiles(scratch, padded, keys, seen, tiles, ld);
     }
