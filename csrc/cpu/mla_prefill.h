@@ -36,7 +36,7 @@ struct PrefillSequence {
   int64_t key, num_keys;
 };
 
-// Some queries of one head, from `first` of the sequence on, at most kPrefillTile.
+// Some queries of one head, from `first` of the sequence on, at most MlaPrefillKernel::queries.
 struct PrefillTile {
   PrefillSequence sequence;
   int64_t head, first, count;
@@ -60,6 +60,7 @@ struct MlaPrefillParams {
 };
 
 struct MlaPrefillKernel {
+  int64_t queries;                                   // of a tile at most, on which bits do not depend
   int64_t (*scratch_floats)(const PrefillProblem&);  // what one run uses
   void (*run)(const MlaPrefillParams&, const PrefillTile&, float* scratch);
 };

@@ -1,6 +1,6 @@
 // mla_prefill in the tiles of AMX, for bfloat16. Bound: the softmax. Included by isa_amx_bf16.cpp only.
 //
-// As mla_prefill_kernel.h: tiles of 96 queries and 192 keys; scores and weights [key][query].
+// As mla_prefill_kernel.h: tiles of 192 queries and 192 keys; scores and weights [key][query].
 //
 // Numerics of one query: scores are products of amx_tile.h over the columns; weights are rounded to bfloat16,
 // their sum is not; weighted values are products over the keys of a tile. What a query does not see is zero,
@@ -15,9 +15,10 @@ namespace {
 
 using moela::cpu::MlaPrefillParams;
 
+constexpr int64_t kPrefillQueries = 192;  // twice the float32 kernel's, as each tile reads all keys before it
 constexpr int64_t kPrefillTileKeys = 192;
 constexpr int64_t kPrefillPairBlock = pair_block_floats(kPrefillTileKeys / 2);
-static_assert(kPrefillRows % kTileColumns == 0, "queries come in pairs of tiles");
+static_assert(kPrefillQueries % kTileColumns == 0, "queries come in pairs of tiles");
 
 inline int64_t prefill_steps(const PrefillProblem& p) { return p.padded_D() / kTileColumns; }
 
@@ -25,18 +26,18 @@ inline int64_t prefill_steps(const PrefillProblem& p) { return p.padded_D() / kT
 struct PrefillTileScratch {
   PrefillTileScratch(const PrefillProblem& p, float* memory)
       : queries(memory),
-        keys(queries + kPrefillRows / kTile * prefill_steps(p) * kTileFloats),
+        keys(queries + kPrefillQueries / kTile * prefill_steps(p) * kTileFloats),
         pairs(keys + 2 * prefill_steps(p) * kTileFloats),
         scores(pairs + p.padded_Dv() / kTile * kPrefillPairBlock),
-        weights(scores + kPrefillTileKeys * kPrefillRows),
-        products(weights + kPrefillTileKeys / 2 * kPrefillRows),
+        weights(scores + kPrefillTileKeys * kPrefillQueries),
+        products(weights + kPrefillTileKeys / 2 * kPrefillQueries),
         sums(products + 4 * kTileFloats),
-        softmax{sums + kPrefillRows * p.padded_Dv(), sums + kPrefillRows * (p.padded_Dv() + 1),
-                sums + kPrefillRows * (p.padded_Dv() + 2)} {}
+        softmax{sums + kPrefillQueries * p.padded_Dv(), sums + kPrefillQueries * (p.padded_Dv() + 1),
+                sums + kPrefillQueries * (p.padded_Dv() + 2)} {}
   float* queries;   // [query / 16][column / 32], tiles
   float* keys;      // [column / 32][32 keys][16 words]
   float* pairs;     // as in amx_attend.h
-  float* scores;    // [key][kPrefillRows]
+  float* scores;    // [key][kPrefillQueries]
   float* weights;   // [query / 16][key / 32], tiles
   float* products;  // [32][32]
   float* sums;      // [query][padded_Dv]
@@ -44,9 +45,9 @@ struct PrefillTileScratch {
 };
 
 int64_t mla_prefill_tile_scratch_floats(const PrefillProblem& p) {
-  const int64_t of_columns = prefill_steps(p) * (kPrefillRows / kTile + 2) * kTileFloats +
-                             p.padded_Dv() / kTile * kPrefillPairBlock + kPrefillRows * p.padded_Dv();
-  const int64_t in_tiles = of_columns + (kPrefillTileKeys * 3 / 2 + 3) * kPrefillRows + 4 * kTileFloats,
+  const int64_t of_columns = prefill_steps(p) * (kPrefillQueries / kTile + 2) * kTileFloats +
+                             p.padded_Dv() / kTile * kPrefillPairBlock + kPrefillQueries * p.padded_Dv();
+  const int64_t in_tiles = of_columns + (kPrefillTileKeys * 3 / 2 + 3) * kPrefillQueries + 4 * kTileFloats,
                 in_float32 = mla_prefill_scratch_floats(p);
   return in_tiles > in_float32 ? in_tiles : in_float32;
 }
@@ -109,7 +110,7 @@ inline void scores_of_tile(const PrefillProblem& p, const float* keys, const flo
     if (seen + i + kTileColumns - 1 > 0)
       multiply_tiles<2, 2>(of_keys,
                            whole_tiles(queries + i / kTile * steps * kTileFloats, steps * kTileFloats), steps,
-                           scores + i, kPrefillRows);
+                           scores + i, kPrefillQueries);
 }
 
 // sums[query] = sums * rescale + weights @ values.
@@ -130,9 +131,21 @@ inline void values_of_tiles(const PrefillTileScratch& scratch, int64_t num_queri
   }
 }
 
+// Queries [from, to) of a tile by the float32 kernel.
+void mla_prefill_float32(const MlaPrefillParams& params, const PrefillTile& tile, int64_t from, int64_t to,
+                         float* memory) {
+  for (; from < to; from += kPrefillRows)
+    mla_prefill(params,
+                {.sequence = tile.sequence,
+                 .head = tile.head,
+                 .first = tile.first + from,
+                 .count = to - from < kPrefillRows ? to - from : kPrefillRows},
+                memory);
+}
+
 void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& tile, float* memory) {
   const PrefillProblem& p = params.problem;
-  if (p.dtype != Dtype::kBFloat16) return mla_prefill(params, tile, memory);
+  if (p.dtype != Dtype::kBFloat16) return mla_prefill_float32(params, tile, 0, tile.count, memory);
   [[maybe_unused]] const ExactSubnormals guard;
   const PrefillTileScratch scratch(p, memory);
   const PrefillSoftmax& softmax = scratch.softmax;
@@ -141,13 +154,13 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
   const auto query = [&](int64_t i) {
     return i < tile.count ? row_of(p.q, tile.sequence.query + tile.first + i, head) : nullptr;
   };
-  bool is_odd[kPrefillRows] = {};  // has numbers that are not ordinary
+  bool is_odd[kPrefillQueries] = {};  // has numbers that are not ordinary
   for (int64_t i = 0; i < padded; i += kTile)
     if (!rows_to_tiles([&](int64_t row) { return query(i + row); }, p.D,
                        scratch.queries + i / kTile * prefill_steps(p) * kTileFloats))
       for (int64_t row = i; row < i + kTile && row < tile.count; ++row)
         is_odd[row] = !is_ordinary(query(row), p.D);
-  init_prefill(softmax, scratch.sums, ld);
+  init_prefill(softmax, kPrefillQueries, scratch.sums, ld);
 
   int64_t num_keys = tile.num_keys(p.causal);
   {
@@ -165,12 +178,13 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
           num_keys = key + keys;
           load_tile(p, token, head, ordinary, scratch.keys, pairs);
         }
-        scores_of_tile(p, scratch.keys, scratch.queries, padded, seen - t, scratch.scores + t * kPrefillRows);
+        scores_of_tile(p, scratch.keys, scratch.queries, padded, seen - t,
+                       scratch.scores + t * kPrefillQueries);
       }
       const int64_t tiles = (keys + kTileColumns - 1) / kTileColumns;
       for (int64_t i = 0; i < padded; i += kTile)
         softmax_to_tiles({.max = softmax.max + i, .sum = softmax.sum + i, .rescale = softmax.rescale + i},
-                         p.sm_scale, scratch.scores + i, kPrefillRows, keys, seen + i, tiles,
+                         p.sm_scale, scratch.scores + i, kPrefillQueries, keys, seen + i, tiles,
                          scratch.weights + i / kTile * tiles * kTileFloats);
       values_of_tiles(scratch, padded, keys, seen, tiles, ld);
     }
@@ -186,14 +200,11 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
   };
   for (int64_t i = 0, next; i < tile.count; i = next) {
     for (next = i + 1; next < tile.count && is_left(next) == is_left(i);) ++next;
-    if (is_left(i))
-      mla_prefill(params,
-                  {.sequence = tile.sequence, .head = head, .first = tile.first + i, .count = next - i},
-                  memory);
+    if (is_left(i)) mla_prefill_float32(params, tile, i, next, memory);
   }
 }
 
-constexpr moela::cpu::MlaPrefillKernel kMlaPrefillTileKernel = {mla_prefill_tile_scratch_floats,
-                                                                mla_prefill_in_tiles};
+constexpr moela::cpu::MlaPrefillKernel kMlaPrefillTileKernel = {
+    kPrefillQueries, mla_prefill_tile_scratch_floats, mla_prefill_in_tiles};
 
 }  // namespace

@@ -107,11 +107,11 @@ void add_over_keys(const float* weights, int64_t queries, const float* rows, int
 }
 
 // Sums of columns and queries that there are not become whatever they become.
-inline void init_prefill(const PrefillSoftmax& softmax, float* sums, int64_t ld) {
+inline void init_prefill(const PrefillSoftmax& softmax, int64_t queries, float* sums, int64_t ld) {
   // Less than every score, and finite: its difference to itself is 0.
   constexpr float kLeast = -0x1.fffffep127f;
-  std::memset(sums, 0, kPrefillRows * ld * sizeof(float));
-  for (int64_t i = 0; i < kPrefillRows; ++i) {
+  std::memset(sums, 0, queries * ld * sizeof(float));
+  for (int64_t i = 0; i < queries; ++i) {
     softmax.max[i] = kLeast;
     softmax.sum[i] = 0.f;
   }
@@ -145,7 +145,7 @@ void mla_prefill(const moela::cpu::MlaPrefillParams& params, const PrefillTile& 
                                   .sum = scores + kPrefillRows * (kPrefillRows + 1),
                                   .rescale = scores + kPrefillRows * (kPrefillRows + 2)};
   load_transposed(p.q, p.dtype, tile.sequence.query + tile.first, tile.head, tile.count, p.D, D, packed);
-  init_prefill(softmax, sums, ld);
+  init_prefill(softmax, kPrefillRows, sums, ld);
 
   const int64_t num_keys = tile.num_keys(p.causal);
   for (int64_t key = 0; key < num_keys; key += kPrefillRows) {
@@ -167,6 +167,7 @@ int64_t mla_prefill_scratch_floats(const PrefillProblem& p) {
   return (2 * kRows + 1) * p.padded_D() + 2 * kRows * p.padded_Dv() + kRows * kRows + 3 * kRows;
 }
 
-constexpr moela::cpu::MlaPrefillKernel kMlaPrefillKernel = {mla_prefill_scratch_floats, mla_prefill};
+constexpr moela::cpu::MlaPrefillKernel kMlaPrefillKernel = {kPrefillRows, mla_prefill_scratch_floats,
+                                                            mla_prefill};
 
 }  // namespace

@@ -17,19 +17,20 @@ void launch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_
                                    .lse = static_cast<float*>(lse.mutable_data_ptr())};
   // Those of a head one after the other, as they read the same keys and values; the longest first, so that no
   // thread is left with one at the end.
+  const cpu::MlaPrefillKernel& kernel = cpu::kernels().mla_prefill;
   std::vector<cpu::PrefillTile> tiles;
   double keys = 0;
   for (const cpu::PrefillSequence& sequence : prefill_sequences(cu_seqlens_q, cu_seqlens_k))
     for (int64_t head = 0; head < p.problem.H; ++head)
       for (int64_t end = sequence.num_queries; end > 0; end = tiles.back().first) {
-        const int64_t first = (end - 1) / cpu::kPrefillTile * cpu::kPrefillTile;
+        const int64_t first = (end - 1) / kernel.queries * kernel.queries;
         tiles.push_back({.sequence = sequence, .head = head, .first = first, .count = end - first});
         keys += static_cast<double>(tiles.back().num_keys(causal));
       }
   const auto count = static_cast<int64_t>(tiles.size());
-  const cpu::MlaPrefillKernel& kernel = cpu::kernels().mla_prefill;
   const double columns = static_cast<double>(p.problem.D + p.problem.Dv);
-  parallel(count, 1e3 + 0.02 * cpu::kPrefillTile * columns * keys / static_cast<double>(count),
+  parallel(count,
+           1e3 + 0.02 * static_cast<double>(kernel.queries) * columns * keys / static_cast<double>(count),
            [&](int64_t begin, int64_t end) {
              float* scratch = scratch_of_thread(kernel.scratch_floats(p.problem));
              for (int64_t i = begin; i < end; ++i) kernel.run(p, tiles[i], scratch);
