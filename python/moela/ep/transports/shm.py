@@ -87,7 +87,7 @@ class ShmTransport(Transport):
         raw = self._boxes.read_headers(epoch)
         headers = [Header.unpack(raw[i : i + HEADER_BYTES]) for i in range(0, len(raw), HEADER_BYTES)]
         try:
-            expect_agreement(headers)
+            expect_agreement(headers, self._setup.ranks)
         except ValueError:
             self.release(epoch)
             raise
@@ -135,7 +135,7 @@ class ShmTransport(Transport):
             return EpPeerLost(lost, epoch, "it has ended")
         suspects = {self._boxes.suspect_of(rank) for rank in left} - {None, self.rank}
         if suspects:
-            return EpTimeout(sorted(suspects), epoch, f"rank {left[0]} waited in vain and has left")
+            return EpTimeout(sorted(suspects), epoch, "a rank that waited in vain has left")
         if left:
             return EpPeerLost(left, epoch, "it has closed its buffer, or given up on this rank")
         return (
@@ -144,7 +144,9 @@ class ShmTransport(Transport):
 
     def _has_ended(self, rank: int) -> bool:
         local = self._setup.local
-        return not self._setup.members[rank].is_alive() or (local is not None and rank in local.gone)
+        return not self._setup.members[rank].is_alive() or (
+            local is not None and self._setup.ranks[rank] in local.gone
+        )
 
 
 def _make(setup: Setup, size: int) -> tuple[int, mmap.mmap]:
