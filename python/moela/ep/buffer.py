@@ -42,7 +42,8 @@ class EpBuffer:
         deadline: seconds that one wait for the other ranks may take; then EpTimeout.
         row_bytes: room for the row that travels; where extras need more, the error of the dispatch says how
             much. None: a float32 row with its ids and weights.
-        ranks_per_node: how many ranks in a row are a node, for the transport "hier". None: those of a host.
+        ranks_per_node: how many ranks in a row, of one host, are a node for the transport "hier". None: the
+            ranks of a host are.
 
     Attributes:
         name: what the ops take as `group`.

@@ -93,6 +93,15 @@ class Setup:
     ranks: tuple[int, ...]  # what they are called in the buffer, of which these may be a part
 
 
+def expect_room(setup: Setup, num_rows: int, row_bytes: int) -> None:
+    """Raise ValueError where what one rank sends another is more than the memory for it."""
+    most, largest = setup.max_tokens, setup.row_bytes
+    if num_rows > most or row_bytes > largest:
+        raise ValueError(
+            f"ep: expected at most {most} rows of {largest} bytes to a rank, got {num_rows} of {row_bytes}"
+        )
+
+
 class Transport(ABC):
     """Moves wire rows and knows nothing of experts.
 

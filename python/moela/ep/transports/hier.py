@@ -1,9 +1,9 @@
 """Nodes of several ranks each: a token travels once to a node, and in the node to the ranks that want it.
 
 Two transports one after the other. The *rail* of a rank connects it with the ranks of its own place in every
-other node: a row per (token, node) goes to its neighbour-to-be there, with a word for each rank of that node.
-That rank passes it on through the node's own transport. What a rank gets is what it would get from any
-transport: rows of each source, in the order in which they were sent.
+other node: a row per (token, node) travels over it, with a word for each rank of that node, and is passed on
+through the node's own transport. What a rank gets is what it would get from any transport: the rows of each
+source, in the order in which they were sent.
 
 Every rank goes through both stages in every epoch. What stops one stage is told to the other, so that it
 reaches every rank: a reason to give up as it is, a rank that is lost by its number in the buffer.
@@ -20,7 +20,7 @@ from torch import Tensor
 from moela.ep.errors import EpError
 from moela.ep.rendezvous import Member
 from moela.ep.rows import received_rows
-from moela.ep.transports.base import Received, Setup, Transport
+from moela.ep.transports.base import Received, Setup, Transport, expect_room
 from moela.ep.transports.collective import GRACE, CollectiveTransport
 from moela.ep.transports.local import LocalTransport
 from moela.ep.transports.shm import ShmTransport
@@ -39,7 +39,7 @@ class HierTransport(Transport):
 
     def __init__(self, setup: Setup) -> None:
         self.rank, self.num_ranks = setup.rank, setup.num_ranks
-        self._store = setup.store
+        self._setup = setup
         nodes = _nodes(setup.members)
         self._num_nodes, self._node_size = len(nodes), len(nodes[0])
         self._node, self._place = next(
@@ -82,11 +82,12 @@ class HierTransport(Transport):
             sizes = ", ".join(str(len(ranks)) for ranks in nodes)
             return f"expected as many ranks on each node, two or more, got {sizes}"
         connects = LocalTransport if is_local else ShmTransport
-        reasons = (connects.unfit([members[rank] for rank in ranks], is_local) for ranks in nodes)
-        return next((f"in a node: {reason}" for reason in reasons if reason), None)
+        reasons = [connects.unfit([members[rank] for rank in ranks], is_local) for ranks in nodes]
+        return next((f"in node {n}: {reason}" for n, reason in enumerate(reasons) if reason), None)
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form = wire_format(tuple(c.size(1) for c in columns))
+        expect_room(self._setup, int(counts.max()), form.row_bytes)
         rows, words, to_nodes = self._merged(send_rows, counts)
         # A copy more than a transport needs, in memory, for fewer bytes between nodes.
         wire = form.pack(columns, rows, rows.numel())
@@ -114,6 +115,8 @@ class HierTransport(Transport):
     def receive(self, epoch: int) -> Received:
         text, form = self._begun.pop(epoch, ("", None))
         self._pass_on(epoch, text, form)
+        if epoch + 1 in self._given_up:
+            self._tell_node(epoch + 1, self._given_up[epoch + 1])
         with self._watched(epoch, self._in_node, self._rail):
             wire, starts, counts = self._in_node.transport.receive(epoch)
         from_nodes = torch.zeros(self._node_size, self._num_nodes, dtype=torch.int32)
@@ -144,8 +147,6 @@ class HierTransport(Transport):
             self._in_node.transport.send(epoch, text, [wire], rows[wanted[order]], to_ranks)
         self._in_node.posted = epoch
         self._rail.transport.release(epoch)
-        if epoch + 1 in self._given_up:
-            self._tell_node(epoch + 1, self._given_up[epoch + 1])
 
     def _words(self, wire: Tensor, form: WireFormat) -> Tensor:
         return wire[:, form.row_bytes : form.row_bytes + 4 * (1 + self._node_size)]
@@ -154,7 +155,8 @@ class HierTransport(Transport):
         self._in_node.transport.release(epoch)
 
     def abort(self, epoch: int, reason: str) -> None:
-        self._rail.transport.abort(epoch, reason)
+        with self._watched(epoch, self._rail, self._in_node):
+            self._rail.transport.abort(epoch, reason)
         self._rail.posted = epoch
         self._given_up[epoch] = reason
         if self._in_node.posted == epoch - 1:  # else when its turn comes
@@ -175,24 +177,22 @@ class HierTransport(Transport):
         """A rank that fails to answer in one stage is named to the ranks of the other."""
         try:
             yield
-        except EpError as e:
-            error = type(e)([stage.ranks[rank] for rank in e.ranks], epoch, e.detail)
-            cause = e
-        except ValueError as e:
-            error, cause = EpError.from_text(str(e), epoch), e
+        except (EpError, ValueError) as cause:
+            if isinstance(cause, EpError):
+                error = type(cause)([stage.ranks[rank] for rank in cause.ranks], epoch, cause.detail)
+            else:  # perhaps what a rank of this stage says about another
+                error = EpError.from_text(str(cause), epoch)
             if error is None:
                 raise
-        else:
-            return
-        error = self._first(error)
-        with contextlib.suppress(EpError):
-            other.transport.abort(other.posted + 1, error.as_text())
-        raise error from cause
+            error = self._first(error)
+            with contextlib.suppress(EpError):
+                other.transport.abort(other.posted + 1, error.as_text())
+            raise error from cause
 
     def _first(self, error: EpError) -> EpError:
         """What failed first: a rank that gives up on another is missed by those that it does not meet."""
         with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
-            text = self._store.compare_set("first", "", error.as_text()).decode()
+            text = self._setup.store.compare_set("first", "", error.as_text()).decode()
             return EpError.from_text(text, error.epoch)
         return error
 

@@ -21,7 +21,15 @@ from moela.ep.errors import EpError, EpPeerLost, EpTimeout
 from moela.ep.mailboxes import Mailboxes
 from moela.ep.rendezvous import Member
 from moela.ep.rows import pack
-from moela.ep.transports.base import HEADER_BYTES, Header, Received, Setup, Transport, expect_agreement
+from moela.ep.transports.base import (
+    HEADER_BYTES,
+    Header,
+    Received,
+    Setup,
+    Transport,
+    expect_agreement,
+    expect_room,
+)
 from moela.ep.wire import wire_format
 
 PLACES = 2  # epochs whose rows are there at a time
@@ -65,12 +73,7 @@ class ShmTransport(Transport):
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
-        most, largest = self._max_tokens, self._setup.row_bytes
-        if max(counts) > most or form.row_bytes > largest:
-            raise ValueError(
-                f"ep: expected at most {most} rows of {largest} bytes to a rank, got {max(counts)} of "
-                f"{form.row_bytes}"
-            )
+        expect_room(self._setup, max(counts), form.row_bytes)
         self._wait(epoch, lambda seconds: self._boxes.await_releases(epoch - PLACES, seconds))
         starts = [(to * self.num_ranks + self.rank) * self._max_tokens for to in range(self.num_ranks)]
         pack(columns, send_rows, form.offsets, counts, starts, self._rows(epoch, form.row_bytes))
