@@ -68,6 +68,7 @@ def connect(store: Path, rank: int, num_ranks: int, **settings: Any) -> ShmTrans
     meeting = Rendezvous(dist.FileStore(str(store), num_ranks), "test", rank, num_ranks, 30.0)
     members = tuple(Member(*m) for m in meeting.gather("members", Member.of_this_process()))
     setup = Setup(
+        ranks=tuple(range(num_ranks)),
         rank=rank,
         num_ranks=num_ranks,
         key="test",

@@ -104,3 +104,26 @@ def without_rank_1(rank: int, transport: str, how: int, deadline: float):
             seconds = time.monotonic() - start
             os.kill(pids[1], signal.SIGCONT)
             return type(error).__name__, error.ranks, error.epoch, seconds
+
+
+def in_nodes_of_two(rank: int) -> str:
+    """Four processes as two nodes of two."""
+    with EpBuffer(**layer.SETTINGS, transport="hier", ranks_per_node=2) as buffer:
+        for layout in ("compact", "expert", "masked"):
+            expect_dense(rank, lambda *a, layout=layout: layer.spread(*a, buffer.name, layout))
+        return buffer.transport.name
+
+
+def lost_in_nodes_of_two(rank: int) -> tuple[str, list[int], int, float] | None:
+    """Rank 1 is killed -> what each of the others is told, about whom, in which epoch, after how long."""
+    with EpBuffer(**layer.SETTINGS, transport="hier", ranks_per_node=2) as buffer:
+        args = [t.detach() for t in layer.inputs(rank)[:3]]
+        layer.spread(*args, buffer.name, "compact")
+        dist.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        start = time.monotonic()
+        try:
+            layer.spread(*args, buffer.name, "compact")
+        except EpError as error:
+            return type(error).__name__, error.ranks, error.epoch, time.monotonic() - start

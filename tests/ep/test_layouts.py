@@ -31,7 +31,7 @@ def exchanged(group, transport: str, all_tokens: list, layout: str, dtype: torch
         hidden=HIDDEN,
         topk=TOPK,
         max_tokens=MAX_TOKENS,
-        transport=transport,
+        **usable.over(transport),
         row_bytes=256,
         deadline=20,
     ) as buffer:
@@ -82,11 +82,12 @@ def test_rows_arrive_as_defined(R, layout):
 
 
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
-@pytest.mark.parametrize("transport", [usable.USABLE[name] for name in ("shm", "collective")])
+@pytest.mark.parametrize("transport", [usable.USABLE[name] for name in ("shm", "hier", "collective")])
 def test_every_transport_gives_the_same_bits(transport, layout):
-    all_tokens = routing.tokens("dropped", 3, E, TOPK, HIDDEN, MAX_TOKENS)
+    R = 4 if transport == "hier" else 3
+    all_tokens = routing.tokens("dropped", R, E, TOPK, HIDDEN, MAX_TOKENS)
     for dtype in (torch.float8_e4m3fn, torch.float64):
-        results = run_local(3, exchanged, transport, all_tokens, layout, dtype, None)
+        results = run_local(R, exchanged, transport, all_tokens, layout, dtype, None)
         expect_defined(all_tokens, dtype, layout, results)
 
 

@@ -34,7 +34,7 @@ def test_every_row_arrives_in_every_epoch(run_forked, tmp_path, num_ranks, epoch
 
 
 def test_an_epoch_that_one_rank_gives_up_is_an_error_on_all_and_the_next_is_not(run_forked, tmp_path):
-    expected = ["ep: rank 1 gave up in epoch 2: too much"]
+    expected = ["too much"]
     assert succeed(run_forked(3, "give_up_in_the_second", tmp_path / "store")) == [expected] * 3
 
 

@@ -42,6 +42,8 @@ class EpBuffer:
         deadline: seconds that one wait for the other ranks may take; then EpTimeout.
         row_bytes: room for the row that travels; where extras need more, the error of the dispatch says how
             much. None: a float32 row with its ids and weights.
+        ranks_per_node: how many ranks in a row, of one host, are a node for the transport "hier". None: the
+            ranks of a host are.
 
     Attributes:
         name: what the ops take as `group`.
@@ -61,6 +63,7 @@ class EpBuffer:
         transport: str = "auto",
         deadline: float = 30.0,
         row_bytes: int | None = None,
+        ranks_per_node: int | None = None,
     ) -> None:
         meeting = _meeting(group, deadline)  # first, so that ranks that fail below meet again
         self.num_experts, self.hidden, self.topk, self.max_tokens = num_experts, hidden, topk, max_tokens
@@ -75,6 +78,7 @@ class EpBuffer:
             "row_bytes": self.row_bytes,
             "transport": transport,
             "deadline": deadline,
+            "ranks_per_node": ranks_per_node,
         }
         members = self._agree(meeting, settings, is_local=isinstance(group, LocalRank))
         self.transport = self._build(meeting, members, group, transport)
@@ -89,9 +93,11 @@ class EpBuffer:
 
     def _agree(self, meeting: Rendezvous, settings: dict[str, Any], is_local: bool) -> list[Member]:
         """Compare what the ranks were given, and learn who they are."""
-        answer = {"settings": settings, "member": Member.of_this_process(), "faults": faults_here()}
+        of_node = settings["ranks_per_node"]
+        member = Member.of_this_process(None if not of_node else str(self.rank // of_node))
+        answer = {"settings": settings, "member": member, "faults": faults_here()}
         answer["key"] = uuid.uuid4().hex
-        answer["error"] = _error_in(settings)
+        answer["error"] = _error_in(settings, self.num_ranks)
         answers = meeting.gather("settings", answer)
         for rank, theirs in enumerate(answers):
             if theirs["error"]:
@@ -125,6 +131,7 @@ class EpBuffer:
                 store=dist.PrefixStore(name, meeting.store),
                 group=None if isinstance(group, LocalRank) else group,
                 local=group.group if isinstance(group, LocalRank) else None,
+                ranks=tuple(range(self.num_ranks)),
             )
             built, error = None, None
             try:
@@ -154,7 +161,8 @@ class EpBuffer:
         """Tell the peers that this rank cannot take part in the next exchange: they raise ValueError."""
         self._make_room()
         with self._watched():
-            self.transport.abort(self._sent + 1, reason)
+            epoch = self._sent + 1
+            self.transport.abort(epoch, f"ep: rank {self.rank} gave up in epoch {epoch}: {reason}")
         self._sent += 1
         self._given_up.add(self._sent)
 
@@ -263,10 +271,13 @@ def _meeting(group: Any, deadline: float) -> Rendezvous:
     return Rendezvous(store, f"moela_ep/{label}/{number}", rank, size, deadline)
 
 
-def _error_in(settings: dict[str, Any]) -> str | None:
+def _error_in(settings: dict[str, Any], num_ranks: int) -> str | None:
     for name in ("num_experts", "hidden", "topk", "max_tokens", "row_bytes", "deadline"):
         if settings[name] <= 0:
             return f"{NAME}: {name}: expected a positive number, got {settings[name]}"
+    of_node = settings["ranks_per_node"]
+    if of_node is not None and (of_node <= 0 or num_ranks % of_node):
+        return f"{NAME}: ranks_per_node: expected a divisor of the {num_ranks} ranks, got {of_node}"
     transports = ("auto", *TRANSPORTS)
     if settings["transport"] not in transports:
         return f"{NAME}: transport: expected one of {', '.join(transports)}, got {settings['transport']!r}"

@@ -16,6 +16,20 @@ class EpError(RuntimeError):
         who = " and ".join(f"rank {rank}" for rank in self.ranks) or "a rank"
         super().__init__(f"ep: epoch {epoch}: {self.what} {who}: {detail}")
 
+    def as_text(self) -> str:
+        """For a rank that is told."""
+        ranks = ",".join(map(str, self.ranks[:16]))  # a header has room for so many
+        return f"{type(self).__name__} {ranks} {self.detail}"
+
+    @staticmethod
+    def from_text(text: str, epoch: int) -> "EpError | None":
+        """What as_text was made of; None: the text is of something else."""
+        kind = next((k for k in (EpTimeout, EpPeerLost) if text.startswith(f"{k.__name__} ")), None)
+        if kind is None:
+            return None
+        _, ranks, detail = text.split(" ", 2)
+        return kind([int(rank) for rank in ranks.split(",") if rank], epoch, detail)
+
     def __reduce__(self):  # a process pool sends exceptions home by pickle
         return type(self), (self.ranks, self.epoch, self.detail)
 

@@ -19,10 +19,11 @@ class Member(NamedTuple):
     host: str  # equal where processes see each other's pids and /dev/shm
     pid: int
     start: int  # when the process began, in the kernel's clock ticks: a pid alone may be another's by now
+    node: str  # equal where ranks are neighbours: on a host, unless the user says otherwise
 
     @classmethod
-    def of_this_process(cls) -> "Member":
-        return cls(_host(), os.getpid(), start_of(os.getpid()) or 0)
+    def of_this_process(cls, node: str | None = None) -> "Member":
+        return cls(_host(), os.getpid(), start_of(os.getpid()) or 0, _host() if node is None else node)
 
     def is_alive(self) -> bool:
         """Whether the process runs. Of a process of another host: True, for lack of knowledge."""

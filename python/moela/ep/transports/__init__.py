@@ -3,12 +3,13 @@
 from moela.ep.rendezvous import Member
 from moela.ep.transports.base import Header, Received, Setup, Transport, expect_agreement
 from moela.ep.transports.collective import CollectiveTransport
+from moela.ep.transports.hier import HierTransport
 from moela.ep.transports.local import LocalTransport
 from moela.ep.transports.shm import ShmTransport
 
 # In the order of preference.
 TRANSPORTS: dict[str, type[Transport]] = {
-    t.name: t for t in (LocalTransport, ShmTransport, CollectiveTransport)
+    t.name: t for t in (LocalTransport, ShmTransport, HierTransport, CollectiveTransport)
 }
 
 

@@ -44,23 +44,24 @@ class Header(NamedTuple):
         return cls(epoch, count, row_bytes, bool(is_abort), text)
 
 
-def expect_agreement(headers: Sequence[Header]) -> None:
+def expect_agreement(headers: Sequence[Header], ranks: Sequence[int]) -> None:
     """Raise ValueError where a rank aborted the epoch, or the ranks do not do the same in it.
 
-    headers: that of every rank, this one's too, by rank. All ranks get the same words.
+    headers: that of every rank, this one's too, by rank. ranks: what they are called. All ranks get the same
+    words.
     """
-    for rank, header in enumerate(headers):
+    for header in headers:
         if header.is_abort:
-            raise ValueError(f"ep: rank {rank} gave up in epoch {header.epoch}: {header.text}")
+            raise ValueError(header.text)
     first = headers[0]
-    for rank, header in enumerate(headers):
+    for rank, header in zip(ranks, headers, strict=True):
         for what in ("text", "epoch", "row_bytes"):
             mine, theirs = getattr(first, what), getattr(header, what)
             if mine != theirs:
                 what = "exchange" if what == "text" else what
                 raise ValueError(
-                    f"ep: ranks disagree: expected the same {what} on all, got {mine!r} on rank 0 and "
-                    f"{theirs!r} on rank {rank}"
+                    f"ep: ranks disagree: expected the same {what} on all, got {mine!r} on rank "
+                    f"{ranks[0]} and {theirs!r} on rank {rank}"
                 )
 
 
@@ -89,6 +90,16 @@ class Setup:
     store: "dist.Store"  # the buffer's own part of it
     group: "dist.ProcessGroup | None"  # the user's, of ranks that are processes
     local: LocalGroup | None  # of ranks that are threads
+    ranks: tuple[int, ...]  # what they are called in the buffer, of which these may be a part
+
+
+def expect_room(setup: Setup, num_rows: int, row_bytes: int) -> None:
+    """Raise ValueError where what one rank sends another is more than the memory for it."""
+    most, largest = setup.max_tokens, setup.row_bytes
+    if num_rows > most or row_bytes > largest:
+        raise ValueError(
+            f"ep: expected at most {most} rows of {largest} bytes to a rank, got {num_rows} of {row_bytes}"
+        )
 
 
 class Transport(ABC):
@@ -123,7 +134,8 @@ class Transport(ABC):
         """Begin the epoch: a header with `text` to every rank, this one too, then its rows.
 
         columns: [*, w] uint8 each, rows may be strided. send_rows: [m] int32, the row of the columns in each
-        place of the send order, by destination; what is past sum(counts) is not read. counts: [R] int32.
+        place of the send order, by destination, to none of them twice; what is past sum(counts) is not read.
+        counts: [R] int32.
         The inputs may change after the call. Raises EpTimeout or EpPeerLost of a rank that has not released
         epoch - 2.
         """
@@ -141,8 +153,8 @@ class Transport(ABC):
 
     @abstractmethod
     def abort(self, epoch: int, reason: str) -> None:
-        """In place of send(epoch), without waiting: every receive(epoch) raises ValueError with the reason,
-        this rank's too."""
+        """In place of send(epoch), without waiting: every receive(epoch) raises ValueError with the
+        reason as its words, this rank's too."""
 
     @abstractmethod
     def close(self) -> None:

@@ -78,7 +78,7 @@ class CollectiveTransport(Transport):
         try:
             posted.work.wait()
             headers = [Header.unpack(row.numpy().tobytes()) for row in posted.theirs]
-            expect_agreement(headers)
+            expect_agreement(headers, self._setup.ranks)
             counts = [header.count for header in headers]
             wire = posted.wire.new_empty((sum(counts), posted.wire.size(1)))
             self._exchange(wire, posted.wire, counts, posted.counts)

@@ -34,7 +34,7 @@ class LocalTransport(Transport):
 
     def __init__(self, setup: Setup) -> None:
         self.rank, self.num_ranks = setup.rank, setup.num_ranks
-        self._group, self._deadline = setup.local, setup.deadline
+        self._group, self._deadline, self._ranks = setup.local, setup.deadline, setup.ranks
         with self._group.condition:
             self._mailbox = self._group.shared.setdefault((setup.key, self.name), _Mailbox())
 
@@ -63,7 +63,7 @@ class LocalTransport(Transport):
         by_sender = self._wait_for(epoch)
         parcels = [by_sender[rank] for rank in range(self.num_ranks)]
         try:
-            expect_agreement([parcel.header for parcel in parcels])
+            expect_agreement([parcel.header for parcel in parcels], self._ranks)
         except ValueError:
             self.release(epoch)
             raise
@@ -82,7 +82,7 @@ class LocalTransport(Transport):
                 missing = [rank for rank in range(self.num_ranks) if rank not in by_sender]
                 if not missing:
                     return by_sender
-                lost = [rank for rank in missing if rank in self._mailbox.closed | self._group.gone]
+                lost = [r for r in missing if r in self._mailbox.closed or self._ranks[r] in self._group.gone]
                 if lost:
                     raise EpPeerLost(lost, epoch, "it has ended or closed its buffer")
                 left = end - time.monotonic()

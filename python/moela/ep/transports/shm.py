@@ -21,7 +21,15 @@ from moela.ep.errors import EpError, EpPeerLost, EpTimeout
 from moela.ep.mailboxes import Mailboxes
 from moela.ep.rendezvous import Member
 from moela.ep.rows import pack
-from moela.ep.transports.base import HEADER_BYTES, Header, Received, Setup, Transport, expect_agreement
+from moela.ep.transports.base import (
+    HEADER_BYTES,
+    Header,
+    Received,
+    Setup,
+    Transport,
+    expect_agreement,
+    expect_room,
+)
 from moela.ep.wire import wire_format
 
 PLACES = 2  # epochs whose rows are there at a time
@@ -65,12 +73,7 @@ class ShmTransport(Transport):
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
-        most, largest = self._max_tokens, self._setup.row_bytes
-        if max(counts) > most or form.row_bytes > largest:
-            raise ValueError(
-                f"ep: expected at most {most} rows of {largest} bytes to a rank, got {max(counts)} of "
-                f"{form.row_bytes}"
-            )
+        expect_room(self._setup, max(counts), form.row_bytes)
         self._wait(epoch, lambda seconds: self._boxes.await_releases(epoch - PLACES, seconds))
         starts = [(to * self.num_ranks + self.rank) * self._max_tokens for to in range(self.num_ranks)]
         pack(columns, send_rows, form.offsets, counts, starts, self._rows(epoch, form.row_bytes))
@@ -87,7 +90,7 @@ class ShmTransport(Transport):
         raw = self._boxes.read_headers(epoch)
         headers = [Header.unpack(raw[i : i + HEADER_BYTES]) for i in range(0, len(raw), HEADER_BYTES)]
         try:
-            expect_agreement(headers)
+            expect_agreement(headers, self._setup.ranks)
         except ValueError:
             self.release(epoch)
             raise
@@ -135,7 +138,7 @@ class ShmTransport(Transport):
             return EpPeerLost(lost, epoch, "it has ended")
         suspects = {self._boxes.suspect_of(rank) for rank in left} - {None, self.rank}
         if suspects:
-            return EpTimeout(sorted(suspects), epoch, f"rank {left[0]} waited in vain and has left")
+            return EpTimeout(sorted(suspects), epoch, "a rank that waited in vain has left")
         if left:
             return EpPeerLost(left, epoch, "it has closed its buffer, or given up on this rank")
         return (
@@ -144,7 +147,9 @@ class ShmTransport(Transport):
 
     def _has_ended(self, rank: int) -> bool:
         local = self._setup.local
-        return not self._setup.members[rank].is_alive() or (local is not None and rank in local.gone)
+        return not self._setup.members[rank].is_alive() or (
+            local is not None and self._setup.ranks[rank] in local.gone
+        )
 
 
 def _make(setup: Setup, size: int) -> tuple[int, mmap.mmap]:
