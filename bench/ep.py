@@ -19,7 +19,8 @@ def add_arguments(parser: Parser) -> None:
     def option(name: str, default, parse, what: str) -> None:
         parser.add_argument(f"--{name}", default=default, type=parse, metavar="…", help=what)
 
-    names = tuple(name for name in TRANSPORTS if name != "local")  # whose ranks are no processes
+    # The ranks of the others are threads, or on several hosts.
+    names = tuple(name for name in TRANSPORTS if name not in ("local", "hier"))
     option("ranks", 2, whole_number(1, 64), "processes on this machine, of one thread each (default: 2)")
     option("transport", [*names], list_of(one_of(names)), f"of {', '.join(names)} (default: all)")
     option(
