@@ -111,8 +111,9 @@ def main(name: str, *only: str) -> None:
                     cubins[label] = compiled.asm["cubin"]
         except Exception as error:
             result[variant] = {"error": f"{type(error).__name__}: {error}"[-2000:]}
-    for label, found in zip(cubins, machine_code.of_cubins(cubins.values(), name), strict=True):
-        result[label] |= found
+    if cubins:
+        for label, found in zip(cubins, machine_code.of_cubins(cubins.values(), name), strict=True):
+            result[label] |= found
     json.dump(result, sys.stdout)
 
 
