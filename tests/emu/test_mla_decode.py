@@ -237,7 +237,7 @@ FAULTS = {
     ),
     "no row beyond the length is multiplied": (
         "mla_decode_work",
-        "    clear_keys(seen.all, stage, half);\n",
+        "    clear_keys<C, C::kHalfPanels>(seen.all, half.values(stage));\n",
         "out: .* out of bounds, .* got nan",
     ),
     "keys are cleared when all have read them": (
