@@ -85,11 +85,14 @@ STEPS = (
         )
         for op in ("per_token_group_quant_fp8", "silu_and_mul_quant_fp8")
     ),
-    Step(
-        "bench-mla_decode",
-        "moela bench mla_decode --model deepseek-v3 --tokens 1024,8192 "
-        "--backends cuda,triton --json {out}/mla_decode.json",
-        60,
+    *(  # 128 heads, and 16
+        Step(
+            f"bench-mla_decode{suffix}",
+            f"moela bench mla_decode --model {model} --tokens 1024,8192 "
+            f"--backends cuda,triton --json {{out}}/mla_decode{suffix}.json",
+            60,
+        )
+        for model, suffix in (("deepseek-v3", ""), ("deepseek-v2-lite", "-few"))
     ),
     Step(
         "bench-mla_schedule",

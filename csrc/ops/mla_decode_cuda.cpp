@@ -71,7 +71,8 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
       .is_ragged = is_ragged,
       .has_bytes = cache.scalar_type() == ScalarType::Byte,
       .has_rope = q.size(q.dim() - 1) > v_dim,
-      .has_packed_rows = plan::has_packed_rows(queries.s_q, queries.H, queries.stride_qj, queries.stride_qh)};
+      .has_packed_rows = plan::has_packed_rows(queries.s_q, queries.H, queries.stride_qj, queries.stride_qh),
+      .batch_invariant = batch_invariant};
   plan::MlaDecodeSm90Plan plan = plan::plan_mla_decode_sm90(problem, num_multiprocessors(kOp, device));
   if (schedule) plan.num_parts = static_cast<int>(schedule->size(0) - plan::mla_schedule_rows(B, 0));
   const int64_t tile_rows = is_ragged ? plan.items : 0;
@@ -108,7 +109,7 @@ void mla_decode_out(const Tensor& q, const Tensor& cache, std::optional<Tensor> 
       .tiles = is_ragged ? tiles_ptr : nullptr,
       .out = out.mutable_data_ptr(),
       .lse = static_cast<float*>(lse.mutable_data_ptr()),
-      .pieces = plan::mla_decode_sm90_pieces(problem, plan, batch_invariant),
+      .pieces = plan::mla_decode_sm90_pieces(problem, plan),
       .piece_out = nullptr,
       .piece_lse = nullptr,
   };

@@ -117,6 +117,7 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
       .def_readonly("items", &MlaDecodeSm90Plan::items)
       .def_readonly("item_rows", &MlaDecodeSm90Plan::item_rows)
       .def_readonly("tiles", &MlaDecodeSm90Plan::tiles)
+      .def_readonly("tile_rows", &MlaDecodeSm90Plan::tile_rows)
       .def_readonly("num_parts", &MlaDecodeSm90Plan::num_parts)
       .def_readonly("key_box", &MlaDecodeSm90Plan::key_box)
       .def_readonly("query_box", &MlaDecodeSm90Plan::query_box)
@@ -124,7 +125,7 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
   m.def(
       "plan_mla_decode_sm90",
       [](int64_t s_q, int64_t H, int64_t B, int64_t page_size, bool is_paged, bool is_ragged, bool has_bytes,
-         bool has_rope, bool has_packed_rows, int num_sms) {
+         bool has_rope, bool has_packed_rows, bool batch_invariant, int num_sms) {
         return moela::plan::plan_mla_decode_sm90({.B = B,
                                                   .s_q = s_q,
                                                   .H = H,
@@ -134,12 +135,14 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
                                                   .is_ragged = is_ragged,
                                                   .has_bytes = has_bytes,
                                                   .has_rope = has_rope,
-                                                  .has_packed_rows = has_packed_rows},
+                                                  .has_packed_rows = has_packed_rows,
+                                                  .batch_invariant = batch_invariant},
                                                  num_sms);
       },
       py::arg("s_q"), py::arg("H"), py::kw_only(), py::arg("B") = 1, py::arg("page_size") = 64,
       py::arg("is_paged") = true, py::arg("is_ragged") = false, py::arg("has_bytes") = false,
-      py::arg("has_rope") = true, py::arg("has_packed_rows") = true, py::arg("num_sms") = 132);
+      py::arg("has_rope") = true, py::arg("has_packed_rows") = true, py::arg("batch_invariant") = false,
+      py::arg("num_sms") = 132);
   m.def(
       "mla_decode_sm90_pieces",
       [](int64_t B, int64_t capacity, int num_parts, bool batch_invariant) {
@@ -152,9 +155,10 @@ PYBIND11_MODULE(_plan, m, py::mod_gil_not_used()) {
                                                            .is_ragged = false,
                                                            .has_bytes = false,
                                                            .has_rope = true,
-                                                           .has_packed_rows = true};
-        return moela::plan::mla_decode_sm90_pieces(
-            problem, moela::plan::plan_mla_decode_sm90(problem, num_parts), batch_invariant);
+                                                           .has_packed_rows = true,
+                                                           .batch_invariant = batch_invariant};
+        return moela::plan::mla_decode_sm90_pieces(problem,
+                                                   moela::plan::plan_mla_decode_sm90(problem, num_parts));
       },
       py::arg("B"), py::arg("capacity"), py::arg("num_parts"), py::arg("batch_invariant"));
   py::class_<MlaSparseSm90Plan>(m, "MlaSparseSm90Plan")

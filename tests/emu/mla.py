@@ -12,7 +12,8 @@ from moela import testing
 from moela.ops import SPECS
 from torch import Tensor
 
-KEYS, ROWS = 64, 64  # of a block, and of a tile
+KEYS = 64  # of a block
+PLAIN, SEESAW, BYTES, FEW = range(4)  # plan::MlaDecodeSm90Path
 FIXED = 32  # blocks of a piece of a batch-invariant schedule
 TYPES = {torch.bfloat16: 0, torch.float16: 1}
 
@@ -44,16 +45,23 @@ def num_pieces(schedule: Tensor) -> int:
     return int(schedule[-1, 0])
 
 
-def tiles(x: dict) -> list[tuple[int, ...]]:
+def ragged_rows(x: dict, path: int) -> int:
+    """Of a ragged batch's tiles, as the plan says."""
+    rows, requests = x["q"].size(0) * x["q"].size(1), len(x["seqlens"])
+    has_few = not x["batch_invariant"] and rows <= 16 * requests if path < 0 else path == FEW
+    return 16 if has_few else 64
+
+
+def tiles(x: dict, tile_rows: int) -> list[tuple[int, ...]]:
     """(request, first row, tokens, first token, keys that the last row sees) of a ragged batch's tiles."""
     H, bounds, found = x["q"].size(1), x["cu_seqlens_q"].tolist(), []
     for b, n in enumerate(x["seqlens"].tolist()):
         tokens = bounds[b + 1] - bounds[b]
-        for row in range(0, tokens * H, ROWS):
-            last = min(row + ROWS, tokens * H) - 1
+        for row in range(0, tokens * H, tile_rows):
+            last = min(row + tile_rows, tokens * H) - 1
             seen = n - (tokens - 1 - last // H) if x["causal"] else n
             found.append((b, row, tokens, bounds[b], max(seen, 0)))
-    return found + [(0,) * 5] * (len(bounds) - 1 + x["q"].size(0) * H // ROWS - len(found))
+    return found + [(0,) * 5] * (len(bounds) - 1 + x["q"].size(0) * H // tile_rows - len(found))
 
 
 @dataclass
@@ -64,7 +72,7 @@ class Run:
     parts: int = 3
     seed: int | None = 0  # of the schedule of the keys
     schedule: str = "lazy"  # of the threads
-    path: int = -1  # a plan::MlaDecodeSm90Path, or the plan's choice
+    path: int = -1  # or the plan's choice
     program: Path | None = None  # with a planted fault
 
     def __call__(self, x: dict, steps: int = 0) -> tuple[Tensor, Tensor]:
@@ -75,8 +83,8 @@ class Run:
         B, s_q = (len(x["cu_seqlens_q"]) - 1, *leading) if is_ragged else leading
         invariant, table = x["batch_invariant"], x["schedule"]
         if table is None and steps == 0:
-            lengths = [tile[-1] for tile in tiles(x)] if is_ragged else x["seqlens"].tolist()
-            rows = ROWS if is_ragged else s_q * H
+            rows = ragged_rows(x, self.path) if is_ragged else s_q * H
+            lengths = [tile[-1] for tile in tiles(x, rows)] if is_ragged else x["seqlens"].tolist()
             table = cut(lengths, self.parts, rows=rows, seed=self.seed, batch_invariant=invariant)
         names = ("q", "cache", "block_table", "seqlens", "cu_seqlens_q")
         inputs = {n: x[n] for n in names} | {"schedule": table}

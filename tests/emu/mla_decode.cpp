@@ -65,17 +65,19 @@ int main(int, char** argv) {
                                               .is_ragged = is_ragged,
                                               .has_bytes = a.has_bytes,
                                               .has_rope = a.D > a.v_dim,
-                                              .has_packed_rows = cuda::mla_host::has_packed_rows(a)};
-  plan::MlaDecodeSm90Plan plan = plan::plan_mla_decode_sm90(problem, 132);
+                                              .has_packed_rows = cuda::mla_host::has_packed_rows(a),
+                                              .batch_invariant = a.batch_invariant};
+  const plan::MlaDecodeSm90Path path =
+      number(21) < 0 ? plan::mla_decode_sm90_path(problem) : static_cast<plan::MlaDecodeSm90Path>(number(21));
+  plan::MlaDecodeSm90Plan plan = plan::mla_decode_sm90_plan_with(path, problem, 132);
   plan.num_parts = parts;
-  if (number(21) >= 0) plan.path = static_cast<plan::MlaDecodeSm90Path>(number(21));
   a.items = static_cast<int>(plan.items);
   a.item_rows = static_cast<int>(plan.item_rows);
   std::cout << plan << "\n";
 
   const auto elements = [](int64_t count, int64_t bytes) { return static_cast<size_t>(count * bytes); };
   const int64_t rows = int64_t{is_ragged ? 1 : a.B} * a.s_q * a.H;
-  a.pieces = plan::mla_decode_sm90_pieces(problem, plan, a.batch_invariant);
+  a.pieces = plan::mla_decode_sm90_pieces(problem, plan);
   const int64_t piece_rows = a.pieces * a.item_rows;
   a.out = poisoned(elements(rows * a.v_dim, 2));
   a.lse = static_cast<float*>(poisoned(elements(rows, 4)));

@@ -1,4 +1,7 @@
-"""The CUDA mla_decode, run on the host: within the bound of the op on every schedule, without a race."""
+"""The CUDA mla_decode, run on the host: within the bound of the op on every schedule, without a race.
+
+The plan chooses the path: that of few rows up to 16, the plain loop from there to 127.
+"""
 
 from dataclasses import replace
 
@@ -6,7 +9,7 @@ import mla
 import native
 import pytest
 import torch
-from mla import Run, assert_same_bits, check
+from mla import FEW, PLAIN, Run, assert_same_bits, check
 from moela import testing
 from moela.ops import SPECS
 from moela.ops.mla_decode import make_inputs
@@ -100,10 +103,11 @@ def test_a_query_without_keys_is_zero_and_minus_infinity(tmp_path):
     check(Run(tmp_path), x)
 
 
+@pytest.mark.parametrize("path", [PLAIN, FEW])
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_a_token_that_some_queries_do_not_see_may_be_nan(tmp_path, value):
+def test_a_token_that_some_queries_do_not_see_may_be_nan(tmp_path, value, path):
     x = make_inputs(B=2, H=3, S=130, s_q=4, hostile=False)
-    run = Run(tmp_path)
+    run = Run(tmp_path, path=path)
     expected = run(x)
     page, slot = x["block_table"][0, 128 // 64], 128 % 64  # the one but last: of queries 2 and 3
     x["cache"][page, slot] = value
@@ -164,7 +168,7 @@ def test_a_schedule_of_more_pieces_than_there_is_memory_for_makes_nan_of_all(tmp
 
 
 def test_a_batch_invariant_schedule_gives_bits_that_depend_on_the_request_only(tmp_path):
-    """Cut at every 2048th key, whatever the parts and the other requests."""
+    """Cut at every 2048th key, whatever the parts and the other requests; not by the path of few rows."""
     x = make_inputs(B=3, H=2, S=2200, hostile=False, batch_invariant=True)
     x["seqlens"] = torch.tensor([2200, 64, 2049], dtype=torch.int32)
     run = Run(tmp_path)
@@ -189,7 +193,7 @@ def test_the_same_launches_follow_the_lengths(tmp_path, batch_invariant):
 def test_where_a_request_is_cut_shows_in_the_bits(tmp_path):
     """Or the test above would show nothing."""
     x = make_inputs(B=1, H=2, S=500, hostile=False)
-    one, two = (Run(tmp_path, parts=parts, seed=None)(x)[1] for parts in (1, 2))
+    one, two = (Run(tmp_path, parts=parts, seed=None, path=PLAIN)(x)[1] for parts in (1, 2))
     assert not torch.equal(one, two)
 
 
@@ -237,7 +241,7 @@ FAULTS = {
     ),
     "no row beyond the length is multiplied": (
         "mla_decode_work",
-        "    clear_keys(seen.all, stage, half);\n",
+        "    clear_keys<C, C::kHalfPanels>(seen.all, half.values(stage));\n",
         "out: .* out of bounds, .* got nan",
     ),
     "keys are cleared when all have read them": (

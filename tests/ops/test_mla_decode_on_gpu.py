@@ -10,6 +10,8 @@ from moela import testing
 TARGETS = ("cuda-cuda", "triton-cuda") if torch.cuda.is_available() else ("cuda-cuda",)
 SHAPES = (
     {"B": 4, "H": 16, "S": 4000},
+    {"B": 4, "H": 16, "S": 4000, "cache_dtype": torch.uint8},
+    {"B": 3, "H": 8, "S": 900, "L": 256, "s_q": 2, "page_size": 48},
     {"B": 3, "H": 128, "S": 1000, "s_q": 2, "page_size": 16},
     {"B": 2, "H": 64, "S": 3000, "num_parts": 20, "batch_invariant": True},
     {"B": 2, "H": 5, "S": 300, "page_size": 1},

@@ -12,7 +12,8 @@ plan, pieces = _plan.plan_mla_decode_sm90, _plan.mla_decode_sm90_pieces
 @pytest.mark.parametrize("num_sms", [1, 78, 132])
 def test_rows_are_covered_and_the_machine_is_filled(s_q, H, num_sms):
     p = plan(s_q, H, num_sms=num_sms)
-    assert p.tiles * 64 >= s_q * H > (p.tiles - 1) * 64
+    assert p.tile_rows == (16 if s_q * H <= 16 else 64)
+    assert p.tiles * p.tile_rows >= s_q * H > (p.tiles - 1) * p.tile_rows
     assert p.num_parts >= 1
     assert p.tiles * p.num_parts <= max(num_sms, p.tiles) < p.tiles * (p.num_parts + 1)
 
@@ -20,18 +21,30 @@ def test_rows_are_covered_and_the_machine_is_filled(s_q, H, num_sms):
 @pytest.mark.parametrize(
     ("dims", "path"),
     [
+        ({"s_q": 1, "H": 16}, "few"),
+        ({"s_q": 2, "H": 8, "has_bytes": True}, "few"),
+        ({"s_q": 1, "H": 17}, "plain"),
+        ({"s_q": 3, "H": 6, "has_bytes": True}, "bytes"),
         ({"s_q": 1, "H": 127}, "plain"),
         ({"s_q": 1, "H": 128}, "seesaw"),
         ({"s_q": 2, "H": 64}, "seesaw"),
         ({"s_q": 2, "H": 128, "has_rope": False}, "plain"),
         ({"s_q": 300, "H": 64, "is_ragged": True}, "plain"),
+        ({"s_q": 300, "H": 16, "B": 300, "is_ragged": True}, "few"),
+        ({"s_q": 301, "H": 16, "B": 300, "is_ragged": True}, "plain"),
         ({"s_q": 300, "H": 128, "is_ragged": True}, "seesaw"),
         ({"s_q": 2, "H": 128, "has_bytes": True}, "bytes"),
     ],
     ids=str,
 )
-def test_many_rows_take_the_seesaw_and_bytes_are_gathered(dims, path):
+def test_few_and_many_rows_have_paths_of_their_own_and_bytes_are_gathered(dims, path):
     assert repr(plan(**dims)).startswith(f"<{path}: ")
+
+
+def test_batch_invariant_bits_do_not_depend_on_the_number_of_tokens():
+    """Of a request, and of all: sums of the path of few rows have another order."""
+    for dims in ({"s_q": 1, "H": 16}, {"s_q": 4, "H": 1, "B": 4, "is_ragged": True}):
+        assert not repr(plan(**dims, batch_invariant=True)).startswith("<few")
 
 
 @pytest.mark.parametrize(("page_size", "box"), [(1, 1), (3, 1), (16, 16), (48, 16), (64, 64), (576, 64)])
@@ -42,16 +55,18 @@ def test_a_box_never_reaches_from_one_page_into_another(page_size, box):
 
 @pytest.mark.parametrize(("H", "box"), [(1, 1), (3, 1), (16, 16), (96, 32), (128, 64)])
 def test_a_box_never_reaches_from_one_query_into_another_unless_they_are_evenly_spaced(H, box):
-    assert plan(3, H, has_packed_rows=False).query_box == box
-    assert plan(3, H).query_box == 64
+    assert plan(24, H, has_packed_rows=False).query_box == box
+    assert plan(24, H).query_box == 64
+    assert plan(1, H, has_packed_rows=False).query_box == box
 
 
 @pytest.mark.parametrize("H", [1, 9, 64, 128])
 @pytest.mark.parametrize("tokens", [[1], [0, 0, 300], [7, 0, 1, 64, 65], [1] * 90])
 def test_a_ragged_batch_has_items_for_all_tiles(tokens, H):
     p = plan(sum(tokens), H, B=len(tokens), is_ragged=True)
-    assert (p.item_rows, p.tiles, p.num_parts) == (64, 1, 132)
-    needed = sum(-(-n * H // 64) for n in tokens)
+    assert p.item_rows == p.tile_rows == (16 if sum(tokens) * H <= 16 * len(tokens) else 64)
+    assert (p.tiles, p.num_parts) == (1, 132)
+    needed = sum(-(-n * H // p.tile_rows) for n in tokens)
     assert needed <= p.items <= needed + len(tokens)
     assert (plan(2, H, B=5).items, plan(2, H, B=5).item_rows) == (5, 2 * H)
 
@@ -68,5 +83,5 @@ def test_there_is_memory_for_every_piece(seed, batch_invariant):
 
 
 def test_prints_what_will_run():
-    text = "<seesaw: 1 x 128 rows, 2 tiles x 66 parts of keys, boxes of 16 keys and 64 queries>"
+    text = "<seesaw: 1 x 128 rows, 2 tiles of 64 x 66 parts of keys, boxes of 16 keys and 64 queries>"
     assert repr(plan(1, 128, page_size=16)) == text

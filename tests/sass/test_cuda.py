@@ -24,6 +24,7 @@ KERNELS = {
     "grouped_fp8_gemm": sum(1 if tile.swaps else 2 for tile in TILES),
     "mla_decode": 6,
     "mla_decode_bytes": 2,
+    "mla_decode_few": 8,
     "mla_decode_seesaw": 4,
     "mla_merge": 4,
     "mla_schedule": 1,
@@ -260,6 +261,45 @@ def test_mla_decode_of_bytes_stays_within_the_registers_that_it_gives_each_role(
         roles = registers_of_roles(listing)
         assert [given for given, _ in roles] == [192, 144], D
         assert all(used < given for given, used in roles), (D, roles)
+
+
+def mla_few(sass: dict[str, str]) -> Iterator[tuple[int, int, str, bool, str]]:
+    """(D, v_dim, type, whether rows are bytes, listing) of the kernels of mla_decode for few rows."""
+    floats = r"MlaFewConfigILi(?P<D>\d+)ELi(?P<V>\d+)E\w*MlaFloatE(?P<type>[01])E"
+    for name, listing in sass.items():
+        if found := re.search(
+            rf"mla_decode_few_kernel.*(?:{floats}|MlaFewBytesConfigILi(?P<bytes>\d+)E)", name
+        ):
+            is_bytes = found["bytes"] is not None
+            dtype = "F16" if found["type"] == "1" else "BF16"
+            yield int(found["D"] or found["bytes"]), int(found["V"] or 512), dtype, is_bytes, listing
+
+
+def test_mla_decode_of_few_rows_has_them_as_the_right_operand(sass):
+    """Keys once, 64 columns of the values at a time; two waits, and not one for each product."""
+    for D, v_dim, dtype, *kind, listing in mla_few(sass):
+        products = {o: n for o, n in opcodes_of(listing).items() if "GMMA" in o}
+        suffix = ".BF16" if dtype == "BF16" else ""
+        assert products == {f"HGMMA.64x16x16.F32{suffix}": D // 16 + v_dim // 64 * 4}, (D, v_dim, dtype, kind)
+        assert listing.count(".tnspA") == v_dim // 64 * 4, (D, v_dim, dtype, kind)
+        waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", listing)
+        assert waits == ["0"] * 2, (D, v_dim, dtype, kind)
+
+
+def test_mla_decode_of_few_rows_transposes_weights_and_results_as_matrices(sass):
+    """And has one exponential for a weight, of which a thread has eight, and one for each of four rows."""
+    for D, v_dim, dtype, *kind, listing in mla_few(sass):
+        assert count(listing, "STSM.16.MT88.4") == 1 + v_dim // 64, (D, v_dim, dtype, kind)
+        assert count(listing, "MUFU.EX2") == 8 + 4, (D, v_dim, dtype, kind)
+        assert count(listing, "UTMALDG.4D") > 0, (D, v_dim, dtype, kind)
+
+
+def test_mla_decode_of_few_rows_stays_within_the_registers_that_it_gives_each_role(sass):
+    """Of bytes what loads, then what multiplies; of floats nothing is moved."""
+    for *kind, is_bytes, listing in mla_few(sass):
+        roles = registers_of_roles(listing)
+        assert [given for given, _ in roles] == ([176, 152] if is_bytes else []), kind
+        assert all(used < given for given, used in roles), (kind, roles)
 
 
 def mla_sparses(sass: dict[str, str]) -> Iterator[tuple[int, int, str, bool, str]]:

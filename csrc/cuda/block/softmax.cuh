@@ -31,6 +31,13 @@ MOELA_DEVICE float natural_log(float x) {
   return static_cast<float>(e) * kLn2 + 2.f * t * series + (x - x);
 }
 
+// Of a row whose weights, relative to 2^max, have this sum: its inverse, or 0 if the row has seen no key.
+MOELA_DEVICE float softmax_inverse(float sum) { return sum == 0.f ? 0.f : div_rn(1.f, sum); }
+// ln of the sum of e^score.
+MOELA_DEVICE float softmax_lse(float max, float sum) {
+  return sum == 0.f ? -kInfinity : max * kLn2 + natural_log(sum);
+}
+
 // Of a thread's two rows r of an accumulator, those of registers i with i / 2 % 2 == r. Scores are those of
 // the softmax times log2(e); -Inf is a key that the row does not see.
 template <int kKeys>
@@ -83,12 +90,8 @@ struct Softmax {
     sum[0] = quad_sum(sum[0]);
     sum[1] = quad_sum(sum[1]);
   }
-  // 1 / sum, or 0 for a row that has seen no key.
-  MOELA_DEVICE float inverse(int r) const { return sum[r] == 0.f ? 0.f : div_rn(1.f, sum[r]); }
-  // ln of the sum of e^score.
-  MOELA_DEVICE float lse(int r) const {
-    return sum[r] == 0.f ? -kInfinity : max[r] * kLn2 + natural_log(sum[r]);
-  }
+  MOELA_DEVICE float inverse(int r) const { return softmax_inverse(sum[r]); }
+  MOELA_DEVICE float lse(int r) const { return softmax_lse(max[r], sum[r]); }
 };
 
 }  // namespace moela::cuda::sm90

@@ -17,12 +17,12 @@ MOELA_DEVICE float to_float32(uint16_t bits) {
   return C::kFloat == MlaFloat::kBFloat16 ? cvt_f32_of_bf16(bits) : cvt_f32_of_f16(bits);
 }
 
-template <class C, bool kTransposeB, int kN>
+template <class C, bool kTransposeA, bool kTransposeB, int kN>
 MOELA_DEVICE void multiply(Acc<kN>& acc, uint64_t a, uint64_t b, bool accumulate) {
   if constexpr (C::kFloat == MlaFloat::kBFloat16) {
-    wgmma_bf16<false, kTransposeB>(acc, a, b, accumulate);
+    wgmma_bf16<kTransposeA, kTransposeB>(acc, a, b, accumulate);
   } else {
-    wgmma_f16<false, kTransposeB>(acc, a, b, accumulate);
+    wgmma_f16<kTransposeA, kTransposeB>(acc, a, b, accumulate);
   }
 }
 
@@ -103,7 +103,8 @@ struct MlaHalf {
     wgmma_fence(sums);
     MOELA_UNROLL
     for (uint32_t step = 0; step < 4; ++step)
-      multiply<C, true>(sums, advance_descriptor(p, step * 32), advance_descriptor(v, step * 16 * 128), true);
+      multiply<C, false, true>(sums, advance_descriptor(p, step * 32), advance_descriptor(v, step * 16 * 128),
+                               true);
     wgmma_commit();
   }
 };
@@ -114,8 +115,8 @@ MOELA_DEVICE void multiply_panel(Acc<C::kKeys>& scores, uint64_t q, uint64_t k, 
   MOELA_UNROLL
   for (uint32_t step = 0; step < 4; ++step) {
     const uint32_t bytes = panel * C::kPanelBytes + step * 32;
-    multiply<C, false>(scores, advance_descriptor(q, bytes), advance_descriptor(k, bytes),
-                       panel > 0 || step > 0);
+    multiply<C, false, false>(scores, advance_descriptor(q, bytes), advance_descriptor(k, bytes),
+                              panel > 0 || step > 0);
   }
 }
 

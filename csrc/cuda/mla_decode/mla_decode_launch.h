@@ -78,6 +78,9 @@ std::string launch_with(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& p
 
 template <int kD, int kV, MlaFloat kFloat>
 std::string launch_floats(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& plan, Stream stream) {
+  using Few = sm90::MlaFewConfig<kD, kV, kFloat>;
+  if (plan.path == plan::MlaDecodeSm90Path::kFew)
+    return launch_with<Few>(a, plan, &sm90::mla_decode_few_kernel<Few>, stream);
   if constexpr (kD > kV) {
     using Seesaw = sm90::MlaSeesawConfig<kD, kV, kFloat>;
     if (plan.path == plan::MlaDecodeSm90Path::kSeesaw)
@@ -89,6 +92,9 @@ std::string launch_floats(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan&
 
 template <int kD>
 std::string launch_bytes(const MlaDecodeArgs& a, const plan::MlaDecodeSm90Plan& plan, Stream stream) {
+  using Few = sm90::MlaFewBytesConfig<kD>;
+  if (plan.path == plan::MlaDecodeSm90Path::kFew)
+    return launch_with<Few>(a, plan, &sm90::mla_decode_few_kernel<Few>, stream);
   using C = sm90::MlaBytesConfig<kD>;
   return launch_with<C>(a, plan, &sm90::mla_decode_bytes_kernel<C>, stream);
 }
@@ -130,6 +136,7 @@ std::string launch_mla_tiles(const MlaDecodeArgs& a, int32_t* tiles, int32_t* le
                                                  .B = a.B,
                                                  .H = a.H,
                                                  .items = a.items,
+                                                 .item_rows = a.item_rows,
                                                  .causal = a.causal,
                                                  .tiles = tiles,
                                                  .lengths = lengths}));

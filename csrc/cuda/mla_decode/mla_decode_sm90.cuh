@@ -1,7 +1,7 @@
 // mla_decode on Hopper. DESIGN.md has the arithmetic behind the shapes and the schedule.
 //
-// Computes, for 64 query rows (queries and heads) of a request at a time, out = softmax(q k^T) v over blocks
-// of 64 keys; k and v are the same bytes. Bound: the DRAM rate of the cache for up to 64 rows of a request,
+// Computes, for a tile of query rows (queries and heads) of a request, out = softmax(q k^T) v over blocks of
+// 64 keys; k and v are the same bytes. Bound: the DRAM rate of the cache for up to 64 rows of a request,
 // the tensor core from 128 on. Grid: plan.num_parts x plan.tiles blocks, those of a part side by side, so
 // that they read the same keys at about the same time; each does all pieces of its part. Invariants: a block
 // of keys lies in a stage of [kPanels][64][64] elements; rows of it that some row of the tile does not see
@@ -9,6 +9,7 @@
 // the type of q; the sum of the weights is that of the unrounded ones.
 #pragma once
 
+#include "cuda/mla_decode/mla_few.cuh"
 #include "cuda/mla_decode/mla_load_bytes.cuh"
 #include "cuda/mla_decode/mla_loops.cuh"
 #include "cuda/mla_decode/mla_seesaw.cuh"
@@ -41,10 +42,18 @@ MOELA_KERNEL(C::kThreads)
 mla_decode_bytes_kernel(MOELA_PARAM MlaDecodeParams p) {
   init_barriers<C>();
   griddep_wait();  // as above
-  run_roles<C, MlaDecodeWork<C>>(p, [&] {
-    if (elect_one()) tma_prefetch_map(&p.q);
-    gather_rows<C>(MlaBytesSource<C>(p), p.args.cache);
-  });
+  run_roles<C, MlaDecodeWork<C>>(p, [&] { load_bytes<C>(p); });
+  griddep_launch();
+}
+
+// The same for few rows, of either kind of cache: one warpgroup multiplies, with the rows as the right
+// operand.
+template <class C>
+MOELA_KERNEL(C::kThreads)
+mla_decode_few_kernel(MOELA_PARAM MlaDecodeParams p) {
+  init_few_barriers<C>();
+  griddep_wait();  // as above
+  run_few<C>(p);
   griddep_launch();
 }
 

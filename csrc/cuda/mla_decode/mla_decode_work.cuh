@@ -32,7 +32,7 @@ class MlaDecodeWork {
   // Products of queries and keys become scores to the base 2; -Inf where the row does not see the key.
   MOELA_DEVICE void mask(const MlaPiece& piece, int block, int, Acc<C::kKeys>& scores) const {
     int limit[2] = {C::kKeys, C::kKeys};
-    if (seen_in_block<C>(p_.args, piece, block).all < C::kKeys) {
+    if (seen_in_block<C>(seen_keys<C>(p_.args, piece), block).all < C::kKeys) {
       MOELA_UNROLL
       for (int r = 0; r < 2; ++r)
         limit[r] = keys_seen(p_.args, piece, piece.rows.first + MlaHalf<C, 0>::row(r)) - block * C::kKeys;
@@ -47,11 +47,11 @@ class MlaDecodeWork {
 
   template <int kGroup>
   MOELA_DEVICE void end_keys(const MlaPiece& piece, int block, int stage, MlaHalf<C, kGroup>& half) const {
-    const MlaSeen seen = seen_in_block<C>(p_.args, piece, block);
+    const MlaSeen seen = seen_in_block<C>(seen_keys<C>(p_.args, piece), block);
     if (seen.all == C::kKeys) return;
     add_keys_of_some(p_.args, piece, block, seen, stage, half);
     half.sync();  // no warp overwrites keys that another still reads
-    clear_keys(seen.all, stage, half);
+    clear_keys<C, C::kHalfPanels>(seen.all, half.values(stage));
     half.sync();
   }
 

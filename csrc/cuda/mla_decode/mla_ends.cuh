@@ -6,7 +6,8 @@
 
 namespace moela::cuda::sm90 {
 
-// Which keys of a block the rows of a tile see: those before `all` every row, those from `some` on none.
+// Which keys of a request, or of a block, the rows of a tile see: those before `all` every row, those from
+// `some` on none.
 struct MlaSeen {
   int all, some;
 };
@@ -17,13 +18,18 @@ MOELA_DEVICE int keys_seen(const MlaDecodeArgs& a, const MlaPiece& piece, int ro
 }
 
 template <class C>
-MOELA_DEVICE MlaSeen seen_in_block(const MlaDecodeArgs& a, const MlaPiece& piece, int block) {
+MOELA_DEVICE MlaSeen seen_keys(const MlaDecodeArgs& a, const MlaPiece& piece) {
+  const int first = piece.rows.first, end = piece.rows.queries * a.H, last = first + C::kRows;
+  return {keys_seen(a, piece, first), keys_seen(a, piece, (last < end ? last : end) - 1)};
+}
+
+template <class C>
+MOELA_DEVICE MlaSeen seen_in_block(const MlaSeen& seen, int block) {
   const auto within = [&](int keys) {
     const int n = keys - block * C::kKeys;
     return n < 0 ? 0 : n < C::kKeys ? n : C::kKeys;
   };
-  const int first = piece.rows.first, end = piece.rows.queries * a.H, last = first + C::kRows;
-  return {within(keys_seen(a, piece, first)), within(keys_seen(a, piece, (last < end ? last : end) - 1))};
+  return {within(seen.all), within(seen.some)};
 }
 
 // Of keys that only some rows of the tile see, for those: on the tensor core the weight 0 would make NaN of a
@@ -57,11 +63,12 @@ MOELA_DEVICE void add_keys_of_some(const MlaDecodeArgs& a, const MlaPiece& piece
 }
 
 // What no row or only some see: the tensor core multiplies zeros with the weight 0.
-template <class C, int kGroup>
-MOELA_DEVICE void clear_keys(int first, int stage, const MlaHalf<C, kGroup>& half) {
-  constexpr int kChunks = C::kHalfPanels * 8;  // 16 bytes each
+// Panels of values, by a warpgroup.
+template <class C, int kPanels>
+MOELA_DEVICE void clear_keys(int first, SmemAddr values) {
+  constexpr int kChunks = kPanels * 8;  // 16 bytes each
   for (int i = tid() % 128; i < (C::kKeys - first) * kChunks; i += 128)
-    sts(half.values(stage) + static_cast<uint32_t>(i % kChunks / 8) * C::kPanelBytes +
+    sts(values + static_cast<uint32_t>(i % kChunks / 8) * C::kPanelBytes +
             static_cast<uint32_t>((first + i / kChunks) * 128 + i % 8 * 16),
         Vec4{0, 0, 0, 0});
   fence_proxy_async_shared();

@@ -37,6 +37,9 @@ template <class C, class Source>
 MOELA_DEVICE void gather_rows(Source source, const void* cache) {
   using HalfRow = std::conditional_t<C::kHasBytes, MlaHalfRowOfBytes<C>, MlaHalfRowOfFloats<C>>;
   constexpr int kSteps = kRowsOfWarp<C> / kMlaRowsAtOnce * 2, kRing = 4, kAhead = HalfRow::kAhead;
+  // Rows of the next block are looked up a round of the ring after their entries are loaded, or, if there is
+  // one round only, as late as may be.
+  constexpr int kLookUp = kSteps > kRing ? 0 : kRing - kAhead;
   static_assert(kSteps % kRing == 0, "a step has the same registers in every block");
   const int index = warp() - C::kFirstLoadingWarp, first_row = index * kRowsOfWarp<C>;
   const auto own_row = [&] { return first_row + lane() % kRowsOfWarp<C>; };
@@ -62,10 +65,10 @@ MOELA_DEVICE void gather_rows(Source source, const void* cache) {
     mbarrier_wait(kv_empty<C>(at.stage), at.parity ^ 1);
     source.note(at.stage, index, found);
     for (int step = 0; step < kSteps; step += kRing) {
-      if (step + kRing == kSteps) next_slots = {source.offset(next, own_row(), next_entry)};
       MOELA_UNROLL
       for (int i = 0; i < kRing; ++i) {
         const int ahead = step + i + kAhead;
+        if (i == kLookUp && step + kRing == kSteps) next_slots = {source.offset(next, own_row(), next_entry)};
         load(ahead < kSteps ? slots : next_slots, ahead % kSteps, i + kAhead);
         sync_warp();  // the loads come before it, whatever the compiler would rather do first
         ring[i].store(tile, first_row + (step + i) / 2 * kMlaRowsAtOnce + lane_row(), i % 2);

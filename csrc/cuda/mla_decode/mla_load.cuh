@@ -14,12 +14,12 @@ struct MlaRowGroups {
   MOELA_DEVICE int inner_of(int group) const { return shfl(group < 32 ? inner[0] : inner[1], group % 32); }
 };
 
-// This warp's boxes of some panels of a tile. panel_of(i) is the i-th; load(to, column, outer, inner) is one
-// copy, by the thread that issues.
-template <class C, class PanelOf, class Load>
+// This warp's boxes of some panels of a tile of kRows rows. panel_of(i) is the i-th; load(to, column, outer,
+// inner) is one copy, by the thread that issues.
+template <class C, int kRows, class PanelOf, class Load>
 MOELA_DEVICE void load_boxes(const MlaRowGroups& groups, int box, int panels, const PanelOf& panel_of,
                              SmemAddr tile, SmemAddr barrier, bool issues, const Load& load) {
-  const int boxes = 64 / box * panels, first = warp() - C::kFirstLoadingWarp;
+  const int boxes = kRows / box * panels, first = warp() - C::kFirstLoadingWarp;
   const auto box_bytes = static_cast<uint32_t>(box * C::kPanel * 2);
   const auto mine = static_cast<uint32_t>((boxes - first + C::kLoadingWarps - 1) / C::kLoadingWarps);
   if (issues) mbarrier_arrive_expect_tx(barrier, mine * box_bytes);
@@ -27,7 +27,8 @@ MOELA_DEVICE void load_boxes(const MlaRowGroups& groups, int box, int panels, co
     const int group = i / panels, panel = panel_of(i % panels);
     const int outer = groups.outer_of(group), inner = groups.inner_of(group);
     if (issues)
-      load(tile + static_cast<uint32_t>(panel) * C::kPanelBytes + static_cast<uint32_t>(group) * box_bytes,
+      load(tile + static_cast<uint32_t>(panel * kRows * C::kPanel * 2) +
+               static_cast<uint32_t>(group) * box_bytes,
            panel * C::kPanel, outer, inner);
   }
 }
@@ -49,11 +50,11 @@ MOELA_DEVICE void load_queries(const MlaDecodeParams& p, int request, int q_row,
     groups.outer[half] = row / p.inner_rows;
     groups.inner[half] = row % p.inner_rows;
   }
-  load_boxes<C>(groups, p.query_box, C::kPanels, all_panels, smem_base() + C::kSmemQ, q_full<C>(), issues,
-                [&](SmemAddr to, int column, int outer, int inner) {
-                  tma_load_4d(to, &p.q, column, inner, outer, p.args.tiles == nullptr ? request : 0,
-                              q_full<C>());
-                });
+  load_boxes<C, C::kRows>(groups, p.query_box, C::kPanels, all_panels, smem_base() + C::kSmemQ, q_full<C>(),
+                          issues, [&](SmemAddr to, int column, int outer, int inner) {
+                            tma_load_4d(to, &p.q, column, inner, outer, p.args.tiles == nullptr ? request : 0,
+                                        q_full<C>());
+                          });
 }
 
 // Boxes without a key of the request are loaded from beyond a page, as zeros: their pages are not looked up.
@@ -84,11 +85,11 @@ MOELA_DEVICE MlaRowGroups find_keys(const MlaDecodeParams& p, const MlaPiece& pi
 template <class C, class PanelOf>
 MOELA_DEVICE void load_keys(const MlaDecodeParams& p, const MlaRowGroups& keys, int panels,
                             const PanelOf& panel_of, int stage, SmemAddr barrier, bool issues) {
-  load_boxes<C>(keys, p.key_box, panels, panel_of,
-                smem_base() + C::kSmemKv + static_cast<uint32_t>(stage) * C::kTileBytes, barrier, issues,
-                [&](SmemAddr to, int column, int page, int slot) {
-                  tma_load_3d(to, &p.cache, column, slot, page, barrier);
-                });
+  load_boxes<C, C::kKeys>(keys, p.key_box, panels, panel_of,
+                          smem_base() + C::kSmemKv + static_cast<uint32_t>(stage) * C::kTileBytes, barrier,
+                          issues, [&](SmemAddr to, int column, int page, int slot) {
+                            tma_load_3d(to, &p.cache, column, slot, page, barrier);
+                          });
 }
 
 // load_block(keys, at, issues): a block of keys into a stage.

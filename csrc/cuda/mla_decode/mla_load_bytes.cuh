@@ -53,4 +53,10 @@ class MlaBytesSource {
   int block_ = 0;
 };
 
+template <class C>
+MOELA_DEVICE void load_bytes(const MlaDecodeParams& p) {
+  if (elect_one()) tma_prefetch_map(&p.q);
+  gather_rows<C>(MlaBytesSource<C>(p), p.args.cache);
+}
+
 }  // namespace moela::cuda::sm90

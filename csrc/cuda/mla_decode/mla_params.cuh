@@ -19,7 +19,7 @@ struct MlaConfig {
   static constexpr int kPanel = 64;  // columns: 128 bytes, the span of the swizzle
   static constexpr int kPanels = kD / kPanel, kHalf = kV / 2, kHalfPanels = kHalf / kPanel;
   static constexpr int kStages = 2, kThreads = 3 * 128;
-  static constexpr int kLoadingWarps = 4, kFirstLoadingWarp = 8;
+  static constexpr int kMathWarps = 8, kLoadingWarps = 4, kFirstLoadingWarp = 8;
   static constexpr MlaRegisters kRegisters = {.left = 216, .right = 216, .load = 72};
 
   // smem_q [kPanels][kRows][kPanel], smem_kv [kStages][kPanels][kKeys][kPanel], smem_p [kRows][kKeys] of 16
@@ -81,15 +81,21 @@ MOELA_DEVICE SmemAddr p_empty() {
   return smem_base() + C::kPEmpty;
 }
 
+// Those of what is loaded, by one thread.
+template <class C>
+MOELA_DEVICE void init_loading_barriers() {
+  for (int s = 0; s < C::kStages; ++s) {
+    mbarrier_init(kv_full<C>(s), C::kLoadingWarps);
+    mbarrier_init(kv_empty<C>(s), C::kMathWarps);
+  }
+  mbarrier_init(q_full<C>(), C::kLoadingWarps);
+  mbarrier_init(q_empty<C>(), 4);
+}
+
 template <class C>
 MOELA_DEVICE void init_barriers() {
   if (tid() == 0) {
-    for (int s = 0; s < C::kStages; ++s) {
-      mbarrier_init(kv_full<C>(s), C::kLoadingWarps);
-      mbarrier_init(kv_empty<C>(s), 8);
-    }
-    mbarrier_init(q_full<C>(), C::kLoadingWarps);
-    mbarrier_init(q_empty<C>(), 4);
+    init_loading_barriers<C>();
     mbarrier_init(p_full<C>(), 4);
     mbarrier_init(p_empty<C>(), 4);
     fence_mbarrier_init();

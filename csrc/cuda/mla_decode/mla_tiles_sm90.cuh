@@ -20,6 +20,7 @@ struct MlaTilesParams {
   const int32_t* cu_seqlens_q;  // [B + 1]
   const int32_t* seqlens;       // [B]
   int B, H, items;
+  int item_rows;  // of a tile
   bool causal;
   int32_t* tiles;    // [items, 4]: request, first row, queries, first query; at a multiple of 16 bytes
   int32_t* lengths;  // [items]
@@ -37,7 +38,6 @@ MOELA_DEVICE void write_tile(const MlaTilesParams& p, int64_t item, int request,
 MOELA_KERNEL(MlaTilesConfig::kThreads)
 mla_tiles_kernel(MOELA_PARAM MlaTilesParams p) {
   constexpr int kWarps = MlaTilesConfig::kWarps, kThreads = MlaTilesConfig::kThreads;
-  constexpr int kRows = plan::kMlaSm90Rows;
   griddep_wait();
   int64_t before = 0;
   for (int first = 0; first < p.B; first += kThreads) {
@@ -47,14 +47,14 @@ mla_tiles_kernel(MOELA_PARAM MlaTilesParams p) {
     const int end = is_request ? ldg(p.cu_seqlens_q + request + 1) : 0;
     const int seqlen = is_request ? ldg(p.seqlens + request) : 0, queries = end > begin ? end - begin : 0;
     const auto rows = static_cast<int64_t>(queries) * p.H;
-    const Sums tiles = block_sums<kWarps>(plan::mla_ceil_div(rows, kRows), smem_base());
+    const Sums tiles = block_sums<kWarps>(plan::mla_ceil_div(rows, p.item_rows), smem_base());
     for (int owner = 0; owner < 32; ++owner) {
       const int theirs = shfl(queries, owner), from = shfl(begin, owner), keys = shfl(seqlen, owner);
       const int64_t at = before + shfl64(tiles.before, owner);
-      for (int row = lane() * kRows; row < theirs * p.H; row += 32 * kRows) {
-        const int last = row + kRows < theirs * p.H ? row + kRows - 1 : theirs * p.H - 1;
+      for (int row = lane() * p.item_rows; row < theirs * p.H; row += 32 * p.item_rows) {
+        const int last = row + p.item_rows < theirs * p.H ? row + p.item_rows - 1 : theirs * p.H - 1;
         const int seen = p.causal ? keys - (theirs - 1 - last / p.H) : keys;
-        write_tile(p, at + row / kRows, own_warp + owner, row, theirs, from, seen > 0 ? seen : 0);
+        write_tile(p, at + row / p.item_rows, own_warp + owner, row, theirs, from, seen > 0 ? seen : 0);
       }
     }
     before += tiles.all;
