@@ -7,12 +7,14 @@ import torch
 from moela import backends
 from moela.ep import layout, rows
 from moela.ep.transports import Received
+from moela.ep.wire import WireFormat
 
 if backends.library("cpu").handle is None:
     pytest.skip(f"cpu: {backends.library('cpu').error}", allow_module_level=True)
 
 TOPK, R, MAX_TOKENS = 3, 3, 5
 IDS_AT, WEIGHTS_AT, ROW_BYTES = 16, 32, 64
+FORM, LIKE = WireFormat((10, 4 * TOPK, 4 * TOPK)), [torch.empty(0, 5, dtype=torch.int16)]
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ def received(counts: list[int], num_experts: int) -> Received:
     """Rows with gaps between the sources, full of ids that are none, and of weights that are NaN."""
     g = torch.Generator().manual_seed(sum(counts))
     wire = torch.full((R * MAX_TOKENS, ROW_BYTES), 0xFF, dtype=torch.uint8)
+    wire[:, :IDS_AT] = torch.randint(256, (R * MAX_TOKENS, IDS_AT), dtype=torch.uint8, generator=g)
     starts = torch.arange(R, dtype=torch.int32) * MAX_TOKENS
     for start, n in zip(starts.tolist(), counts, strict=True):
         ids = torch.randint(-2, num_experts + 2, (n, TOPK), generator=g, dtype=torch.int32)
@@ -56,13 +59,21 @@ def test_places_are_those_of_the_definition(both, name, experts, counts):
     )
     rows_ = received(counts, 7)
     for capacity in (-1, 0, 4, layout.shapes(buffer, name, None).rows[-1]):
-        compiled, defined = both(lambda: layout.place(buffer, rows_, IDS_AT, WEIGHTS_AT, name, capacity))  # noqa: B023
+        compiled, defined = both(lambda: layout.place(buffer, rows_, FORM, LIKE, name, capacity))  # noqa: B023
         assert compiled.needed == defined.needed
         if compiled.needed <= capacity or capacity == -1:
-            for field in ("source", "ids", "weights", "experts", "positions"):
-                mine, theirs = getattr(compiled, field), getattr(defined, field)
-                assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape), field
-                assert torch.equal(mine, theirs), field
+            for mine, theirs in zip(tensors_of(compiled), tensors_of(defined), strict=True):
+                assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+                assert torch.equal(mine, theirs)
+            into = [torch.full_like(column, -1) for column in compiled.columns]
+            layout.place(
+                buffer, rows_, FORM, LIKE, name, compiled.needed if capacity == -1 else capacity, into
+            )
+            assert torch.equal(into[0], compiled.columns[0])
+
+
+def tensors_of(placed: layout.Placement) -> list[torch.Tensor]:
+    return [*placed.columns, *placed[1:-1]]
 
 
 @pytest.mark.parametrize("width", [0, 1, 15, 64, 5000])
@@ -106,7 +117,19 @@ def test_rows_come_back_once_and_in_the_order_of_the_ranks(both):
     assert [[r for r in row if r >= 0] for row in compiled.tolist()] == [[8, 0], [], [6], [9, 4]]
 
 
-def test_a_row_that_is_not_there_is_an_error(both):
-    out = torch.zeros(1, 4, dtype=torch.uint8)
+def test_a_row_that_is_not_there_is_an_error():
+    out, index = torch.zeros(1, 4, dtype=torch.uint8), torch.tensor([3], dtype=torch.int32)
     with pytest.raises(ValueError, match="gather_rows: rows: expected less than 3, got 3"):
-        rows.gather_rows(random_bytes(3, 4), torch.tensor([3], dtype=torch.int32), out)
+        rows.gather_rows(random_bytes(3, 4), index, out)
+    with pytest.raises(ValueError, match="pack: expected rows that the columns have"):
+        rows.pack([random_bytes(3, 4)], index, [0], [1], [0], out)
+    with pytest.raises(ValueError, match="pack: expected counts to be rows of wire"):
+        rows.pack([random_bytes(4, 4)], index, [0], [1], [1], out)
+    with pytest.raises(ValueError, match="pack: expected a row for each that is counted"):
+        rows.pack([random_bytes(4, 4)], index[:0], [0], [1], [0], out)
+
+
+def test_rows_and_places_are_counted(both):
+    counts, positions = torch.tensor([1, 0, 2], dtype=torch.int32), torch.tensor([[3], [7], [-1], [9]])
+    assert both(lambda: rows.num_places(counts, positions.int())) == ((3, 8), (3, 8))
+    assert both(lambda: rows.num_places(counts[1:2], positions.int())) == ((0, 0), (0, 0))

@@ -84,6 +84,7 @@ class EpBuffer:
         self.transport = self._build(meeting, members, group, transport)
         mine = expert_range(num_experts, self.num_ranks, self.rank)
         self.first_expert, self.num_local_experts = mine.start, len(mine)
+        self.checked: set[tuple] = set()  # kinds of arguments that an op has accepted: moela.ops._ep
         self._sent = self._received = 0  # the last epoch of each
         self._given_up: set[int] = set()  # epochs that this rank aborted and has not received
         self._fault: EpError | None = None

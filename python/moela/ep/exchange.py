@@ -5,6 +5,7 @@ rows are in received order: by source, then token. Both are pure functions of to
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -46,8 +47,9 @@ def send_tokens(
     buffer: EpBuffer, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
 ) -> tuple[int, Tensor, Tensor]:
     """-> (epoch, slots, send_counts)."""
-    send_rows, counts, slots = torch.ops.moela.ep_plan(topk_ids, buffer.num_experts, buffer.num_ranks)
-    ids = torch.where(slots >= 0, topk_ids, -1).int()  # what int32 cannot hold is dropped anyway
+    send_rows, counts, slots = torch.ops.moela.ep_plan.default(topk_ids, buffer.num_experts, buffer.num_ranks)
+    # What int32 cannot hold is dropped anyway. Other ids that no rank has do no harm.
+    ids = topk_ids if topk_ids.dtype == torch.int32 else torch.where(slots >= 0, topk_ids, -1).int()
     text = _text("ep_dispatch", x, *extras)  # whatever its form is on this rank
     return buffer.send(text, _bytes_of(x, *extras, ids, topk_weights), send_rows, counts), slots, counts
 
@@ -66,23 +68,18 @@ def receive_tokens(
     into: what x and the extras are written to, in place of new tensors.
     """
     device = like[0].device
-    form = _form(*like, *[torch.empty((0, buffer.topk), dtype=torch.int32)] * 2)
+    form = _token_form(*like, topk=buffer.topk)
     if capacity is None:
         capacity = layouts.shapes(buffer, layout, None).rows[-1]
     with buffer.receive(epoch) as received:
         received = received.to(device)
-        placed = layouts.place(buffer, received, *form.offsets[-2:], layout, capacity)
+        placed = layouts.place(buffer, received, form, like, layout, capacity, into)
         if capacity != EXACT and placed.needed > capacity:
             message = f"{op}: capacity: expected at least {placed.needed} for what came, got {capacity}"
             buffer.give_up(message)
             raise ValueError(message)
-        rows = layouts.shapes(buffer, layout, placed.needed if capacity == EXACT else capacity).rows
-        outs = into or [t.new_empty((*rows, t.size(1))) for t in like]
-        for i, out in enumerate(outs):
-            gather_rows(form.column(received.wire, i), placed.source, as_bytes(out.flatten(0, -2)))
-    x, *extras = outs
-    _, ids, weights, experts, positions, _ = placed
-    return Placed(x, ids, weights, extras, experts, received.counts, positions)
+    (x, *extras), ids, weights, experts, counts, positions, _ = placed
+    return Placed(x, ids, weights, extras, experts, counts, positions)
 
 
 def send_back(
@@ -110,8 +107,8 @@ def receive_back(
         rows = returned_rows(slots, *received)  # [T, topk]
         columns = [form.column(received.wire, i).view(t.dtype) for i, t in enumerate(like)]
         if into is None:
-            return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
-        torch.ops.moela.moe_unpermute_out(columns[0], None, rows, out=into)
+            return [torch.ops.moela.moe_unpermute.default(column, None, rows) for column in columns]
+        torch.ops.moela.moe_unpermute_out.default(columns[0], None, rows, out=into)
         return [into]
 
 
@@ -137,7 +134,12 @@ def receive_again(buffer: EpBuffer, epoch: int, like: Tensor) -> Tensor:
 
 def _text(op: str, *columns: Tensor) -> str:
     """What the ranks have to agree on."""
-    return " ".join([op, *(f"{_check.dtype_name(c.dtype)}[{c.size(1)}]" for c in columns)])
+    return _text_of(op, *[(c.dtype, c.size(1)) for c in columns])
+
+
+@lru_cache(maxsize=256)
+def _text_of(op: str, *columns: tuple[torch.dtype, int]) -> str:
+    return " ".join([op, *(f"{_check.dtype_name(dtype)}[{width}]" for dtype, width in columns)])
 
 
 def _bytes_of(*columns: Tensor) -> list[Tensor]:
@@ -145,9 +147,13 @@ def _bytes_of(*columns: Tensor) -> list[Tensor]:
 
 
 def _form(*columns: Tensor) -> WireFormat:
-    return wire_format(tuple(c.size(1) * c.element_size() for c in columns))
+    return wire_format(tuple([c.size(1) * c.element_size() for c in columns]))
+
+
+def _token_form(x: Tensor, *extras: Tensor, topk: int) -> WireFormat:
+    """Of the row that brings a token: with its ids and weights."""
+    return wire_format((*_form(x, *extras).widths, 4 * topk, 4 * topk))
 
 
 def row_bytes(x: Tensor, *extras: Tensor, topk: int) -> int:
-    """Of the row that brings a token: with its ids and weights."""
-    return wire_format((*_form(x, *extras).widths, 4 * topk, 4 * topk)).row_bytes
+    return _token_form(x, *extras, topk=topk).row_bytes

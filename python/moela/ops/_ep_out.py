@@ -73,11 +73,10 @@ def _expect_like(op: str, name: str, mine: Tensor, wanted: Tensor, device: torch
 def _dispatch(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, *out) -> None:
     into = (out[0], *out[3])  # x and extras: the others are small, and copied
     result = run_dispatch(buffer, x, topk_ids, topk_weights, extras, layout, out[0].size(-2), into)
-    for mine, theirs in zip(out, result, strict=True):
-        pairs = zip(mine, theirs, strict=True) if isinstance(theirs, list) else [(mine, theirs)]
-        for one, value in pairs:
-            if one is not None and one is not value:
-                one.copy_(value)
+    pairs = [
+        pair for pair in zip(out[1:3] + out[4:], result[1:3] + result[4:], strict=True) if pair[0] is not None
+    ]
+    torch._foreach_copy_(*zip(*pairs, strict=True))
 
 
 def _check_combine(

@@ -10,8 +10,7 @@ from moela.ep import exchange
 from moela.ep.buffer import EpBuffer
 from moela.ep.exchange import EpHandle
 from moela.ops import _ep
-from moela.ops.ep_combine import OP as COMBINE_OP
-from moela.ops.ep_combine import check_rows, expect_places
+from moela.ops.ep_combine import check_rows
 from moela.ops.ep_combine import send as send_combine
 from moela.ops.ep_dispatch import EpReceived, as_received, check_layout, check_tokens, fake_outputs
 
@@ -156,8 +155,7 @@ def _check_dispatch_recv(buffer: EpBuffer, token, slots, like, layout, capacity)
 
 
 def _combine_send(buffer: EpBuffer, y, topk_weights, *handle):
-    expect_places(buffer, "ep_combine_send", y, handle)
-    return _token(send_combine(buffer, COMBINE_OP, y, topk_weights, handle)), *_no_rows(y)
+    return _token(send_combine(buffer, "ep_combine_send", y, topk_weights, handle)), *_no_rows(y)
 
 
 def _fake_combine_send(buffer: EpBuffer, y, topk_weights, *handle):

@@ -7,6 +7,7 @@ from moela.ep import exchange
 from moela.ep.buffer import EpBuffer
 from moela.ep.exchange import EpHandle
 from moela.ep.layout import at, fold
+from moela.ep.rows import num_places
 from moela.ops import _check, _ep
 
 OP = "ep_combine"
@@ -64,27 +65,26 @@ def _check_args(buffer: EpBuffer, y, topk_weights, *handle) -> None:
 
 def send(buffer: EpBuffer, op: str, y, topk_weights, handle) -> int:
     _, _, recv_counts, positions = handle
-    y, positions = y.flatten(0, -2), positions[: int(recv_counts.sum())]
+    y = y.flatten(0, -2)
+    N = expect_places(buffer, op, y, recv_counts, positions)
     if positions.size(1) == 1 and topk_weights is None:  # one place per row: the row itself goes back
-        return exchange.send_back(buffer, op, (y,), positions[:, 0], recv_counts)
-    rows = fold(y, positions, topk_weights)  # [N, H]
-    return exchange.send_back(buffer, op, (rows,), None, recv_counts)
+        return exchange.send_back(buffer, OP, (y,), positions[:, 0], recv_counts)
+    rows = fold(y, positions[:N], topk_weights)  # [N, H]
+    return exchange.send_back(buffer, OP, (rows,), None, recv_counts)
 
 
-def expect_places(buffer: EpBuffer, op: str, y: Tensor, handle) -> None:
-    """That y has the rows that the dispatch filled; the peers are told if it has not."""
-    _, _, recv_counts, positions = handle
-    positions = positions[: int(recv_counts.sum())]
-    needed = int(positions.max()) + 1 if positions.numel() else 0
-    if needed > y.numel() // y.size(-1):
-        got = f"{y.numel() // y.size(-1)} rows, where row {needed - 1} is wanted"
+def expect_places(buffer: EpBuffer, op: str, y: Tensor, recv_counts: Tensor, positions: Tensor) -> int:
+    """That y has the rows that the dispatch filled; the peers are told if it has not. -> N"""
+    N, needed = num_places(recv_counts, positions)
+    if needed > y.size(0):
+        got = f"{y.size(0)} rows, where row {needed - 1} is wanted"
         message = f"{op}: y: expected the rows of the dispatch of this handle, got {got}"
         buffer.give_up(message)
         raise ValueError(message)
+    return N
 
 
 def run(buffer: EpBuffer, y, topk_weights, *handle, into: Tensor | None = None) -> Tensor:
-    expect_places(buffer, OP, y, handle)
     epoch = send(buffer, OP, y, topk_weights, handle)
     [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0], into)
     return out

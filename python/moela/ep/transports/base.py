@@ -5,6 +5,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -31,17 +32,21 @@ class Header(NamedTuple):
 
     def pack(self) -> bytes:
         """HEADER_BYTES bytes: four little-endian int64, then the text in UTF-8 with zeros after it."""
-        text = self.text.encode()
-        if len(text) > _TEXT_BYTES:  # what is cut off has to differ still
-            text = text[: _TEXT_BYTES - 8] + f"{zlib.crc32(text):08x}".encode()
-        text = text.ljust(_TEXT_BYTES, b"\0")
-        return _FIXED.pack(self.epoch, self.count, self.row_bytes, self.is_abort) + text
+        return _FIXED.pack(self.epoch, self.count, self.row_bytes, self.is_abort) + _text_bytes(self.text)
 
     @classmethod
     def unpack(cls, raw: bytes) -> "Header":
         epoch, count, row_bytes, is_abort = _FIXED.unpack_from(raw)
         text = raw[_FIXED.size : HEADER_BYTES].rstrip(b"\0").decode(errors="replace")
         return cls(epoch, count, row_bytes, bool(is_abort), text)
+
+
+@lru_cache(maxsize=64)
+def _text_bytes(text: str) -> bytes:
+    raw = text.encode()
+    if len(raw) > _TEXT_BYTES:  # what is cut off has to differ still
+        raw = raw[: _TEXT_BYTES - 8] + f"{zlib.crc32(raw):08x}".encode()
+    return raw.ljust(_TEXT_BYTES, b"\0")
 
 
 def expect_agreement(headers: Sequence[Header], ranks: Sequence[int]) -> None:
@@ -68,7 +73,8 @@ def expect_agreement(headers: Sequence[Header], ranks: Sequence[int]) -> None:
 class Received(NamedTuple):
     """The rows of one epoch at this rank: those of source s are wire[starts[s] : starts[s] + counts[s]]."""
 
-    wire: Tensor  # [*, row_bytes] uint8; may be the transport's own memory: valid until release(epoch)
+    # All of it may be the transport's own memory: valid until release(epoch).
+    wire: Tensor  # [*, row_bytes] uint8
     starts: Tensor  # [R] int32
     counts: Tensor  # [R] int32
 
