@@ -26,7 +26,7 @@ def ep_dispatch_out(
 ) -> None:
     """`ep_dispatch` into `out`, all of it: what an `ep_dispatch` of the same layout returned."""
     experts = out.expert_offsets if layout == "expert" else out.expert_counts
-    torch.ops.moela.ep_dispatch_out(
+    torch.ops.moela.ep_dispatch_out.default(
         x, topk_ids, topk_weights, extras, layout, out.x, out.topk_ids, out.topk_weights, list(out.extras),
         experts, *out.handle, group,
     )  # fmt: skip
@@ -36,7 +36,7 @@ def ep_combine_out(
     y: Tensor, handle: EpHandle, *, group: str, out: Tensor, topk_weights: Tensor | None = None
 ) -> None:
     """`ep_combine` into `out`, [T, hidden] of y's dtype, contiguous."""
-    torch.ops.moela.ep_combine_out(y, topk_weights, *handle, out, group)
+    torch.ops.moela.ep_combine_out.default(y, topk_weights, *handle, out, group)
 
 
 def _check_dispatch(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, *out) -> None:

@@ -46,7 +46,7 @@ def ep_dispatch_send(
 
     Source: the two halves of DeepEP's low-latency kernels, as ops.
     """
-    token, slots, send_counts, like = torch.ops.moela.ep_dispatch_send(
+    token, slots, send_counts, like = torch.ops.moela.ep_dispatch_send.default(
         x, topk_ids, topk_weights, extras, group
     )
     return EpPending(token, slots, send_counts, tuple(like))
@@ -71,7 +71,7 @@ def ep_dispatch_recv(
     Source: as `ep_dispatch_send`.
     """
     token, slots, send_counts, like = pending
-    *received, recv_counts, positions = torch.ops.moela.ep_dispatch_recv(
+    *received, recv_counts, positions = torch.ops.moela.ep_dispatch_recv.default(
         token, slots, like, layout, capacity, group
     )
     return as_received(layout, *received, (slots, send_counts, recv_counts, positions))
@@ -95,7 +95,7 @@ def ep_combine_send(
 
     Source: as `ep_dispatch_send`.
     """
-    token, like = torch.ops.moela.ep_combine_send(y, topk_weights, *handle, group)
+    token, like = torch.ops.moela.ep_combine_send.default(y, topk_weights, *handle, group)
     return EpPending(token, handle.slots, handle.send_counts, (like,))
 
 
@@ -113,7 +113,7 @@ def ep_combine_recv(pending: EpPending, *, group: str) -> Tensor:
 
     Source: as `ep_dispatch_send`.
     """
-    return torch.ops.moela.ep_combine_recv(pending.token, pending.slots, pending.like[0], group)
+    return torch.ops.moela.ep_combine_recv.default(pending.token, pending.slots, pending.like[0], group)
 
 
 def _token(epoch: int) -> Tensor:

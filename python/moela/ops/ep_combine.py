@@ -38,7 +38,7 @@ def ep_combine(y: Tensor, handle: EpHandle, *, group: str, topk_weights: Tensor 
 
     Source: DeepSeek-V3 report, section 3.2.2.
     """
-    return torch.ops.moela.ep_combine(y, topk_weights, *handle, group)
+    return torch.ops.moela.ep_combine.default(y, topk_weights, *handle, group)
 
 
 def check_rows(buffer: EpBuffer, op: str, y, topk_weights, *handle) -> None:

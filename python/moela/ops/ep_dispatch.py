@@ -77,7 +77,7 @@ def ep_dispatch(
 
     Source: DeepSeek-V3 report, section 3.2.2; layouts as DeepGEMM's grouped GEMMs take them.
     """
-    x, ids, weights, extras, experts, *handle = torch.ops.moela.ep_dispatch(
+    x, ids, weights, extras, experts, *handle = torch.ops.moela.ep_dispatch.default(
         x, topk_ids, topk_weights, extras, layout, capacity, group
     )
     return as_received(layout, x, ids, weights, extras, experts, handle)

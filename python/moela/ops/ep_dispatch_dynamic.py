@@ -52,7 +52,7 @@ def ep_dispatch_dynamic(
 
     Source: as `ep_dispatch`.
     """
-    x, ids, weights, extras, experts, *handle = torch.ops.moela.ep_dispatch_dynamic(
+    x, ids, weights, extras, experts, *handle = torch.ops.moela.ep_dispatch_dynamic.default(
         x, topk_ids, topk_weights, extras, layout, group
     )
     return as_received(layout, x, ids, weights, extras, experts, handle)
