@@ -1,6 +1,7 @@
 // Copies of rows, and what a transport received: for the files of csrc/ops that move rows between ranks.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "common/tensor.h"
@@ -19,6 +20,13 @@ inline const int32_t* check_ints(const char* op, const char* arg, const Tensor& 
   check_shape(op, arg, t, {size});
   check_last_dim_contiguous(op, arg, t);
   return static_cast<const int32_t*>(t.const_data_ptr());
+}
+
+inline void check_below(const char* op, const int32_t* rows, int64_t num_rows, const Tensor& source) {
+  const int64_t num_sources = source.size(0);
+  const int32_t* largest = std::max_element(rows, rows + num_rows);
+  if (num_rows > 0 && *largest >= num_sources)
+    fail(op, "rows", "less than " + std::to_string(num_sources), *largest);
 }
 
 // Rows of bytes, `stride` bytes apart.

@@ -8,13 +8,6 @@
 namespace moela {
 namespace {
 
-void check_below(const char* op, const int32_t* rows, int64_t num_rows, const Tensor& source) {
-  const int64_t num_sources = source.size(0);
-  const int32_t* largest = std::max_element(rows, rows + num_rows);
-  if (num_rows > 0 && *largest >= num_sources)
-    fail(op, "rows", "less than " + std::to_string(num_sources), *largest);
-}
-
 void gather_rows(const Tensor& source, const Tensor& rows, Tensor out) {
   const char* op = "gather_rows";
   check_bytes(op, "source", source);
@@ -78,6 +71,7 @@ struct PackWords {
   int64_t wire_rows, row_bytes;
   int64_t rows;  // an address
   int64_t num_rows, num_columns, num_groups;
+  int64_t own_group, own_column;  // this group needs no column before that one
 };
 struct PackColumn {
   int64_t data;  // an address
@@ -104,10 +98,10 @@ const char* pack(const int64_t* words) {
     if (largest >= column.num_rows) return "rows that the columns have";
     if (column.offset + column.width > p.row_bytes) return "wire to have room for the columns";
     int64_t row = 0;
-    for (int64_t g = 0; g < p.num_groups; ++g) {
+    for (int64_t g = 0; g < p.num_groups; row += counts[g++]) {
+      if (g == p.own_group && c < p.own_column) continue;
       gather({reinterpret_cast<const void*>(column.data), column.width, column.stride}, rows + row, counts[g],
              reinterpret_cast<char*>(p.wire) + starts[g] * p.row_bytes + column.offset, p.row_bytes, total);
-      row += counts[g];
     }
   }
   return nullptr;

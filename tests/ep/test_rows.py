@@ -12,7 +12,7 @@ from moela.ep.wire import WireFormat
 if backends.library("cpu").handle is None:
     pytest.skip(f"cpu: {backends.library('cpu').error}", allow_module_level=True)
 
-TOPK, R, MAX_TOKENS = 3, 3, 5
+TOPK, R, RANK, MAX_TOKENS = 3, 3, 2, 5
 IDS_AT, WEIGHTS_AT, ROW_BYTES = 16, 32, 64
 FORM, LIKE = WireFormat((10, 4 * TOPK, 4 * TOPK)), [torch.empty(0, 5, dtype=torch.int16)]
 
@@ -55,7 +55,7 @@ def received(counts: list[int], num_experts: int) -> Received:
 def test_places_are_those_of_the_definition(both, name, experts, counts):
     first, E = experts
     buffer = SimpleNamespace(
-        topk=TOPK, num_ranks=R, max_tokens=MAX_TOKENS, first_expert=first, num_local_experts=E
+        rank=RANK, topk=TOPK, num_ranks=R, max_tokens=MAX_TOKENS, first_expert=first, num_local_experts=E
     )
     rows_ = received(counts, 7)
     for capacity in (-1, 0, 4, layout.shapes(buffer, name, None).rows[-1]):
@@ -70,6 +70,23 @@ def test_places_are_those_of_the_definition(both, name, experts, counts):
                 buffer, rows_, FORM, LIKE, name, compiled.needed if capacity == -1 else capacity, into
             )
             assert torch.equal(into[0], compiled.columns[0])
+
+
+@pytest.mark.parametrize("name", layout.LAYOUTS)
+def test_rows_of_this_rank_are_taken_from_where_they_are(both, name):
+    buffer = SimpleNamespace(
+        rank=RANK, topk=TOPK, num_ranks=R, max_tokens=MAX_TOKENS, first_expert=2, num_local_experts=3
+    )
+    rows_ = received([5, 0, 2], 7)
+    expected = layout.place(buffer, rows_, FORM, LIKE, name, -1)
+    mine = FORM.column(rows_.wire[rows_.starts[RANK] :][:2], 0)
+    like = torch.zeros(4, 7, dtype=torch.int16)[:, :5]
+    like[[3, 1]] = mine.contiguous().view(torch.int16)
+    mine.fill_(0xFF)
+    own_rows = torch.tensor([3, 1], dtype=torch.int32)
+    for placed in both(lambda: layout.place(buffer, rows_, FORM, [like], name, -1, None, own_rows)):
+        assert torch.equal(placed.columns[0], expected.columns[0])
+        assert torch.equal(placed.positions, expected.positions)
 
 
 def tensors_of(placed: layout.Placement) -> list[torch.Tensor]:
@@ -96,9 +113,9 @@ def test_columns_are_packed_in_groups_and_nothing_else_is_written(both):
     columns = [random_bytes(9, 40)[:, 3:33], random_bytes(9, 1), random_bytes(9, 16)]
     index = torch.tensor([8, 0, 0, 3, 99, -7], dtype=torch.int32)  # the last two belong to no group
 
-    def pack():
+    def pack(*own):
         wire = random_bytes(12, 64)
-        rows.pack(columns, index, [0, 32, 48], [3, 0, 1], [7, 0, 2], wire)
+        rows.pack(columns, index, [0, 32, 48], [3, 0, 1], [7, 0, 2], wire, *own)
         return wire
 
     compiled, defined = both(pack)
@@ -106,6 +123,11 @@ def test_columns_are_packed_in_groups_and_nothing_else_is_written(both):
     assert torch.equal(compiled[7:10, :30], columns[0][[8, 0, 0]])
     untouched = [0, 1, 3, 4, 5, 6, 10, 11]
     assert torch.equal(compiled[untouched], random_bytes(12, 64)[untouched])
+
+    compiled, defined = both(lambda: pack((0, 2)))
+    assert torch.equal(compiled, defined)
+    assert torch.equal(compiled[7:10, :48], random_bytes(12, 64)[7:10, :48])
+    assert torch.equal(compiled[7:10, 48:], columns[2][[8, 0, 0]])
 
 
 def test_rows_come_back_once_and_in_the_order_of_the_ranks(both):

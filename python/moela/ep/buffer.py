@@ -84,6 +84,7 @@ class EpBuffer:
         self.transport = self._build(meeting, members, group, transport)
         mine = expert_range(num_experts, self.num_ranks, self.rank)
         self.first_expert, self.num_local_experts = mine.start, len(mine)
+        self.own_rows: dict[int, Tensor] = {}  # by epoch: of what is not on its way, moela.ep.exchange
         self.checked: set[tuple] = set()  # kinds of arguments that an op has accepted: moela.ops._ep
         self._sent = self._received = 0  # the last epoch of each
         self._given_up: set[int] = set()  # epochs that this rank aborted and has not received
@@ -150,11 +151,13 @@ class EpBuffer:
 
     # --- what the ops call: one exchange is one epoch -----------------------------------------------------
 
-    def send(self, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> int:
+    def send(
+        self, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor, own_column: int = 0
+    ) -> int:
         """Begin an exchange and return its epoch. See Transport.send."""
         self._make_room()
         with self._watched:
-            self.transport.send(self._sent + 1, text, columns, send_rows, counts)
+            self.transport.send(self._sent + 1, text, columns, send_rows, counts, own_column)
         self._sent += 1
         return self._sent
 

@@ -44,14 +44,28 @@ class Placed(NamedTuple):
 
 
 def send_tokens(
-    buffer: EpBuffer, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
+    buffer: EpBuffer,
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    extras: Sequence[Tensor],
+    stays: bool = False,
 ) -> tuple[int, Tensor, Tensor]:
-    """-> (epoch, slots, send_counts)."""
+    """-> (epoch, slots, send_counts).
+
+    stays: receive_tokens will be given x and extras again: what this rank sends itself is taken from there.
+    """
     send_rows, counts, slots = torch.ops.moela.ep_plan.default(topk_ids, buffer.num_experts, buffer.num_ranks)
     # What int32 cannot hold is dropped anyway. Other ids that no rank has do no harm.
     ids = topk_ids if topk_ids.dtype == torch.int32 else torch.where(slots >= 0, topk_ids, -1).int()
     text = _text("ep_dispatch", x, *extras)  # whatever its form is on this rank
-    return buffer.send(text, _bytes_of(x, *extras, ids, topk_weights), send_rows, counts), slots, counts
+    columns, own_column = _bytes_of(x, *extras, ids, topk_weights), 1 + len(extras) if stays else 0
+    epoch = buffer.send(text, columns, send_rows, counts, own_column)
+    if stays:
+        sent = counts.tolist()
+        first = sum(sent[: buffer.rank])
+        buffer.own_rows[epoch] = send_rows[first : first + sent[buffer.rank]]
+    return epoch, slots, counts
 
 
 def receive_tokens(
@@ -71,9 +85,10 @@ def receive_tokens(
     form = _token_form(*like, topk=buffer.topk)
     if capacity is None:
         capacity = layouts.shapes(buffer, layout, None).rows[-1]
+    own_rows = buffer.own_rows.pop(epoch, None)
     with buffer.receive(epoch) as received:
         received = received.to(device)
-        placed = layouts.place(buffer, received, form, like, layout, capacity, into)
+        placed = layouts.place(buffer, received, form, like, layout, capacity, into, own_rows)
         if capacity != EXACT and placed.needed > capacity:
             message = f"{op}: capacity: expected at least {placed.needed} for what came, got {capacity}"
             buffer.give_up(message)

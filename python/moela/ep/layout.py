@@ -62,17 +62,19 @@ def place(
     layout: str,
     capacity: int,
     into: Sequence[Tensor] | None = None,
+    own_rows: Tensor | None = None,
 ) -> Placement:
     """The wire rows, of these columns and then ids and weights. capacity -1: as much as is needed.
 
-    like: [*, w] of each column, any rows. into: what they are written to, in place of new tensors.
+    like: [*, w] of each column. into: what they are written to, in place of new tensors. own_rows: [n] int32,
+    the rows of `like` that this rank sent itself, of which only ids and weights are in wire; None: all is.
     """
     topk, E, most = buffer.topk, buffer.num_local_experts, buffer.num_ranks * buffer.max_tokens
     wire, starts, counts = received
     if is_compiled(wire):
         columns, *placed = torch.ops.moela_ep.place.default(
-            wire, starts, counts, form.offsets, form.widths, into or like, topk, buffer.first_expert, E,
-            LAYOUTS.index(layout), capacity, most, into is not None,
+            wire, starts, counts, form.offsets, form.widths, like, into or (), own_rows, buffer.rank,
+            topk, buffer.first_expert, E, LAYOUTS.index(layout), capacity, most,
         )  # fmt: skip
         return Placement(into or columns, *placed)
     ids_at, weights_at = form.offsets[-2:]
@@ -100,6 +102,12 @@ def place(
     columns = into or [t.new_empty((*of.rows, t.size(-1))) for t in like]
     for i, column in enumerate(columns):
         gather_rows(form.column(wire, i), source, as_bytes(column.flatten(0, -2)))
+    if own_rows is not None:
+        first = int(counts[: buffer.rank].sum())
+        places = of_rows[first : first + own_rows.numel()]  # [n, topk], compact [n, 1]
+        own_rows = own_rows.view(-1, 1).expand(places.shape)[places >= 0]
+        for column, t in zip(columns, like, strict=True):
+            as_bytes(column.flatten(0, -2))[places[places >= 0]] = as_bytes(t)[own_rows]
     return Placement(columns, out_ids, out_weights, experts, counts.clone(), positions, needed)
 
 

@@ -14,8 +14,8 @@ _lib = torch.library.Library("moela_ep", "DEF")
 _lib.define("gather_rows(Tensor source, Tensor rows, Tensor(a!) out) -> ()")
 _lib.define(
     "place(Tensor wire, Tensor starts, Tensor counts, int[] offsets, int[] widths, Tensor[] like, "
-    "int topk, int first_expert, int num_local_experts, int layout, int capacity, int most, bool is_into) "
-    "-> (Tensor[], Tensor, Tensor, Tensor, Tensor, Tensor, int)"
+    "Tensor(a!)[] into, Tensor? own_rows, int rank, int topk, int first_expert, int num_local_experts, "
+    "int layout, int capacity, int most) -> (Tensor[], Tensor, Tensor, Tensor, Tensor, Tensor, int)"
 )
 _lib.define("num_places(Tensor counts, Tensor positions) -> (int, int)")
 _lib.define("returned_rows(Tensor slots, Tensor wire, Tensor starts, Tensor counts) -> Tensor")
@@ -52,26 +52,29 @@ def pack(
     counts: Sequence[int],
     starts: Sequence[int],
     wire: Tensor,
+    own: tuple[int, int] = (0, 0),
 ) -> None:
     """Row rows[i] of each column, [N, w] uint8, to a row of wire, [*, row_bytes] uint8, at its offset.
 
     The first counts[0] rows go to wire[starts[0]] and what follows, the next to wire[starts[1]], and so on.
-    rows: [*] int32, below N; what is past sum(counts) is not read.
+    rows: [*] int32, below N; what is past sum(counts) is not read. own: (a group, a column); the group needs
+    no column before that one.
     """
     if is_compiled(wire):
-        _pack(columns, rows, offsets, counts, starts, wire)
+        _pack(columns, rows, offsets, counts, starts, wire, own)
         return
     groups = zip(rows[: sum(counts)].split(list(counts)), starts, strict=True)
-    for group, start in groups:
-        for column, offset in zip(columns, offsets, strict=True):
+    for g, (group, start) in enumerate(groups):
+        first = own[1] if g == own[0] else 0
+        for column, offset in zip(columns[first:], offsets[first:], strict=True):
             out = wire[start : start + group.numel(), offset : offset + column.size(1)]
             gather_rows(column, group, out)
 
 
-def _pack(columns, rows, offsets, counts, starts, wire) -> None:
+def _pack(columns, rows, offsets, counts, starts, wire, own) -> None:
     """By ctypes: lists of tensors cost an op of torch five microseconds."""
     words = [wire.data_ptr(), wire.size(0), wire.size(1), rows.data_ptr(), rows.size(0)]
-    words += (len(columns), len(counts), *counts, *starts)
+    words += (len(columns), len(counts), *own, *counts, *starts)
     for column, offset in zip(columns, offsets, strict=True):
         words += (column.data_ptr(), column.size(0), column.size(1), column.stride(0), offset)
     error = _pack_function()(_words(len(words)).pack(*words))

@@ -126,7 +126,7 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, cap
 
 
 def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity, into=None):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
+    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras, stays=True)
     placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity, into)
     return returned(placed, slots, send_counts)
 

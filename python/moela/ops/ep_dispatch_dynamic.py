@@ -64,7 +64,7 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout) -> 
 
 
 def _run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
+    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras, stays=True)
     placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, exchange.EXACT)
     return returned(placed, slots, send_counts)
 

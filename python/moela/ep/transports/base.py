@@ -136,12 +136,20 @@ class Transport(ABC):
         """Why it does not connect these processes (is_local: threads of one); None: it does."""
 
     @abstractmethod
-    def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
+    def send(
+        self,
+        epoch: int,
+        text: str,
+        columns: list[Tensor],
+        send_rows: Tensor,
+        counts: Tensor,
+        own_column: int = 0,
+    ) -> None:
         """Begin the epoch: a header with `text` to every rank, this one too, then its rows.
 
         columns: [*, w] uint8 each, rows may be strided. send_rows: [m] int32, the row of the columns in each
         place of the send order, by destination, to none of them twice; what is past sum(counts) is not read.
-        counts: [R] int32.
+        counts: [R] int32. own_column: of the rows to this rank itself no column before it will be read.
         The inputs may change after the call. Raises EpTimeout or EpPeerLost of a rank that has not released
         epoch - 2.
         """

@@ -55,7 +55,7 @@ class CollectiveTransport(Transport):
     def unfit(members: list[Member], is_local: bool) -> str | None:
         return None
 
-    def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
+    def send(self, epoch, text, columns, send_rows, counts, own_column=0) -> None:
         form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
         wire = form.pack(columns, send_rows, sum(counts))
         self._post(epoch, [Header(epoch, n, form.row_bytes, False, text) for n in counts], wire, counts)

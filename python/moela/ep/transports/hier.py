@@ -85,7 +85,7 @@ class HierTransport(Transport):
         reasons = [connects.unfit([members[rank] for rank in ranks], is_local) for ranks in nodes]
         return next((f"in node {n}: {reason}" for n, reason in enumerate(reasons) if reason), None)
 
-    def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
+    def send(self, epoch, text, columns, send_rows, counts, own_column=0) -> None:
         form = wire_format(tuple(c.size(1) for c in columns))
         expect_room(self._setup, int(counts.max()), form.row_bytes)
         rows, words, to_nodes = self._merged(send_rows, counts)

@@ -46,7 +46,7 @@ class LocalTransport(Transport):
     def unfit(members: list[Member], is_local: bool) -> str | None:
         return None if is_local else "the ranks are processes"
 
-    def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
+    def send(self, epoch, text, columns, send_rows, counts, own_column=0) -> None:
         form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
         wire = form.pack(columns, send_rows, sum(counts))
         self._put(epoch, _Parcel(Header(epoch, 0, form.row_bytes, False, text), wire, counts))

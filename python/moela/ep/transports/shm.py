@@ -75,11 +75,13 @@ class ShmTransport(Transport):
             return f"expected at most {mailboxes.MAX_RANKS} ranks, got {len(members)}"
         return None
 
-    def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
+    def send(self, epoch, text, columns, send_rows, counts, own_column=0) -> None:
         form, counts = wire_format(tuple([c.size(1) for c in columns])), counts.tolist()
         expect_room(self._setup, max(counts), form.row_bytes)
         self._wait(epoch, self._boxes.await_releases, epoch - PLACES)
-        pack(columns, send_rows, form.offsets, counts, self._sent_starts, self._rows(epoch, form.row_bytes))
+        wire = self._rows(epoch, form.row_bytes)
+        own = (self.rank, own_column)
+        pack(columns, send_rows, form.offsets, counts, self._sent_starts, wire, own)
         self._boxes.post(Header(epoch, 0, form.row_bytes, False, text).pack(), counts)
         self._row_bytes[epoch % PLACES] = form.row_bytes
 
