@@ -18,6 +18,7 @@ from moela.ep.wire import WireFormat, as_bytes, wire_format
 from moela.ops import _check
 
 EXACT = -1  # a capacity: that of what came
+MIN_OWN_BYTES = 1 << 16  # of x: below, to send this rank its rows takes less than to do without
 
 
 class EpHandle(NamedTuple):
@@ -59,6 +60,7 @@ def send_tokens(
     # What int32 cannot hold is dropped anyway. Other ids that no rank has do no harm.
     ids = topk_ids if topk_ids.dtype == torch.int32 else torch.where(slots >= 0, topk_ids, -1).int()
     text = _text("ep_dispatch", x, *extras)  # whatever its form is on this rank
+    stays = stays and x.nbytes >= MIN_OWN_BYTES
     columns, own_column = _bytes_of(x, *extras, ids, topk_weights), 1 + len(extras) if stays else 0
     epoch = buffer.send(text, columns, send_rows, counts, own_column)
     if stays:

@@ -23,11 +23,13 @@ _lib.define("returned_rows(Tensor slots, Tensor wire, Tensor starts, Tensor coun
 
 def is_compiled(t: Tensor) -> bool:
     """Whether the kernels of csrc are to be used for this tensor."""
-    return t.device.type == "cpu" and backends.forced() in (None, "cpu") and _has_kernels()
+    return t.is_cpu and _has_kernels()
 
 
-@cache
+@cache  # to read an environment variable takes as long as some of the kernels
 def _has_kernels() -> bool:
+    if backends.forced() not in (None, "cpu"):
+        return False
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return backends.library("cpu").handle is not None and has_kernel("moela_ep::place", "CPU")
 
@@ -73,10 +75,10 @@ def pack(
 
 def _pack(columns, rows, offsets, counts, starts, wire, own) -> None:
     """By ctypes: lists of tensors cost an op of torch five microseconds."""
-    words = [wire.data_ptr(), wire.size(0), wire.size(1), rows.data_ptr(), rows.size(0)]
+    words = [wire.data_ptr(), *wire.shape, rows.data_ptr(), *rows.shape]
     words += (len(columns), len(counts), *own, *counts, *starts)
     for column, offset in zip(columns, offsets, strict=True):
-        words += (column.data_ptr(), column.size(0), column.size(1), column.stride(0), offset)
+        words += (column.data_ptr(), *column.shape, column.stride(0), offset)
     error = _pack_function()(_words(len(words)).pack(*words))
     if error:
         raise ValueError(f"pack: expected {error.decode()}")
