@@ -6,15 +6,17 @@ received order, then by k. masked: the same, with a place for `capacity` rows pe
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from moela.ep.buffer import EpBuffer
 from moela.ep.rows import gather_rows, is_compiled, received_rows
 from moela.ep.transports import Received
 from moela.ep.wire import WireFormat, as_bytes
+
+if TYPE_CHECKING:
+    from moela.ep.buffer import EpBuffer
 
 LAYOUTS = ("compact", "expert", "masked")
 
@@ -29,7 +31,7 @@ class Shapes(NamedTuple):
     positions: tuple[int, int]
 
 
-def shapes(buffer: EpBuffer, layout: str, capacity: int | None) -> Shapes:
+def shapes(buffer: "EpBuffer", layout: str, capacity: int | None) -> Shapes:
     """capacity None: room for all rows that can come."""
     E, topk, most = buffer.num_local_experts, buffer.topk, buffer.num_ranks * buffer.max_tokens
     if layout == "compact":
@@ -55,7 +57,7 @@ class Placement(NamedTuple):
 
 
 def place(
-    buffer: EpBuffer,
+    buffer: "EpBuffer",
     received: Received,
     form: WireFormat,
     like: Sequence[Tensor],
