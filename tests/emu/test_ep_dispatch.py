@@ -166,7 +166,9 @@ def test_too_many_rows_are_reported_and_counted(tmp_path):
 
 EXCHANGE, SEND = "cuda/block/ep_exchange.cuh", "cuda/ep_dispatch/ep_send_sm90.cuh"
 RECEIVE = "cuda/ep_dispatch/ep_receive_sm90.cuh"
-ARRIVED = "st_release<Scope::kSys>(ep_at<uint64_t>(memory, peer, memory.arrived_at(memory.rank)), ranks.epoch)"
+ARRIVED = (
+    "st_release<Scope::kSys>(ep_at<uint64_t>(memory, peer, memory.arrived_at(memory.rank)), ranks.epoch)"
+)
 RELEASED = (
     "st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), ranks.epoch)"
 )

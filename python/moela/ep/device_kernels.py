@@ -1,45 +1,48 @@
 """Which kernels exchange rows on a device: those for Hopper, or those in Triton."""
 
+import importlib
+
 import torch
 
 from moela import backends
+from moela.ep import hopper
 from moela.ep.device import Kernels
-
-OPS = ("send", "place", "receive", "combine_send", "combine_receive")
 
 
 def kernels_for(device: torch.device, row_bytes: int) -> Kernels:
-    """Raises ValueError where there are none for this device."""
-    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) == (9, 0)
-    if is_hopper and _has_compiled() and backends.forced() in (None, "cuda"):
-        from moela.ep import hopper
+    """Raises ValueError where there are none for this device; MOELA_BACKEND leaves only those it names."""
+    reasons = {}
+    for name in ("cuda", "triton"):
+        reasons[name] = _why_not(name, device, row_bytes)
+        if reasons[name] is None:
+            return hopper.KERNELS if name == "cuda" else _in_triton()
+    raise ValueError(f"no kernels for {device}: {reasons}")
 
-        if hopper.has_room(row_bytes):
-            return hopper.KERNELS
-    if why_not_triton():
-        raise ValueError(f"no kernels for {device}: {why_not_triton()}")
-    from moela.kernels import ep_combine, ep_dispatch
 
+def _why_not(name: str, device: torch.device, row_bytes: int) -> str | None:
+    if backends.forced() not in (None, name):
+        return f"switched off by MOELA_BACKEND={backends.forced()}"
+    if name == "triton":
+        return backends.why_not("triton", "ep_dispatch", device)
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "built for Hopper"
+    return hopper.why_not(row_bytes)
+
+
+def _in_triton() -> Kernels:
+    dispatch, combine = (
+        importlib.import_module(f"moela.kernels.{op}") for op in ("ep_dispatch", "ep_combine")
+    )
     return Kernels(
-        ep_dispatch.send,
-        ep_dispatch.place,
-        ep_dispatch.receive,
-        ep_combine.combine_send,
-        ep_combine.combine_receive,
+        dispatch.send, dispatch.place, dispatch.receive, combine.combine_send, combine.combine_receive
     )
 
 
 def why_not() -> str | None:
-    """Why this process has no kernels for any GPU; None: it has."""
-    return None if _has_compiled() else why_not_triton()
-
-
-def why_not_triton() -> str | None:
-    return backends.why_not("triton", "ep_dispatch", "cuda")
-
-
-def _has_compiled() -> bool:
-    library = backends.library("cuda")
-    return library.handle is not None and torch._C._dispatch_has_kernel_for_dispatch_key(
-        "moela_ep::send", "CUDA"
-    )
+    """Why the current GPU has no kernels, for rows of any size; None: it has."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    try:
+        kernels_for(device, 0)
+    except ValueError as error:
+        return str(error)
+    return None

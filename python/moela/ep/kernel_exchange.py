@@ -6,6 +6,7 @@ and may be captured in a CUDA graph. What goes wrong is therefore known late, an
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,7 @@ class KernelExchange(Exchange):
         self._rows = torch.arange(most, dtype=torch.int32, device=device)  # numbers of all that can come
         self._fault: EpError | ValueError | None = None
         self._is_closed = False
+        self._synchronize()  # ops may come on other streams
 
     # --- dispatch -----------------------------------------------------------------------------------------
 
@@ -64,8 +66,9 @@ class KernelExchange(Exchange):
             raise ValueError(message)
 
     def _send(self, text: str, columns, slots: Tensor, counts: Tensor) -> int:
-        x = self._begin(text, form_of(*columns).row_bytes)
-        self._kernels.send(x, bytes_of(*columns), list(form_of(*columns).offsets), slots, counts, False)
+        form = form_of(*columns)
+        x = self._begin(text, form.row_bytes)
+        self._kernels.send(x, *_not_empty(bytes_of(*columns), form.offsets), slots, counts, False)
         return self.num_sent
 
     def receive_tokens(self, op, epoch, like, layout, capacity, into=None):
@@ -101,7 +104,7 @@ class KernelExchange(Exchange):
         if layout == "compact":
             positions, experts = None, None
         self._kernels.receive(
-            x, layout, flat, offsets, ids_at, weights_at, topk, *here, positions, experts,
+            x, layout, *_not_empty(flat, offsets), ids_at, weights_at, topk, *here, positions, experts,
             ids if layout == "compact" else None, weights, counts, capacity,
         )  # fmt: skip
         if layout == "compact":
@@ -242,6 +245,12 @@ class KernelExchange(Exchange):
         # Not with the device, where kernels of other ranks may wait for this one.
         if self._buffer.device.type == "cuda":
             torch.cuda.current_stream(self._buffer.device).synchronize()
+
+
+def _not_empty(columns: list[Tensor], offsets: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+    """The columns that have bytes, and where they are in the wire row."""
+    pairs = [(c, at) for c, at in zip(columns, offsets, strict=True) if c.size(1)]
+    return [c for c, _ in pairs], [at for _, at in pairs]
 
 
 def _again(fault: EpError | ValueError) -> EpError | ValueError:

@@ -52,6 +52,8 @@ def symmetric(num_bytes: int, setup: Setup) -> tuple[object, list[int]]:
     memory.zero_()
     torch.cuda.synchronize(setup.device)
     handle = symmetric_memory.rendezvous(memory, setup.group or dist.group.WORLD)
+    if not all(handle.buffer_ptrs):
+        raise RuntimeError("not every GPU reaches the memory of all others")
     pointers = [pointer + handle.offset for pointer in handle.buffer_ptrs]
     if pointers[setup.rank] != memory.data_ptr():
         raise RuntimeError("torch's symmetric memory is not where the tensor is")
