@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         "\nA call is one exchange, on the slowest rank; GB/s of the rows of x that a rank sends.\n"
         f"x {GLOO}: times as fast as torch's all_to_all_single, on Gloo, of the counts and of packed rows.\n"
         f"% {MEMCPY}: of the rate at which all ranks copy these rows at once. Rows are copied once to go\n"
-        "(rows), once more to where dispatch returns them, a rank's own only there, and read once more by combine.\n"
+        "(rows), once more to where dispatch returns them, its own only there, and read again by combine.\n"
         f"{machine['cpu']}, {machine['cores']} cores, load average {machine['load_before']} before, "
         f"{machine['load_after']} after"
     )

@@ -6,7 +6,7 @@ import layer
 import moela
 import pytest
 import torch
-from moela.ep import EpBuffer, run_local
+from moela.ep import EpBuffer, host_exchange, run_local
 
 LAYOUTS = ("compact", "expert", "masked")
 pytestmark = pytest.mark.usefixtures("way")
@@ -231,3 +231,21 @@ def test_a_sum_over_ranks_is_rounded_once_in_the_order_of_ranks():
 
     for out in run_local(3, on_rank):
         assert torch.equal(out, torch.full_like(out, 258))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_x_may_be_a_part_of_what_is_written(monkeypatch, layout):
+    monkeypatch.setattr(host_exchange, "MIN_OWN_BYTES", 0)
+
+    def on_rank(group):
+        with EpBuffer(group, **layer.SETTINGS) as buffer, torch.no_grad():
+            x, ids, weights, _ = layer.inputs(buffer.rank)
+            got, out = (
+                moela.ep_dispatch(x, ids, weights, group=buffer.name, layout=layout) for _ in range(2)
+            )
+            part = out.x.flatten(0, -2)[1 : 1 + len(x)]
+            part.copy_(x)
+            moela.ep_dispatch_out(part, ids, weights, group=buffer.name, out=out, layout=layout)
+            assert torch.equal(out.x, got.x)
+
+    run_local(2, on_rank)

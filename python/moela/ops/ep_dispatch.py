@@ -127,9 +127,16 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, cap
 
 
 def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity, into=None):
-    epoch, slots, send_counts = buffer.exchange.send_tokens(x, topk_ids, topk_weights, extras, stays=True)
+    stays = into is None or not _share_memory((x, *extras), into)
+    epoch, slots, send_counts = buffer.exchange.send_tokens(x, topk_ids, topk_weights, extras, stays)
     placed = buffer.exchange.receive_tokens(OP, epoch, (x, *extras), layout, capacity, into)
     return returned(placed, slots, send_counts)
+
+
+def _share_memory(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether they may: x can be a part of what an earlier dispatch wrote."""
+    storages = {t.untyped_storage().data_ptr() for t in inputs}
+    return not storages.isdisjoint([t.untyped_storage().data_ptr() for t in outputs])
 
 
 def returned(placed: exchange.Placed, slots: Tensor, send_counts: Tensor) -> tuple:
