@@ -56,12 +56,15 @@ void Mailboxes::join(uint64_t first) {
     (new (&mailbox(rank_, to)) Mailbox{})->posted.store(first - 1, std::memory_order_relaxed);
 }
 
-void Mailboxes::post(uint64_t epoch, const uint8_t* headers) {
+void Mailboxes::post(const Header& header, const int32_t* counts) {
+  const uint64_t epoch = header.epoch;
   // Each rank begins with the next one, so that not all wake the same one first.
   for (int step = 1; step <= num_ranks_; ++step) {
     const int to = (rank_ + step) % num_ranks_;
     Mailbox& box = mailbox(rank_, to);
-    std::memcpy(box.headers[epoch % kHeaders], headers + to * kHeaderBytes, kHeaderBytes);
+    Header& mine = box.headers[epoch % kHeaders];
+    mine = header;
+    mine.count = counts[to];
     box.posted.store(epoch);  // after header and rows; pairs with await_posts
     ring(to);
   }
@@ -72,9 +75,18 @@ uint64_t Mailboxes::await_posts(uint64_t epoch, double seconds) {
   return wait(seconds, [&](int from) { return !reached(mailbox(from, rank_).posted.load(), epoch); });
 }
 
-void Mailboxes::read_headers(uint64_t epoch, uint8_t* headers) const {
-  for (int from = 0; from < num_ranks_; ++from)
-    std::memcpy(headers + from * kHeaderBytes, mailbox(from, rank_).headers[epoch % kHeaders], kHeaderBytes);
+void Mailboxes::read_counts(uint64_t epoch, int32_t* counts) const {
+  Header mine = header(rank_, epoch);
+  for (int from = 0; from < num_ranks_; ++from) {
+    const Header& theirs = header(from, epoch);
+    mine.count = theirs.count;
+    const bool agrees = !theirs.is_abort && std::memcmp(&mine, &theirs, sizeof(Header)) == 0;
+    counts[from] = agrees ? static_cast<int32_t>(theirs.count) : -1;
+  }
+}
+
+void Mailboxes::read_headers(uint64_t epoch, Header* headers) const {
+  for (int from = 0; from < num_ranks_; ++from) headers[from] = header(from, epoch);
 }
 
 void Mailboxes::release(uint64_t epoch) {
@@ -158,22 +170,26 @@ uint64_t Mailboxes::wait(double seconds, IsMissing is_missing) {
 // For moela.ep.transports.shm, through ctypes: one build serves every Python (docs/adr/0002), and a call
 // gives up the GIL.
 #define MOELA_EXPORT extern "C" __attribute__((visibility("default")))
+using moela::ep::Header;
 using moela::ep::Mailboxes;
 
 MOELA_EXPORT int64_t moela_ep_bytes(int num_ranks) { return Mailboxes::bytes(num_ranks); }
 MOELA_EXPORT void moela_ep_join(void* memory, int num_ranks, int rank, uint64_t first) {
   Mailboxes(memory, num_ranks, rank).join(first);
 }
-MOELA_EXPORT void moela_ep_post(void* memory, int num_ranks, int rank, uint64_t epoch,
-                                const uint8_t* headers) {
-  Mailboxes(memory, num_ranks, rank).post(epoch, headers);
+MOELA_EXPORT void moela_ep_post(void* memory, int num_ranks, int rank, const Header* header,
+                                const int32_t* counts) {
+  Mailboxes(memory, num_ranks, rank).post(*header, counts);
 }
-MOELA_EXPORT uint64_t moela_ep_await_posts(void* memory, int num_ranks, int rank, uint64_t epoch,
-                                           double seconds) {
-  return Mailboxes(memory, num_ranks, rank).await_posts(epoch, seconds);
+MOELA_EXPORT uint64_t moela_ep_await_counts(void* memory, int num_ranks, int rank, uint64_t epoch,
+                                            double seconds, int32_t* counts) {
+  Mailboxes boxes(memory, num_ranks, rank);
+  const uint64_t missing = boxes.await_posts(epoch, seconds);
+  if (missing == 0) boxes.read_counts(epoch, counts);
+  return missing;
 }
 MOELA_EXPORT void moela_ep_read_headers(void* memory, int num_ranks, int rank, uint64_t epoch,
-                                        uint8_t* headers) {
+                                        Header* headers) {
   Mailboxes(memory, num_ranks, rank).read_headers(epoch, headers);
 }
 MOELA_EXPORT void moela_ep_release(void* memory, int num_ranks, int rank, uint64_t epoch) {

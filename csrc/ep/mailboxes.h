@@ -5,8 +5,8 @@
 // An epoch of a source s and a destination d:
 //   s: await_releases(epoch - 2)   every rank has read what lies where the rows of this epoch go
 //   s: writes rows                 plain stores
-//   s: post(epoch, headers)        stores posted; pairs with d's load of it: d sees the rows
-//   d: await_posts(epoch)
+//   s: post(header, counts)        stores posted; pairs with d's load of it: d sees the rows
+//   d: await_posts(epoch), read_counts(epoch)
 //   d: reads rows
 //   d: release(epoch)              stores released; pairs with the load of it by every source in
 //                                  await_releases(epoch): its next stores there come after d's reads
@@ -30,14 +30,24 @@
 namespace moela::ep {
 
 constexpr int kMaxRanks = 64;  // a set of ranks is a word
-constexpr int kHeaderBytes = 256;
+constexpr int kTextBytes = 224;
 constexpr int kHeaders = 4;  // a power of two, so that epochs may wrap
 constexpr int kLineBytes = 64;
+
+// What a rank says of an epoch: Header of python/moela/ep/transports/base.py.
+struct Header {
+  uint64_t epoch;
+  int64_t count;
+  int64_t row_bytes;
+  int64_t is_abort;
+  char text[kTextBytes];
+};
+static_assert(sizeof(Header) == 256, "headers are compared and read as bytes");
 
 // From one source to one destination. The source writes.
 struct alignas(kLineBytes) Mailbox {
   std::atomic<uint64_t> posted;  // the latest epoch
-  alignas(kLineBytes) uint8_t headers[kHeaders][kHeaderBytes];
+  alignas(kLineBytes) Header headers[kHeaders];
 };
 
 // Of one rank, which writes all of it but the bell.
@@ -65,13 +75,17 @@ class Mailboxes {
   // be posted is `first`.
   void join(uint64_t first);
 
-  // A header to each rank, [num_ranks, kHeaderBytes]. Never waits. Epochs of one source go up by one.
-  void post(uint64_t epoch, const uint8_t* headers);
+  // This header to each rank, with the count for it, [num_ranks]. Never waits. Epochs of one source go up by
+  // one.
+  void post(const Header& header, const int32_t* counts);
   // The bit set of the ranks whose post of this epoch is missing: 0, or what it is after `seconds`, or as
   // soon as one of them has left.
   uint64_t await_posts(uint64_t epoch, double seconds);
-  // Between await_posts(epoch) and release(epoch): the header from each rank, [num_ranks, kHeaderBytes].
-  void read_headers(uint64_t epoch, uint8_t* headers) const;
+  // Between await_posts(epoch) and release(epoch): the count from each rank, [num_ranks]; -1 where the header
+  // is that of an abort, or differs from this rank's own in more than the count.
+  void read_counts(uint64_t epoch, int32_t* counts) const;
+  // As read_counts: the headers themselves, [num_ranks].
+  void read_headers(uint64_t epoch, Header* headers) const;
 
   void release(uint64_t epoch);
   // The same of the ranks that have not released this epoch.
@@ -85,6 +99,9 @@ class Mailboxes {
  private:
   Member& member(int rank) const { return members_[rank]; }
   Mailbox& mailbox(int from, int to) const { return mailboxes_[from * num_ranks_ + to]; }
+  const Header& header(int from, uint64_t epoch) const {
+    return mailbox(from, rank_).headers[epoch % kHeaders];
+  }
   void ring(int rank);
   bool has_left_any(uint64_t ranks) const;
   template <class Missing>

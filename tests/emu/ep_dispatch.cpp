@@ -176,14 +176,15 @@ int main(int, char** argv) {
     for (const char what : c.streams[static_cast<size_t>(r)]) {
       if (what == '-') continue;
       const uint64_t epoch = what == 'r' ? ++received : ++sent;
-      const cuda::EpExchange x = ranks.exchange(r, epoch, what == 'd' ? 8 : 7, c.row_bytes);
+      const cuda::EpExchange x = ranks.exchange(r, what == 'd' ? 8 : 7, c.row_bytes);
       const std::string name = name_of(folder, r, epoch);
       if (what == 'r') {
         all.push_back(receive_params(c, x, name));
         const cuda::EpPlaceParams& places = all.back().places;
         const cuda::EpReceiveParams& p = all.back().p;
         if (c.layout != cuda::EpLayout::kCompact)
-          ranks.add(r, cuda::sm90::ep_place_shape(places), [=] { cuda::sm90::ep_place_kernel(places); });
+          ranks.add(r, cuda::sm90::ep_place_shape(places, c.num_blocks),
+                    [=] { cuda::sm90::ep_place_kernel(places); });
         ranks.add(cuda::sm90::ep_receive_plan(p, c.num_blocks), &cuda::sm90::ep_receive_kernel, p);
       } else {
         const cuda::EpSendParams p = send_params(c, x, name, what == 'a');

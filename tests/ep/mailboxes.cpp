@@ -16,19 +16,11 @@
 
 namespace {
 
-using moela::ep::kHeaderBytes;
+using moela::ep::Header;
 using moela::ep::Mailboxes;
 
 constexpr int kMaxRows = 64;
 constexpr uint32_t kPoison = 0x7FC00000;  // a float32 NaN
-
-struct Header {
-  uint64_t epoch;
-  int64_t count;
-  bool is_abort;
-  uint8_t rest[kHeaderBytes - 24];
-};
-static_assert(sizeof(Header) == kHeaderBytes, "a header is posted whole");
 
 uint32_t row(uint64_t epoch, int from, int to, int i) {
   return static_cast<uint32_t>(epoch * 7919 + static_cast<uint64_t>(from * 1009 + to * 101 + i)) & 0x3FFFFFFF;
@@ -79,24 +71,28 @@ class Rank {
     jitter();
     const bool is_abort = random_() % 16 == 0;
     if (!is_abort) require(boxes_.await_releases(epoch - 2, deadline_) == 0, "no release", rank_, epoch);
-    std::vector<Header> headers(num_ranks_);
+    std::vector<int32_t> counts(num_ranks_);
     for (int to = 0; to < num_ranks_; ++to) {
-      const auto count = is_abort ? 0 : static_cast<int64_t>(random_() % (kMaxRows + 1));
-      headers[to] = {.epoch = epoch, .count = count, .is_abort = is_abort, .rest = {}};
-      for (int i = 0; i < count; ++i) place(epoch, rank_, to)[i] = row(epoch, rank_, to, i);
+      counts[to] = is_abort ? 0 : static_cast<int32_t>(random_() % (kMaxRows + 1));
+      for (int i = 0; i < counts[to]; ++i) place(epoch, rank_, to)[i] = row(epoch, rank_, to, i);
       jitter();
     }
-    boxes_.post(epoch, reinterpret_cast<const uint8_t*>(headers.data()));
+    boxes_.post({.epoch = epoch, .count = 0, .row_bytes = 4, .is_abort = is_abort, .text = "rows"},
+                counts.data());
   }
 
   void receive(uint64_t epoch) {
     jitter();
     require(boxes_.await_posts(epoch, deadline_) == 0, "no post", rank_, epoch);
     std::vector<Header> headers(num_ranks_);
-    boxes_.read_headers(epoch, reinterpret_cast<uint8_t*>(headers.data()));
+    std::vector<int32_t> counts(num_ranks_);
+    boxes_.read_headers(epoch, headers.data());
+    boxes_.read_counts(epoch, counts.data());
     for (int from = 0; from < num_ranks_; ++from) {
       const Header& header = headers[from];
       require(header.epoch == epoch, "the header is of another epoch", rank_, epoch);
+      const bool is_void = header.is_abort || headers[rank_].is_abort;
+      require(counts[from] == (is_void ? -1 : header.count), "wrong count", rank_, epoch);
       for (int i = 0; i < header.count; ++i) {
         require(place(epoch, from, rank_)[i] == row(epoch, from, rank_, i), "wrong row", rank_, epoch);
         place(epoch, from, rank_)[i] = kPoison;  // so that a row that nobody wrote again is found

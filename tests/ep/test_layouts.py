@@ -6,7 +6,7 @@ import routing
 import torch
 import usable
 from moela import reference
-from moela.ep import EpBuffer, run_local
+from moela.ep import EpBuffer, host_exchange, run_local
 
 E, TOPK, HIDDEN, MAX_TOKENS = 7, 3, 5, 6
 # Nothing in common with the sizes of rows: x alone ends off every boundary.
@@ -72,6 +72,7 @@ def expect_defined(all_tokens: list, dtype: torch.dtype, layout: str, results: l
 
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
 @pytest.mark.parametrize("R", [1, 2, 3, 8])  # 8: more ranks than experts
+@pytest.mark.usefixtures("way")
 def test_rows_arrive_as_defined(R, layout):
     for case in routing.CASES:
         all_tokens = routing.tokens(case, R, E, TOPK, HIDDEN, MAX_TOKENS)
@@ -83,15 +84,18 @@ def test_rows_arrive_as_defined(R, layout):
 
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
 @pytest.mark.parametrize("transport", [usable.USABLE[name] for name in ("shm", "hier", "collective")])
-def test_every_transport_gives_the_same_bits(transport, layout):
+def test_every_transport_gives_the_same_bits(transport, layout, monkeypatch):
     R = 4 if transport == "hier" else 3
     all_tokens = routing.tokens("dropped", R, E, TOPK, HIDDEN, MAX_TOKENS)
-    for dtype in (torch.float8_e4m3fn, torch.float64):
+    # What a rank has for itself is sent, or not.
+    for dtype, least in ((torch.float8_e4m3fn, 2**16), (torch.float64, 0)):
+        monkeypatch.setattr(host_exchange, "MIN_OWN_BYTES", least)
         results = run_local(R, exchanged, transport, all_tokens, layout, dtype, None)
         expect_defined(all_tokens, dtype, layout, results)
 
 
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
+@pytest.mark.usefixtures("way")
 def test_a_capacity_that_is_just_enough(layout):
     all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
     [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, layout, torch.float32, None)
@@ -105,6 +109,7 @@ def test_a_capacity_that_is_just_enough(layout):
     expect_defined(all_tokens, torch.float32, layout, results)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_token_travels_once_to_a_rank_with_several_of_its_experts():
     all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
     [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, "expert", torch.float32, None)

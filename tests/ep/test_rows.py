@@ -7,12 +7,14 @@ import torch
 from moela import backends
 from moela.ep import layout, rows
 from moela.ep.transports import Received
+from moela.ep.wire import WireFormat
 
 if backends.library("cpu").handle is None:
     pytest.skip(f"cpu: {backends.library('cpu').error}", allow_module_level=True)
 
-TOPK, R, MAX_TOKENS = 3, 3, 5
+TOPK, R, RANK, MAX_TOKENS = 3, 3, 2, 5
 IDS_AT, WEIGHTS_AT, ROW_BYTES = 16, 32, 64
+FORM, LIKE = WireFormat((10, 4 * TOPK, 4 * TOPK)), [torch.empty(0, 5, dtype=torch.int16)]
 
 
 @pytest.fixture
@@ -21,10 +23,9 @@ def both(monkeypatch):
 
     def run(function):
         compiled = function()
-        monkeypatch.setenv("MOELA_BACKEND", "reference")
-        defined = function()
-        monkeypatch.delenv("MOELA_BACKEND")
-        return compiled, defined
+        with monkeypatch.context() as patched:
+            patched.setattr(rows, "_has_kernels", lambda: False)
+            return compiled, function()
 
     return run
 
@@ -37,6 +38,7 @@ def received(counts: list[int], num_experts: int) -> Received:
     """Rows with gaps between the sources, full of ids that are none, and of weights that are NaN."""
     g = torch.Generator().manual_seed(sum(counts))
     wire = torch.full((R * MAX_TOKENS, ROW_BYTES), 0xFF, dtype=torch.uint8)
+    wire[:, :IDS_AT] = torch.randint(256, (R * MAX_TOKENS, IDS_AT), dtype=torch.uint8, generator=g)
     starts = torch.arange(R, dtype=torch.int32) * MAX_TOKENS
     for start, n in zip(starts.tolist(), counts, strict=True):
         ids = torch.randint(-2, num_experts + 2, (n, TOPK), generator=g, dtype=torch.int32)
@@ -52,17 +54,42 @@ def received(counts: list[int], num_experts: int) -> Received:
 def test_places_are_those_of_the_definition(both, name, experts, counts):
     first, E = experts
     buffer = SimpleNamespace(
-        topk=TOPK, num_ranks=R, max_tokens=MAX_TOKENS, first_expert=first, num_local_experts=E
+        rank=RANK, topk=TOPK, num_ranks=R, max_tokens=MAX_TOKENS, first_expert=first, num_local_experts=E
     )
     rows_ = received(counts, 7)
     for capacity in (-1, 0, 4, layout.shapes(buffer, name, None).rows[-1]):
-        compiled, defined = both(lambda: layout.place(buffer, rows_, IDS_AT, WEIGHTS_AT, name, capacity))  # noqa: B023
+        compiled, defined = both(lambda: layout.place(buffer, rows_, FORM, LIKE, name, capacity))  # noqa: B023
         assert compiled.needed == defined.needed
         if compiled.needed <= capacity or capacity == -1:
-            for field in ("source", "ids", "weights", "experts", "positions"):
-                mine, theirs = getattr(compiled, field), getattr(defined, field)
-                assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape), field
-                assert torch.equal(mine, theirs), field
+            for mine, theirs in zip(tensors_of(compiled), tensors_of(defined), strict=True):
+                assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+                assert torch.equal(mine, theirs)
+            into = [torch.full_like(column, -1) for column in compiled.columns]
+            layout.place(
+                buffer, rows_, FORM, LIKE, name, compiled.needed if capacity == -1 else capacity, into
+            )
+            assert torch.equal(into[0], compiled.columns[0])
+
+
+@pytest.mark.parametrize("name", layout.LAYOUTS)
+def test_rows_of_this_rank_are_taken_from_where_they_are(both, name):
+    buffer = SimpleNamespace(
+        rank=RANK, topk=TOPK, num_ranks=R, max_tokens=MAX_TOKENS, first_expert=2, num_local_experts=3
+    )
+    rows_ = received([5, 0, 2], 7)
+    expected = layout.place(buffer, rows_, FORM, LIKE, name, -1)
+    mine = FORM.column(rows_.wire[rows_.starts[RANK] :][:2], 0)
+    like = torch.zeros(4, 7, dtype=torch.int16)[:, :5]
+    like[[3, 1]] = mine.contiguous().view(torch.int16)
+    mine.fill_(0xFF)
+    own_rows = torch.tensor([3, 1], dtype=torch.int32)
+    for placed in both(lambda: layout.place(buffer, rows_, FORM, [like], name, -1, None, own_rows)):
+        assert torch.equal(placed.columns[0], expected.columns[0])
+        assert torch.equal(placed.positions, expected.positions)
+
+
+def tensors_of(placed: layout.Placement) -> list[torch.Tensor]:
+    return [*placed.columns, *placed[1:-1]]
 
 
 @pytest.mark.parametrize("width", [0, 1, 15, 64, 5000])
@@ -85,9 +112,9 @@ def test_columns_are_packed_in_groups_and_nothing_else_is_written(both):
     columns = [random_bytes(9, 40)[:, 3:33], random_bytes(9, 1), random_bytes(9, 16)]
     index = torch.tensor([8, 0, 0, 3, 99, -7], dtype=torch.int32)  # the last two belong to no group
 
-    def pack():
+    def pack(*own):
         wire = random_bytes(12, 64)
-        rows.pack(columns, index, [0, 32, 48], [3, 0, 1], [7, 0, 2], wire)
+        rows.pack(columns, index, [0, 32, 48], [3, 0, 1], [7, 0, 2], wire, *own)
         return wire
 
     compiled, defined = both(pack)
@@ -95,6 +122,11 @@ def test_columns_are_packed_in_groups_and_nothing_else_is_written(both):
     assert torch.equal(compiled[7:10, :30], columns[0][[8, 0, 0]])
     untouched = [0, 1, 3, 4, 5, 6, 10, 11]
     assert torch.equal(compiled[untouched], random_bytes(12, 64)[untouched])
+
+    compiled, defined = both(lambda: pack((0, 2)))
+    assert torch.equal(compiled, defined)
+    assert torch.equal(compiled[7:10, :48], random_bytes(12, 64)[7:10, :48])
+    assert torch.equal(compiled[7:10, 48:], columns[2][[8, 0, 0]])
 
 
 def test_rows_come_back_once_and_in_the_order_of_the_ranks(both):
@@ -106,7 +138,19 @@ def test_rows_come_back_once_and_in_the_order_of_the_ranks(both):
     assert [[r for r in row if r >= 0] for row in compiled.tolist()] == [[8, 0], [], [6], [9, 4]]
 
 
-def test_a_row_that_is_not_there_is_an_error(both):
-    out = torch.zeros(1, 4, dtype=torch.uint8)
+def test_a_row_that_is_not_there_is_an_error():
+    out, index = torch.zeros(1, 4, dtype=torch.uint8), torch.tensor([3], dtype=torch.int32)
     with pytest.raises(ValueError, match="gather_rows: rows: expected less than 3, got 3"):
-        rows.gather_rows(random_bytes(3, 4), torch.tensor([3], dtype=torch.int32), out)
+        rows.gather_rows(random_bytes(3, 4), index, out)
+    with pytest.raises(ValueError, match="pack: expected rows that the columns have"):
+        rows.pack([random_bytes(3, 4)], index, [0], [1], [0], out)
+    with pytest.raises(ValueError, match="pack: expected counts to be rows of wire"):
+        rows.pack([random_bytes(4, 4)], index, [0], [1], [1], out)
+    with pytest.raises(ValueError, match="pack: expected a row for each that is counted"):
+        rows.pack([random_bytes(4, 4)], index[:0], [0], [1], [0], out)
+
+
+def test_rows_and_places_are_counted(both):
+    counts, positions = torch.tensor([1, 0, 2], dtype=torch.int32), torch.tensor([[3], [7], [-1], [9]])
+    assert both(lambda: rows.num_places(counts, positions.int())) == ((3, 8), (3, 8))
+    assert both(lambda: rows.num_places(counts[1:2], positions.int())) == ((0, 0), (0, 0))

@@ -5,14 +5,18 @@ received order, then by k. masked: the same, with a place for `capacity` rows pe
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from moela.ep.buffer import EpBuffer
-from moela.ep.rows import is_compiled, received_rows
+from moela.ep.rows import gather_rows, is_compiled, received_rows
 from moela.ep.transports import Received
+from moela.ep.wire import WireFormat, as_bytes
+
+if TYPE_CHECKING:
+    from moela.ep.buffer import EpBuffer
 
 LAYOUTS = ("compact", "expert", "masked")
 
@@ -27,7 +31,7 @@ class Shapes(NamedTuple):
     positions: tuple[int, int]
 
 
-def shapes(buffer: EpBuffer, layout: str, capacity: int | None) -> Shapes:
+def shapes(buffer: "EpBuffer", layout: str, capacity: int | None) -> Shapes:
     """capacity None: room for all rows that can come."""
     E, topk, most = buffer.num_local_experts, buffer.topk, buffer.num_ranks * buffer.max_tokens
     if layout == "compact":
@@ -41,29 +45,41 @@ def shapes(buffer: EpBuffer, layout: str, capacity: int | None) -> Shapes:
 
 
 class Placement(NamedTuple):
-    """Where N received rows go in a layout, all dimensions of its rows counted as one: places."""
+    """N received rows in a layout."""
 
-    source: Tensor  # [places] int32: the row of wire, -1: none, zeros
+    columns: list[Tensor]  # of Shapes.rows, zeros where no row came
     ids: Tensor  # of Shapes.ids: numbers of experts of this rank, -1: not here
     weights: Tensor  # of Shapes.weights: 0 where there is no expert
     experts: Tensor  # expert_offsets, expert_counts, or nothing
+    counts: Tensor  # [R] int32: rows from each rank
     positions: Tensor  # of Shapes.positions: the place of each (received row, k), -1: none
     needed: int  # the capacity that holds what came; if it is more than there is, the others are not used
 
 
 def place(
-    buffer: EpBuffer, received: Received, ids_at: int, weights_at: int, layout: str, capacity: int
+    buffer: "EpBuffer",
+    received: Received,
+    form: WireFormat,
+    like: Sequence[Tensor],
+    layout: str,
+    capacity: int,
+    into: Sequence[Tensor] | None = None,
+    own_rows: Tensor | None = None,
 ) -> Placement:
-    """ids_at, weights_at: where in a wire row they are, in bytes. capacity -1: as much as is needed."""
+    """The wire rows, of these columns and then ids and weights. capacity -1: as much as is needed.
+
+    like: [*, w] of each column. into: what they are written to, in place of new tensors. own_rows: [n] int32,
+    the rows of `like` that this rank sent itself, of which only ids and weights are in wire; None: all is.
+    """
     topk, E, most = buffer.topk, buffer.num_local_experts, buffer.num_ranks * buffer.max_tokens
     wire, starts, counts = received
     if is_compiled(wire):
-        return Placement(
-            *torch.ops.moela_ep.place(
-                wire, starts, counts, ids_at, weights_at, topk, buffer.first_expert, E,
-                LAYOUTS.index(layout), capacity, most,
-            )
+        columns, *placed = torch.ops.moela_ep.place.default(
+            wire, starts, counts, form.offsets, form.widths, like, into or (), own_rows, buffer.rank,
+            topk, buffer.first_expert, E, LAYOUTS.index(layout), capacity, most,
         )  # fmt: skip
+        return Placement(into or columns, *placed)
+    ids_at, weights_at = form.offsets[-2:]
     rows = received_rows(starts, counts)  # [N]
     ids = wire[rows, ids_at : ids_at + 4 * topk].view(torch.int32) - buffer.first_expert  # [N, topk]
     is_here = (ids >= 0) & (ids < E)
@@ -75,16 +91,26 @@ def place(
     of = shapes(buffer, layout, room)
     out_ids, out_weights = ids.new_full(of.ids, -1), weights.new_zeros(of.weights)
     positions = ids.new_full(of.positions, -1)
-    source = ids.new_full((math.prod(of.rows),), -1)
-    if needed <= room:
-        positions[: ids.size(0)] = of_rows
-        is_place = of_rows >= 0
-        source[of_rows[is_place]] = rows.view(-1, 1).expand(of_rows.shape)[is_place]
-        if layout == "compact":
-            out_ids[: ids.size(0)], out_weights[: ids.size(0)] = ids, weights
-        else:
-            out_weights.view(-1)[of_rows[is_place]] = weights[is_place]
-    return Placement(source, out_ids, out_weights, experts, positions, needed)
+    if needed > room:
+        return Placement([], out_ids, out_weights, experts, counts, positions, needed)
+    positions[: ids.size(0)] = of_rows
+    is_place = of_rows >= 0
+    source = ids.new_full((math.prod(of.rows),), -1)  # of each place the row of wire, -1: zeros
+    source[of_rows[is_place]] = rows.view(-1, 1).expand(of_rows.shape)[is_place]
+    if layout == "compact":
+        out_ids[: ids.size(0)], out_weights[: ids.size(0)] = ids, weights
+    else:
+        out_weights.view(-1)[of_rows[is_place]] = weights[is_place]
+    columns = into or [t.new_empty((*of.rows, t.size(-1))) for t in like]
+    for i, column in enumerate(columns):
+        gather_rows(form.column(wire, i), source, as_bytes(column.flatten(0, -2)))
+    if own_rows is not None:
+        first = int(counts[: buffer.rank].sum())
+        places = of_rows[first : first + own_rows.numel()]  # [n, topk], compact [n, 1]
+        own_rows = own_rows.view(-1, 1).expand(places.shape)[places >= 0]
+        for column, t in zip(columns, like, strict=True):
+            as_bytes(column.flatten(0, -2))[places[places >= 0]] = as_bytes(t)[own_rows]
+    return Placement(columns, out_ids, out_weights, experts, counts.clone(), positions, needed)
 
 
 def _positions(layout: str, ids: Tensor, E: int, capacity: int) -> tuple[Tensor, Tensor, int]:

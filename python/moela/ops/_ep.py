@@ -18,6 +18,7 @@ from moela.ops import _check, _spec
 LIB = _spec._lib
 # The ops of this kind: OpSpec, which is about one device, does not describe them.
 DISTRIBUTED: list[str] = []
+MAX_KINDS = 1024  # of arguments that a buffer keeps in mind
 
 
 def define(
@@ -31,8 +32,8 @@ def define(
     """Define moela::<name>.
 
     run, fake, check: (buffer, *args), where args has no `group`, which is the op's last argument. A rank
-    whose check fails tells the others before it raises. to_train: what to use where a derivative is wanted,
-    of an op that has none.
+    whose check fails tells the others before it raises; it looks at no values, so that arguments of the same
+    kind need it once. to_train: what to use where a derivative is wanted, of an op that has none.
     """
     op = f"moela::{name}"
     LIB.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -40,11 +41,16 @@ def define(
     def call(*args):
         *args, group = args
         buffer = buffer_of(group, name)
-        try:
-            check(buffer, *args)
-        except ValueError as error:
-            buffer.give_up(str(error))
-            raise
+        kind = (name, *[_kind(arg) for arg in args])
+        if kind not in buffer.checked:
+            try:
+                check(buffer, *args)
+            except ValueError as error:
+                buffer.exchange.give_up(str(error))
+                raise
+            if len(buffer.checked) == MAX_KINDS:
+                buffer.checked.clear()
+            buffer.checked.add(kind)
         return run(buffer, *args)
 
     def call_fake(*args):
@@ -60,6 +66,13 @@ def define(
     DISTRIBUTED.append(name)
     if to_train:
         LIB.impl(name, _without_derivative(name, to_train), "Autograd")
+
+
+def _kind(arg: Any) -> Any:
+    """All of an argument but the values of tensors."""
+    if isinstance(arg, Tensor):
+        return arg.shape, arg.stride(), arg.dtype, arg.device
+    return tuple([_kind(a) for a in arg]) if isinstance(arg, list) else arg
 
 
 def _without_derivative(name: str, to_train: str) -> Callable[..., Any]:
@@ -80,6 +93,11 @@ def expect_rows(buffer: EpBuffer, op: str, arg: str, t: Tensor, T: Any, device: 
     _check.expect(t.size(0) == T, op, arg, f"T={T}", f"T={t.size(0)}")
     _check.expect_last_dim_contiguous(op, arg, t)
     _check.expect_device(op, arg, t, device, "the first argument")
+
+
+def expect_on_device(buffer: EpBuffer, op: str, arg: str, t: Tensor) -> None:
+    wanted = f"a tensor on {buffer.device}, that of the EpBuffer"
+    _check.expect(t.device == buffer.device, op, arg, wanted, t.device, "build it with device=")
 
 
 def expect_handle(buffer: EpBuffer, op: str, handle: list[Tensor], device: torch.device) -> None:

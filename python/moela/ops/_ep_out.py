@@ -26,7 +26,7 @@ def ep_dispatch_out(
 ) -> None:
     """`ep_dispatch` into `out`, all of it: what an `ep_dispatch` of the same layout returned."""
     experts = out.expert_offsets if layout == "expert" else out.expert_counts
-    torch.ops.moela.ep_dispatch_out(
+    torch.ops.moela.ep_dispatch_out.default(
         x, topk_ids, topk_weights, extras, layout, out.x, out.topk_ids, out.topk_weights, list(out.extras),
         experts, *out.handle, group,
     )  # fmt: skip
@@ -36,7 +36,7 @@ def ep_combine_out(
     y: Tensor, handle: EpHandle, *, group: str, out: Tensor, topk_weights: Tensor | None = None
 ) -> None:
     """`ep_combine` into `out`, [T, hidden] of y's dtype, contiguous."""
-    torch.ops.moela.ep_combine_out(y, topk_weights, *handle, out, group)
+    torch.ops.moela.ep_combine_out.default(y, topk_weights, *handle, out, group)
 
 
 def _check_dispatch(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, *out) -> None:
@@ -73,11 +73,10 @@ def _expect_like(op: str, name: str, mine: Tensor, wanted: Tensor, device: torch
 def _dispatch(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, *out) -> None:
     into = (out[0], *out[3])  # x and extras: the others are small, and copied
     result = run_dispatch(buffer, x, topk_ids, topk_weights, extras, layout, out[0].size(-2), into)
-    for mine, theirs in zip(out, result, strict=True):
-        pairs = zip(mine, theirs, strict=True) if isinstance(theirs, list) else [(mine, theirs)]
-        for one, value in pairs:
-            if one is not None and one is not value:
-                one.copy_(value)
+    pairs = [
+        pair for pair in zip(out[1:3] + out[4:], result[1:3] + result[4:], strict=True) if pair[0] is not None
+    ]
+    torch._foreach_copy_(*zip(*pairs, strict=True))
 
 
 def _check_combine(

@@ -22,13 +22,14 @@ from moela.ep.mailboxes import Mailboxes
 from moela.ep.rendezvous import Member
 from moela.ep.rows import pack
 from moela.ep.transports.base import (
-    HEADER_BYTES,
     Header,
+    HostTransport,
     Received,
     Setup,
-    Transport,
     expect_agreement,
     expect_room,
+    not_in_host_memory,
+    not_on_one_host,
 )
 from moela.ep.wire import wire_format
 
@@ -37,7 +38,7 @@ SLICE = 0.01  # seconds between two looks at whether the ranks that are missing 
 PAGE = mmap.PAGESIZE
 
 
-class ShmTransport(Transport):
+class ShmTransport(HostTransport):
     name = "shm"
 
     def __init__(self, setup: Setup) -> None:
@@ -45,57 +46,50 @@ class ShmTransport(Transport):
         self._setup = setup
         self._first_row = -(-mailboxes.num_bytes(setup.num_ranks) // PAGE) * PAGE
         self._max_tokens = setup.max_tokens
+        self._row_bytes = [0] * PLACES  # of what this rank has sent
         self._place_bytes = self.num_ranks**2 * setup.max_tokens * setup.row_bytes
         size = self._first_row + PLACES * self._place_bytes
         self._file, memory = _make(setup, size) if self.rank == 0 else _open(setup, size)
         self._bytes = torch.frombuffer(memory, dtype=torch.uint8)
         self._boxes = Mailboxes(self._bytes, self.num_ranks, self.rank)
         self._boxes.join(1)
-        mine = torch.arange(self.rank * self.num_ranks, (self.rank + 1) * self.num_ranks, dtype=torch.int32)
-        self._starts = mine * setup.max_tokens  # of the rows that each rank sends here
+        R, rank, most = self.num_ranks, self.rank, setup.max_tokens
+        self._sent_starts = [(to * R + rank) * most for to in range(R)]  # of the rows that go to each rank
+        # Of the rows that each rank sends here, and how many came.
+        self._starts = torch.arange(rank * R, (rank + 1) * R, dtype=torch.int32) * most
+        self._counts = torch.zeros(R, dtype=torch.int32)
+        self._views: dict[tuple[int, int], Tensor] = {}
 
     @staticmethod
     def why_not() -> str | None:
-        if torch.cuda.is_available():
-            return (
-                "there is a GPU, and only rows of CPU tensors can travel (to hide it: CUDA_VISIBLE_DEVICES=)"
-            )
         return mailboxes.why_not()
 
     @staticmethod
     def unfit(members: list[Member], is_local: bool) -> str | None:
-        other = next((r for r, member in enumerate(members) if member.host != members[0].host), None)
-        if other is not None:
-            return f"rank {other} is not on the host of rank 0, or in another container"
         if len(members) > mailboxes.MAX_RANKS:
             return f"expected at most {mailboxes.MAX_RANKS} ranks, got {len(members)}"
-        return None
+        return not_in_host_memory(members) or not_on_one_host(members)
 
-    def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
-        form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
+    def send(self, epoch, text, columns, send_rows, counts, own_column=0) -> None:
+        form, counts = wire_format(tuple([c.size(1) for c in columns])), counts.tolist()
         expect_room(self._setup, max(counts), form.row_bytes)
-        self._wait(epoch, lambda seconds: self._boxes.await_releases(epoch - PLACES, seconds))
-        starts = [(to * self.num_ranks + self.rank) * self._max_tokens for to in range(self.num_ranks)]
-        pack(columns, send_rows, form.offsets, counts, starts, self._rows(epoch, form.row_bytes))
-        self._post(epoch, [Header(epoch, n, form.row_bytes, False, text) for n in counts])
+        self._wait(epoch, self._boxes.await_releases, epoch - PLACES)
+        wire = self._rows(epoch, form.row_bytes)
+        own = (self.rank, own_column)
+        pack(columns, send_rows, form.offsets, counts, self._sent_starts, wire, own)
+        self._boxes.post(Header(epoch, 0, form.row_bytes, False, text).pack(), counts)
+        self._row_bytes[epoch % PLACES] = form.row_bytes
 
     def abort(self, epoch: int, reason: str) -> None:
-        self._post(epoch, [Header(epoch, 0, 0, True, reason)] * self.num_ranks)
-
-    def _post(self, epoch: int, headers: list[Header]) -> None:
-        self._boxes.post(epoch, b"".join(header.pack() for header in headers))
+        self._boxes.post(Header(epoch, 0, 0, True, reason).pack(), [0] * self.num_ranks)
 
     def receive(self, epoch: int) -> Received:
-        self._wait(epoch, lambda seconds: self._boxes.await_posts(epoch, seconds))
-        raw = self._boxes.read_headers(epoch)
-        headers = [Header.unpack(raw[i : i + HEADER_BYTES]) for i in range(0, len(raw), HEADER_BYTES)]
-        try:
-            expect_agreement(headers, self._setup.ranks)
-        except ValueError:
+        self._wait(epoch, self._boxes.await_counts, epoch, self._counts.data_ptr())
+        if min(self._counts.tolist()) < 0:
+            headers = [Header.unpack(raw) for raw in self._boxes.read_headers(epoch)]
             self.release(epoch)
-            raise
-        counts = torch.tensor([header.count for header in headers], dtype=torch.int32)
-        return Received(self._rows(epoch, headers[0].row_bytes), self._starts, counts)
+            expect_agreement(headers, self._setup.ranks)
+        return Received(self._rows(epoch, self._row_bytes[epoch % PLACES]), self._starts, self._counts)
 
     def release(self, epoch: int) -> None:
         self._boxes.release(epoch)
@@ -106,6 +100,7 @@ class ShmTransport(Transport):
             return
         self._boxes.leave(None)
         self._bytes = self._boxes = None
+        self._views.clear()
         if self._file is not None:
             os.close(self._file)
 
@@ -114,17 +109,26 @@ class ShmTransport(Transport):
 
         Ranks that disagree about row_bytes write over each other's rows, and find out when they receive.
         """
-        first = self._first_row + epoch % PLACES * self._place_bytes
-        num_rows = self.num_ranks**2 * self._max_tokens
-        return self._bytes[first : first + num_rows * row_bytes].view(num_rows, row_bytes)
+        place = epoch % PLACES
+        view = self._views.get((place, row_bytes))
+        if view is None:
+            first, num_rows = (
+                self._first_row + place * self._place_bytes,
+                self.num_ranks**2 * self._max_tokens,
+            )
+            view = self._bytes[first : first + num_rows * row_bytes].view(num_rows, row_bytes)
+            self._views[place, row_bytes] = view
+        return view
 
-    def _wait(self, epoch: int, missing_after: Callable[[float], list[int]]) -> None:
-        """Until no rank is missing; raises when one never will be there, or at the deadline."""
-        end = time.monotonic() + self._setup.deadline
-        while missing := missing_after(SLICE):
+    def _wait(self, epoch: int, missing_after: Callable[..., list[int]], what: int, *args: int) -> None:
+        """Until missing_after(what, seconds, *args) is nobody; raises when one never will be there, or at the
+        deadline."""
+        end = None
+        while missing := missing_after(what, SLICE, *args):
+            end = end or time.monotonic() + self._setup.deadline - SLICE
             error = self._failure(missing, epoch, time.monotonic() >= end)
             # What a rank posted before it ended is visible now.
-            if error and missing_after(0):
+            if error and missing_after(what, 0.0, *args):
                 self._boxes.leave(error.ranks[0] if isinstance(error, EpTimeout) else None)
                 raise error
             if error:
