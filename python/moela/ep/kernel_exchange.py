@@ -184,12 +184,12 @@ class KernelExchange(Exchange):
     def give_up(self, reason: str) -> None:
         """The peers raise ValueError with this reason; the buffer is broken on all ranks."""
         self._raise_faults()
-        self._buffer.notes.set(f"gave up/{self._buffer.rank}", reason)
         self._fault = ValueError(reason)
-        self._leave()
+        self._leave("gave up", reason)
 
-    def _leave(self, **others: int) -> None:
-        """Tell the peers that this rank takes part in nothing any more."""
+    def _leave(self, note: str, reason: str, **others: int) -> None:
+        """Tell the peers that this rank takes part in nothing any more; who is told looks for the reason."""
+        self._buffer.notes.set(f"{note}/{self._buffer.rank}", reason)
         x = self._exchange("", ALIGNMENT)._replace(**others)
         no_slots = torch.empty((0, self._buffer.topk), dtype=torch.int32, device=x.bases.device)
         no_rows = torch.zeros(self._buffer.num_ranks, dtype=torch.int32, device=x.bases.device)
@@ -203,10 +203,11 @@ class KernelExchange(Exchange):
     def _raise_new(self) -> None:
         if self._fault is None and (word := self._status.item()):
             status = Status.of(word)
-            self._fault = self._error_of(status)
+            self._fault = fault = self._error_of(status)
             # Where a peer has failed the others find that out as this rank did: nobody is waited for.
-            self._leave(**({} if status.peer == self._buffer.rank else {"deadline_ns": 0}))
-            raise self._fault
+            others = {} if status.peer == self._buffer.rank else {"deadline_ns": 0}
+            self._leave("gave up", fault.as_text() if isinstance(fault, EpError) else str(fault), **others)
+            raise fault
 
     def _error_of(self, status: Status) -> EpError | ValueError:
         fault, peer, epoch = status
@@ -218,8 +219,9 @@ class KernelExchange(Exchange):
             return ValueError(f"ep: epoch {epoch}: ranks disagree: {wanted} than on rank {self._buffer.rank}")
         reason = self._buffer.notes.get(f"gave up/{peer}")
         if fault == Fault.ABORTED and reason:
-            return ValueError(f"ep: rank {peer} gave up in epoch {epoch}: {reason}")
-        if self._buffer.notes.get(f"closed/{peer}"):
+            error = EpError.from_text(reason, epoch)  # of a third rank, perhaps
+            return error or ValueError(f"ep: rank {peer} gave up in epoch {epoch}: {reason}")
+        if self._buffer.notes.get(f"closed/{peer}") is not None:
             return EpPeerLost([peer], epoch, "it has ended or closed its buffer")
         if self._buffer.has_ended(peer):
             return EpPeerLost([peer], epoch, "it has ended")
@@ -237,8 +239,7 @@ class KernelExchange(Exchange):
             return
         self._is_closed = True
         if self._fault is None:
-            self._buffer.notes.set(f"closed/{self._buffer.rank}", "yes")
-            self._leave()
+            self._leave("closed", "")
         self._synchronize()
 
     def _synchronize(self) -> None:
