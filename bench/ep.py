@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import json
+from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 from moela import info
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         f"{machine['load_after']} after"
     )
     if args.json:
-        _write(args.json, setting, machine, found, [])
+        _save(args.json, setting, machine, **_for_planner(setting, found))
     return 0
 
 
@@ -87,8 +89,7 @@ def _run_on_gpu(args: argparse.Namespace, setting: Setting, device: torch.device
         f"% {ep_gpu.COPY}: of the rate at which one copy in the memory of the GPU reads and writes as much."
     )
     if args.json:
-        rows = ep_gpu.as_json(setting, found)
-        _write(args.json, setting, report.machine(device), [], rows)
+        _save(args.json, setting, report.machine(device), results=ep_gpu.as_json(setting, found))
     return 0
 
 
@@ -121,9 +122,9 @@ def _table(setting: Setting, found: list[Measured]) -> Table:
     return table
 
 
-def _write(path, setting: Setting, machine: dict, found: list[Measured], beside: list[dict]) -> None:
-    """The first transport's exchanges are `measurements`, for the planner; all others are `beside`."""
-    measurements = []
+def _for_planner(setting: Setting, found: list[Measured]) -> dict[str, list[dict]]:
+    """The first transport's exchanges are `measurements`; all others are `beside`."""
+    measurements, beside = [], []
     for m in found:
         row = {
             "transport": m.transport or "torch",
@@ -142,13 +143,17 @@ def _write(path, setting: Setting, machine: dict, found: list[Measured], beside:
         }
         is_first = m.transport == setting.transports[0] and m.what in (DISPATCH, COMBINE)
         (measurements if is_first else beside).append(row)
+    return {"measurements": measurements, "beside": beside}
+
+
+def _save(path: Path, setting: Setting, machine: dict, **rows: list[dict]) -> None:
     data = {
         "format": FORMAT,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine,
         "versions": report.versions(),
         "commit": report.commit(),
         "setting": dataclasses.asdict(setting),
-        "measurements": measurements,
-        "beside": beside,
+        **rows,
     }
     path.write_text(json.dumps(data, indent=1) + "\n")

@@ -16,7 +16,7 @@ import torch
 from moela.bench.ep_ranks import COMBINE_OUT, DISPATCH_OUT, Setting
 from moela.bench.tables import LOOK
 from moela.bench.timer import Timing
-from moela.ep import EpBuffer, run_local
+from moela.ep import EpBuffer, device_kernels, run_local
 from moela.ep.local import LocalRank
 from rich.table import Table
 
@@ -29,6 +29,7 @@ class Measured:
     """One exchange of all ranks."""
 
     tokens: int
+    kernels: str  # the backend whose they are
     what: str
     sent_bytes: int  # rows of x that a rank sends, the mean of the ranks
     moved_bytes: int  # read and written in memory, of all ranks
@@ -37,18 +38,20 @@ class Measured:
 
 
 def measure(setting: Setting, device: torch.device) -> list[Measured]:
-    """Raises ValueError where a result is wrong."""
+    """By the kernels of every backend that has some here. Raises ValueError where a result is wrong."""
+    usable = [name for name in device_kernels.BACKENDS if not device_kernels.why_not_on(name, device, 0)]
     found = []
     for tokens in setting.tokens:
-        found += Race(setting, tokens, device).run()
+        for kernels in usable:
+            found += Race(setting, tokens, device, kernels).run()
     return found
 
 
 class Race:
     """What the ranks measure at one number of tokens."""
 
-    def __init__(self, setting: Setting, tokens: int, device: torch.device) -> None:
-        self.setting, self.tokens, self.device = setting, tokens, device
+    def __init__(self, setting: Setting, tokens: int, device: torch.device, kernels: str) -> None:
+        self.setting, self.tokens, self.device, self.kernels = setting, tokens, device, kernels
         self._barrier = threading.Barrier(setting.ranks)
         self._start = 0.0
         self._end = [0.0] * setting.ranks
@@ -59,7 +62,8 @@ class Race:
         for what in (DISPATCH_OUT, COMBINE_OUT):
             sent, moved, timings = zip(*(of_rank[what] for of_rank in of_ranks), strict=True)
             copy = self._copy(sum(moved) // 2)
-            found.append(Measured(self.tokens, what, sum(sent) // len(sent), sum(moved), timings[0], copy))
+            mean = sum(sent) // len(sent)
+            found.append(Measured(self.tokens, self.kernels, what, mean, sum(moved), timings[0], copy))
         return found
 
     def _on_rank(self, group: LocalRank) -> dict[str, tuple[int, int, Timing]]:
@@ -69,7 +73,9 @@ class Race:
         ids = torch.rand(T, s.experts, generator=g).topk(s.topk).indices.int().to(self.device)
         weights = torch.rand(T, s.topk, generator=g).to(self.device)
         sizes = {"num_experts": s.experts, "hidden": s.hidden, "topk": s.topk, "max_tokens": T}
-        with EpBuffer(group, **sizes) as buffer, torch.no_grad():
+        with moela.use_backend(self.kernels):
+            buffer = EpBuffer(group, **sizes)
+        with buffer, torch.no_grad():
             came = moela.ep_dispatch_dynamic(x, ids, weights, group=buffer.name)
             # No row to spare: rows of zeros would be a part of what is measured.
             N, name = came.x.size(0), buffer.name
@@ -156,12 +162,14 @@ def table(setting: Setting, found: list[Measured]) -> Table:
         f"{setting.experts} experts"
     )
     result = Table(title=title, **LOOK)
-    for column in ("tokens", "call", "µs", "p10 .. p90", "GB/s", "GB/s moved", f"% {COPY}"):
-        result.add_column(column, justify="left" if column == "call" else "right", no_wrap=True)
+    for column in ("tokens", "kernels", "call", "µs", "p10 .. p90", "GB/s", "GB/s moved", f"% {COPY}"):
+        is_text = column in ("kernels", "call")
+        result.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     for m in found:
         t = m.timing
         result.add_row(
             str(m.tokens),
+            m.kernels,
             m.what,
             f"{t.median * 1e6:,.0f}",
             f"{t.p10 * 1e6:,.0f} .. {t.p90 * 1e6:,.0f}",
@@ -175,8 +183,8 @@ def table(setting: Setting, found: list[Measured]) -> Table:
 def as_json(setting: Setting, found: list[Measured]) -> list[dict]:
     return [
         {
-            "transport": "local",
-            "phase": m.what,
+            "contestant": m.kernels,
+            "case": {"op": f"ep_{m.what.removesuffix('_out')}", "transport": "local"},
             "gpus": setting.ranks,
             "tokens": m.tokens,
             "time_us": m.timing.median * 1e6,

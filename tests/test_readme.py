@@ -61,7 +61,7 @@ def test_a_cuda_kernel_without_a_result_from_hardware_is_one_that_is_used_by_nam
 
 
 def test_a_result_from_a_gpu_changes_the_row_of_its_op_and_backend_only(hardware_table, tmp_path):
-    for folder in ("csrc/ops", "csrc/cpu"):
+    for folder in ("csrc/ops", "csrc/cpu", "csrc/cuda"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "bench/results").mkdir(parents=True)
     before = hardware_table.table(tmp_path).splitlines()

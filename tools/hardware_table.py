@@ -19,7 +19,8 @@ CUDA = "right under our emulator with race detection, compiled, its machine code
 
 def cuda_ops(root: Path = ROOT) -> list[str]:
     """Ops with a kernel of ours for Hopper."""
-    return sorted(path.name.removesuffix("_cuda.cpp") for path in (root / "csrc/ops").glob("*_cuda.cpp"))
+    launched = {path.name.removesuffix("_cuda.cpp") for path in (root / "csrc/ops").glob("*_cuda.cpp")}
+    return sorted(launched | {path.parent.name for path in (root / "csrc/cuda").glob("*/*_sm90.cu")})
 
 
 def results(root: Path = ROOT) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def measured(
     """Where a backend was measured last, or ""."""
     for run in runs:
         machine = run["machine"]
-        names = {r["contestant"] for r in run["results"] if op in (None, r["case"]["op"])}
+        names = {r["contestant"] for r in run.get("results", []) if op in (None, r["case"]["op"])}
         on_gpu = contestant != "cpu"
         if contestant in names and bool(machine["gpu"]) == on_gpu and isa in (None, machine["isa"]):
             return f"measured on {machine['gpu'] if on_gpu else machine['cpu']}, {run['date'][:10]}"

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -27,6 +27,8 @@ _PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "referenc
 # CUDA kernels that no GPU has run yet (docs/FACTS.md, "Waiting for hardware"): usable by name, never picked.
 UNVERIFIED_CUDA = frozenset(
     {
+        "ep_combine",
+        "ep_dispatch",
         "fp8_gemm",
         "grouped_fp8_gemm",
         "grouped_fp8_gemm_masked",
@@ -254,3 +256,9 @@ class use_backend(TorchDispatchMode):  # noqa: N801  (a context manager, named a
             return run(_spec.SPECS[op], self.name, args, dict(kwargs))
         finally:
             _in_use.reset(before)
+
+
+def named() -> str | None:
+    """The backend of the innermost `use_backend` around the caller, else that of MOELA_BACKEND, or None."""
+    modes = reversed(_get_current_dispatch_mode_stack())
+    return next((mode.name for mode in modes if isinstance(mode, use_backend)), forced())

@@ -4,6 +4,7 @@ import re
 
 import device_definition
 import layer
+import moela
 import pytest
 import torch
 from moela.ep import EpBuffer, device_kernels, hopper, run_local
@@ -52,18 +53,39 @@ def test_what_the_kernels_are_given_is_what_the_ops_take(kernels, monkeypatch, l
 def test_a_device_without_kernels_says_why(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(device_kernels.backends, "_capability", lambda _: (7, 5))
-    with pytest.raises(ValueError, match=r"no kernels for cuda:0: .*built for Hopper"):
+    with pytest.raises(ValueError, match=r"no kernels for cuda:0: .*needs sm_80 or later"):
+        device_kernels.kernels_for(torch.device("cuda:0"), 64)
+    with (
+        moela.use_backend("cuda"),
+        pytest.raises(ValueError, match=r"no kernels for cuda:0: .*built for Hop"),
+    ):
+        device_kernels.kernels_for(torch.device("cuda:0"), 64)
+    with moela.use_backend("cpu"), pytest.raises(ValueError, match="'cpu': 'expected one of cuda, triton'"):
         device_kernels.kernels_for(torch.device("cuda:0"), 64)
 
 
-def test_rows_that_do_not_fit_twice_into_shared_memory_are_for_others(monkeypatch):
+@pytest.fixture
+def on_hopper(monkeypatch):
+    """As if there were a Hopper GPU and everything were built."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(hopper, "_is_built", lambda: True)
     monkeypatch.setattr(device_kernels, "_in_triton", lambda: "triton")
     monkeypatch.setattr(device_kernels.backends, "why_not", lambda *_: None)
-    device = torch.device("cuda:0")
-    assert device_kernels.kernels_for(device, hopper.MAX_ROW_BYTES) is hopper.KERNELS
-    assert device_kernels.kernels_for(device, hopper.MAX_ROW_BYTES + 16) == "triton"
+    return torch.device("cuda:0")
+
+
+def test_kernels_that_no_gpu_has_run_are_used_by_name_only(on_hopper, monkeypatch):
+    assert device_kernels.kernels_for(on_hopper, 64) == "triton"
+    with moela.use_backend("cuda"):
+        assert device_kernels.kernels_for(on_hopper, 64) is hopper.KERNELS
+    monkeypatch.setattr(device_kernels.backends, "UNVERIFIED_CUDA", frozenset())
+    assert device_kernels.kernels_for(on_hopper, 64) is hopper.KERNELS
+
+
+def test_rows_that_do_not_fit_twice_into_shared_memory_are_for_others(on_hopper, monkeypatch):
+    monkeypatch.setattr(device_kernels.backends, "UNVERIFIED_CUDA", frozenset())
+    assert device_kernels.kernels_for(on_hopper, hopper.MAX_ROW_BYTES) is hopper.KERNELS
+    assert device_kernels.kernels_for(on_hopper, hopper.MAX_ROW_BYTES + 16) == "triton"
 
 
 def ints(*shape: int) -> torch.Tensor:

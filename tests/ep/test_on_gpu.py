@@ -22,7 +22,7 @@ FORMS = [(moela.ep_dispatch, n) for n in LAYOUTS] + [(moela.ep_dispatch_dynamic,
 
 @pytest.fixture(params=["cuda", "triton"], autouse=True)
 def _kernels(request, monkeypatch):
-    why = device_kernels._why_not(request.param, DEVICE, 0)
+    why = device_kernels.why_not_on(request.param, DEVICE, 0)
     if why:
         is_required = request.param in os.environ.get("MOELA_TEST_REQUIRE", "").split(",")
         (pytest.fail if is_required else pytest.skip)(f"{request.param}: {why}")

@@ -8,21 +8,29 @@ from moela import backends
 from moela.ep import hopper
 from moela.ep.device import Kernels
 
+BACKENDS = ("cuda", "triton")
+
 
 def kernels_for(device: torch.device, row_bytes: int) -> Kernels:
-    """Raises ValueError where there are none for this device; MOELA_BACKEND leaves only those it names."""
-    reasons = {}
-    for name in ("cuda", "triton"):
-        reasons[name] = _why_not(name, device, row_bytes)
-        if reasons[name] is None:
-            return hopper.KERNELS if name == "cuda" else _in_triton()
-    raise ValueError(f"no kernels for {device}: {reasons}")
+    """Those of the backend that the caller names, by `use_backend` or MOELA_BACKEND; else the first usable.
+
+    Raises ValueError where there are none for this device.
+    """
+    named = backends.named()
+    is_by_name_only = "ep_dispatch" in backends.UNVERIFIED_CUDA
+    names = (named,) if named else tuple(n for n in BACKENDS if n != "cuda" or not is_by_name_only)
+    reasons = {name: why_not_on(name, device, row_bytes) for name in names}
+    usable = next((name for name, reason in reasons.items() if reason is None), None)
+    if usable is None:
+        raise ValueError(f"no kernels for {device}: {reasons}")
+    return hopper.KERNELS if usable == "cuda" else _in_triton()
 
 
-def _why_not(name: str, device: torch.device, row_bytes: int) -> str | None:
-    if backends.forced() not in (None, name):
-        return f"switched off by MOELA_BACKEND={backends.forced()}"
-    if name == "triton":
+def why_not_on(backend: str, device: torch.device, row_bytes: int) -> str | None:
+    """Why the kernels of a backend cannot be used; None: they can."""
+    if backend not in BACKENDS:
+        return f"expected one of {', '.join(BACKENDS)}"
+    if backend == "triton":
         return backends.why_not("triton", "ep_dispatch", device)
     if torch.cuda.get_device_capability(device) != (9, 0):
         return "built for Hopper"
