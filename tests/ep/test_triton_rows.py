@@ -13,7 +13,7 @@ import moela
 import pytest
 import routing
 import torch
-from moela.ep.device import DeviceExchange, Memory, Status
+from moela.ep.device import DeviceExchange, Fault, Memory, Status
 from moela.ep.placement import expert_range
 from moela.ep.wire import wire_format
 from torch import Tensor
@@ -33,7 +33,7 @@ TRITON = SimpleNamespace(**{
         ep_combine.combine_send, ep_combine.combine_receive,
     )
 })  # fmt: skip
-NEVER = 0  # a deadline that has passed
+NOW = {"deadline_ns": 0}
 
 
 class Ranks:
@@ -42,7 +42,9 @@ class Ranks:
     def __init__(self, kernels: Any, R: int, max_tokens: int, max_row_bytes: int):
         self.kernels, self.R, self.max_tokens, self.max_row_bytes = kernels, R, max_tokens, max_row_bytes
         self.memory = Memory(R, max_tokens, max_row_bytes)
-        self.bytes = torch.full((R, self.memory.num_bytes + 128), 0xFF, dtype=torch.uint8)
+        self.bytes = torch.empty(R, self.memory.num_bytes + 128, dtype=torch.uint8)
+        if self.bytes.numel() < 2**24:  # else most of it stays untouched
+            self.bytes.fill_(0xFF)
         self.at = [-t.data_ptr() % 128 for t in self.bytes]
         for t, at in zip(self.bytes, self.at, strict=True):
             t[at : at + self.memory.rows_at(0, 0)] = 0
@@ -69,9 +71,10 @@ class Ranks:
         word = self.status[rank].item()
         return Status.of(word) if word else None
 
-    def state(self) -> list[Tensor]:
-        """All that kernels may have written."""
-        memories = [t[at : at + self.memory.num_bytes] for t, at in zip(self.bytes, self.at, strict=True)]
+    def state(self, end: int | None = None) -> list[Tensor]:
+        """All that kernels may have written; of the memory, what is before end."""
+        end = self.memory.num_bytes if end is None else end
+        memories = [t[at : at + end] for t, at in zip(self.bytes, self.at, strict=True)]
         return [*memories, self.epochs, self.done, self.status]
 
 
@@ -89,11 +92,12 @@ class Case:
         self.widths = (*widths, 4 * topk, 4 * topk)
         self.wire = wire_format(self.widths)
         self.y_bytes = -(-self.H * self.dtype.itemsize // 16) * 16
+        self.max_row_bytes = options.get("max_row_bytes", max(self.wire.row_bytes, self.y_bytes) + 16)
         self.tokens = routing.tokens(routing_case, R, E, topk, 1, max_tokens)
         self.experts = [expert_range(E, R, r) for r in range(R)]
 
     def ranks(self, kernels: Any) -> Ranks:
-        return Ranks(kernels, self.R, self.max_tokens, max(self.wire.row_bytes, self.y_bytes) + 16)
+        return Ranks(kernels, self.R, self.max_tokens, self.max_row_bytes)
 
     def plan(self, rank: int) -> tuple[Tensor, Tensor]:
         _, counts, slots = moela.reference.ep_plan(self.tokens[rank].topk_ids, self.E, self.R)
@@ -108,7 +112,7 @@ class Case:
         bits = [
             torch.randint(256, (len(ids), w + self.pad), generator=g, dtype=torch.uint8) for w in self.widths
         ]
-        bits = [b[:, : b.size(1) - self.pad] for b in bits]
+        bits = [b[:, self.pad :] for b in bits]
         bits[-2] = ids.view(torch.uint8)
         return [*bits[:-2], ids.view(torch.uint8), bits[-1]]
 
@@ -147,7 +151,8 @@ class Case:
         places = got["out0"].size(0)
         y = torch.randn(places, self.H + self.pad, generator=g).to(self.dtype)[:, : self.H]
         if self.layout == "compact":
-            positions = torch.arange(self.R * self.max_tokens, dtype=torch.int32)[:, None]
+            rows = torch.arange(self.R * self.max_tokens, dtype=torch.int32)
+            positions = torch.where(rows < self.capacity, rows, -1)[:, None]
             ranks.kernels.combine_send(x, y, None, positions, got["recv_counts"])
         else:
             weights = torch.randn(places, generator=g)
@@ -184,8 +189,8 @@ def assert_same(got: list[dict], want: list[dict]) -> None:
                 assert torch.equal(as_bytes(t), as_bytes(other[name])), (rank, name)
 
 
-def assert_same_state(got: Ranks, want: Ranks) -> None:
-    for one, other in zip(got.state(), want.state(), strict=True):
+def assert_same_state(got: Ranks, want: Ranks, end: int | None = None) -> None:
+    for one, other in zip(got.state(end), want.state(end), strict=True):
         assert torch.equal(one, other)
 
 
@@ -220,3 +225,127 @@ def test_is_the_definition(name):
     ranks, defined = both(case)
     assert_same(case.exchange(ranks), case.exchange(defined))
     assert_same_state(ranks, defined)
+
+
+def test_epochs_follow_each_other_two_at_a_time():
+    case = Case()
+    ranks, defined = both(case)
+    for seed in range(0, 10, 2):
+        got, want = [], []
+        for of, results in ((ranks, got), (defined, want)):
+            for rank in (0, 1, 0, 1):
+                case.send(of, rank, seed + of.epochs[rank, 0].item() % 2)
+            results += [case.receive(of, rank) for rank in (1, 1, 0, 0)]
+        assert_same(got, want)
+    assert_same_state(ranks, defined)
+    assert ranks.epochs.unique().tolist() == [10]
+
+
+def test_memory_may_be_larger_than_32_bits_count():
+    """The rows of rank 1 in an odd epoch begin after 2.4 GB, of which a page is used."""
+    case = Case("uniform", max_row_bytes=2**27, max_tokens=6)
+    assert_same(*([case.exchange(ranks)[:1] for ranks in both(case)]))
+
+
+@pytest.mark.parametrize(("layout", "capacity"), [("compact", 5), ("expert", 4), ("masked", 2)])
+def test_too_many_rows_are_reported_and_counted(layout, capacity):
+    case = Case("uniform", E=2, topk=2, layout=layout, capacity=capacity)
+    ranks, defined = both(case)
+    assert_same(case.exchange(ranks), case.exchange(defined))
+    assert_same_state(ranks, defined)
+    assert ranks.said(0) == (Fault.CAPACITY, 0, 1)
+
+
+def test_places_that_y_does_not_have_are_none_and_reported():
+    case = Case("uniform", layout="expert", E=2, topk=2)
+    ranks, defined = both(case)
+    results = []
+    for of in (ranks, defined):
+        for rank in (0, 1):
+            case.send(of, rank)
+        got = [case.receive(of, rank) for rank in (0, 1)]
+        got[1]["out0"] = got[1]["out0"][:3]
+        for rank in (0, 1):
+            case.combine_send(of, rank, got[rank])
+        results.append([case.combine_receive(of, rank) for rank in (0, 1)])
+    assert_same(*results)
+    assert_same_state(ranks, defined)
+    assert [ranks.said(rank) for rank in (0, 1)] == [None, (Fault.CAPACITY, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"is_abort": True}, Fault.ABORTED),
+        ({"kind": 0x1ABCDEF0}, Fault.DISAGREEMENT),
+        ({"row_bytes": 80}, Fault.DISAGREEMENT),
+        (None, Fault.NOT_ARRIVED),
+    ],
+    ids=str,
+)
+def test_a_rank_that_fails_is_named_and_its_rows_are_not_taken(changes, fault):
+    case = Case("uniform", R=3, E=3, layout="expert")
+    ranks, defined = both(case)
+    results = []
+    for of in (ranks, defined):
+        case.send(of, 0)
+        case.send(of, 2)
+        if changes is not None:
+            case.send(of, 1, **changes)
+        results.append([case.receive(of, rank, deadline_ns=10**6) for rank in (0, 2)])
+    assert_same(*results)
+    assert_same_state(ranks, defined, ranks.memory.rows_at(0, 0))  # not what is behind the columns of a row
+    assert [ranks.said(rank) for rank in (0, 2)] == [(fault, 1, 1)] * 2
+
+
+def test_a_rank_that_gives_nothing_back_is_left_alone_and_the_others_are_told():
+    case = Case("uniform", R=3, E=3)
+    ranks, defined = both(case)
+    for of in (ranks, defined):
+        for rank in (0, 1, 2, 0, 1, 2):
+            case.send(of, rank)
+        case.receive(of, 0)
+        case.receive(of, 2)
+        case.send(of, 0, **NOW)
+    assert ranks.said(0) == (Fault.NOT_RELEASED, 1, 3)
+    assert_same_state(ranks, defined, ranks.memory.rows_at(0, 0))  # the definition sends rows, nobody reads
+    case.receive(ranks, 2)
+    case.receive(ranks, 2, **NOW)
+    assert ranks.said(2).epoch == 3
+
+
+def test_a_rank_that_returns_another_number_of_rows_is_left_out_of_the_sums():
+    case = Case("uniform", R=3, E=3, topk=2)
+    ranks, defined = both(case)
+    results = []
+    for of in (ranks, defined):
+        for rank in (0, 1, 2):
+            case.send(of, rank)
+        got = [case.receive(of, rank) for rank in (0, 1, 2)]
+        got[1]["recv_counts"][0] -= 1
+        for rank in (0, 1, 2):
+            case.combine_send(of, rank, got[rank])
+        results.append([case.combine_receive(of, rank) for rank in (0, 2)])
+    assert_same(*results)
+    assert_same_state(ranks, defined)
+    assert [ranks.said(rank) for rank in (0, 2)] == [(Fault.DISAGREEMENT, 1, 2), None]
+
+
+def test_rows_without_ids_come_in_order():
+    """What the derivative of a combine sends."""
+    case = Case("uniform", R=2)
+    results = []
+    for of in both(case):
+        for rank in (0, 1):
+            slots, counts = case.plan(rank)
+            x = of.exchange(rank, 32)
+            of.kernels.send(x, [case.columns(rank, rank)[0]], [0], slots, counts, False)
+        for rank in (0, 1):
+            x = of.exchange(rank, 32)
+            out = torch.full((2 * case.max_tokens, 32), 0xFF, dtype=torch.uint8)
+            counts = torch.full((2,), 77, dtype=torch.int32)
+            of.kernels.receive(
+                x, "compact", [out], [0], 0, 0, 0, 0, 0, None, None, None, None, counts, len(out)
+            )
+            results.append({"out": out, "counts": counts})
+    assert_same(results[:2], results[2:])
