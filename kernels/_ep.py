@@ -109,17 +109,13 @@ def find_row(row, ends):
 
 
 @triton.jit
-def number_slots(slots_ptr, slots, k, topk):
+def number_slots(slots, k):
     """The number of each slot [BLOCK_K] among a token's different ones, in their order, which is that of the
     ranks; -1 where there is none, or an earlier k has it."""
-    number = tl.where(slots >= 0, 0, -1)
-    for j in range(topk):
-        slot = tl.load(slots_ptr + j)
-        is_again = tl.max(((slots == slot) & (k < j)).to(tl.int32), 0) != 0
-        is_new = (slot >= 0) & (is_again == 0)
-        number = tl.where((slots == slot) & (k > j), -1, number)
-        number += (is_new & (number >= 0) & (slot < slots)).to(tl.int32)
-    return number
+    is_again = (slots[:, None] == slots[None, :]) & (k[None, :] < k[:, None])
+    is_first = (slots >= 0) & (tl.max(is_again.to(tl.int32), 1) == 0)
+    is_lower = is_first[None, :] & (slots[None, :] < slots[:, None])
+    return tl.where(is_first, tl.sum(is_lower.to(tl.int32), 1), -1)
 
 
 @triton.jit

@@ -121,9 +121,8 @@ def _ep_combine_receive_kernel(
     base = tl.load(x.bases + x.rank)
     k = tl.arange(0, BLOCK_K)
     for t in range(tl.program_id(0), T, tl.num_programs(0)):
-        token_ptr = slots_ptr + tl.cast(t, tl.int64) * topk
-        slots = tl.load(token_ptr + k, mask=k < topk, other=-1)
-        number = _ep.number_slots(token_ptr, slots, k, topk)
+        slots = tl.load(slots_ptr + tl.cast(t, tl.int64) * topk + k, mask=k < topk, other=-1)
+        number = _ep.number_slots(slots, k)
         source, row = _ep.find_rows(slots, ends)
         addresses = base + _ep.rows_at(x, epoch, source) + row.to(tl.int64) * x.row_bytes
         is_source = (source[:, None] == ranks[None, :]) & is_taken[None, :]

@@ -103,9 +103,8 @@ def _ep_send_kernel(
     mine = _ep.rows_at(x, epoch, x.rank)
     k = tl.arange(0, BLOCK_K)
     for t in range(tl.program_id(0), tl.where(is_well, T, 0), tl.num_programs(0)):
-        token_ptr = slots_ptr + tl.cast(t, tl.int64) * topk
-        slots = tl.load(token_ptr + k, mask=k < topk, other=-1)
-        number = _ep.number_slots(token_ptr, slots, k, topk)
+        slots = tl.load(slots_ptr + tl.cast(t, tl.int64) * topk + k, mask=k < topk, other=-1)
+        number = _ep.number_slots(slots, k)
         rank, row = _ep.find_rows(slots, ends)
         bases = tl.load(x.bases + rank, mask=number >= 0, other=0)
         addresses = bases + mine + row.to(tl.int64) * x.row_bytes
