@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import json
 
-from moela.bench import report
+import torch
+from moela import info
+from moela.bench import ep_gpu, report
 from moela.bench.choices import Parser, list_of, new_file, one_of, whole_number
 from moela.bench.commands import text_console
 from moela.bench.ep_ranks import COMBINE, DISPATCH, GLOO, MEMCPY, Measured, Setting, measure
@@ -12,6 +14,9 @@ from moela.bench.tables import LOOK
 from moela.ep.transports import TRANSPORTS
 from rich.table import Table
 
+# The ranks of the others are threads, on several GPUs, or on several hosts.
+ON_CPU = tuple(name for name in TRANSPORTS if name not in ("local", "symm", "hier"))
+ON_GPU = "local"
 FORMAT = 1  # of the file of --json, which `moela plan-ep --calibrate` reads
 
 
@@ -19,10 +24,12 @@ def add_arguments(parser: Parser) -> None:
     def option(name: str, default, parse, what: str) -> None:
         parser.add_argument(f"--{name}", default=default, type=parse, metavar="…", help=what)
 
-    # The ranks of the others are threads, or on several hosts.
-    names = tuple(name for name in TRANSPORTS if name not in ("local", "hier"))
-    option("ranks", 2, whole_number(1, 64), "processes on this machine, of one thread each (default: 2)")
-    option("transport", [*names], list_of(one_of(names)), f"of {', '.join(names)} (default: all)")
+    devices = info.devices()
+    option("device", "cpu", one_of(devices), f"one of {', '.join(devices)} (default: cpu)")
+    option("ranks", 2, whole_number(1, 64), "processes of one thread each, on a GPU threads (default: 2)")
+    names = (*ON_CPU, ON_GPU)
+    what = f"on the CPU of {', '.join(ON_CPU)} (default: all), on a GPU {ON_GPU}"
+    option("transport", None, list_of(one_of(names)), what)
     option(
         "tokens", [1, 16, 128, 1024], list_of(whole_number(1, 1 << 17)), "of a rank (default: 1,16,128,1024)"
     )
@@ -36,15 +43,22 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.topk > args.experts:
         raise ValueError(f"--topk: expected at most {args.experts} experts, got {args.topk}")
+    device = torch.device(args.device)
+    usable = ON_CPU if device.type == "cpu" else (ON_GPU,)
+    for name in args.transport or ():
+        if name not in usable:
+            raise ValueError(f"--transport: expected one of {', '.join(usable)} on {device}, got {name!r}")
     setting = Setting(
         ranks=args.ranks,
-        transports=tuple(args.transport),
+        transports=tuple(args.transport or usable),
         tokens=tuple(args.tokens),
         hidden=args.hidden,
         topk=args.topk,
         experts=args.experts,
         rounds=args.rounds,
     )
+    if device.type != "cpu":
+        return _run_on_gpu(args, setting, device)
     machine = report.machine("cpu") | {"threads": 1, "load_before": report.load_average()}
     found = measure(setting)
     machine["load_after"] = report.load_average()
@@ -59,7 +73,22 @@ def run(args: argparse.Namespace) -> int:
         f"{machine['load_after']} after"
     )
     if args.json:
-        _write(args.json, setting, machine, found)
+        _write(args.json, setting, machine, found, [])
+    return 0
+
+
+def _run_on_gpu(args: argparse.Namespace, setting: Setting, device: torch.device) -> int:
+    found = ep_gpu.measure(setting, device)
+    console = text_console()
+    console.print(ep_gpu.table(setting, found))
+    console.print(
+        "\nA call is one exchange of all ranks, replayed from CUDA graphs; GB/s of the rows of x that a rank "
+        "sends,\nand of what all ranks read and write.\n"
+        f"% {ep_gpu.COPY}: of the rate at which one copy in the memory of the GPU reads and writes as much."
+    )
+    if args.json:
+        rows = ep_gpu.as_json(setting, found)
+        _write(args.json, setting, report.machine(device), [], rows)
     return 0
 
 
@@ -92,9 +121,9 @@ def _table(setting: Setting, found: list[Measured]) -> Table:
     return table
 
 
-def _write(path, setting: Setting, machine: dict, found: list[Measured]) -> None:
+def _write(path, setting: Setting, machine: dict, found: list[Measured], beside: list[dict]) -> None:
     """The first transport's exchanges are `measurements`, for the planner; all others are `beside`."""
-    measurements, beside = [], []
+    measurements = []
     for m in found:
         row = {
             "transport": m.transport or "torch",

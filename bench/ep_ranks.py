@@ -144,7 +144,8 @@ def _rows(buffer: EpBuffer, x: torch.Tensor, send_rows: torch.Tensor, counts: to
     columns = [x.view(torch.uint8)]
 
     def call() -> None:
-        with buffer.receive(buffer.send("rows", columns, send_rows, counts)):
+        exchange = buffer.exchange
+        with exchange.receive(exchange.send("rows", columns, send_rows, counts)):
             pass
 
     return call

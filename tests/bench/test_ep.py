@@ -33,7 +33,7 @@ def test_exchanges_are_measured_and_written_for_the_planner(tmp_path, capsys):
     ("args", "message"),
     [
         (["--topk", "9", "--experts", "8"], "--topk: expected at most 8 experts, got 9"),
-        (["--transport", "local"], "--transport: expected one of shm, collective, got 'local'"),
+        (["--transport", "local"], "--transport: expected one of shm, collective on cpu, got 'local'"),
         (["--ranks", "0"], "--ranks: expected a number from 1 to 64, got '0'"),
     ],
     ids=str,

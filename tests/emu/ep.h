@@ -53,16 +53,17 @@ class Ranks {
       memory.bases = table;
       memory.rank = static_cast<int>(r);
       memories_.push_back(memory);
-      done_.push_back(static_cast<uint32_t*>(zeros(4)));
+      epochs_.push_back(static_cast<uint64_t*>(zeros(16)));
+      done_.push_back(static_cast<uint32_t*>(zeros(8)));
       status_.push_back(static_cast<uint64_t*>(zeros(8)));
       last_.push_back(-1);
     }
   }
 
-  moela::cuda::EpExchange exchange(int rank, uint64_t epoch, uint32_t kind, uint32_t row_bytes) const {
+  moela::cuda::EpExchange exchange(int rank, uint32_t kind, uint32_t row_bytes) const {
     const auto r = static_cast<size_t>(rank);
     return {.memory = memories_[r],
-            .epoch = epoch,
+            .epochs = epochs_[r],
             .kind = kind,
             .row_bytes = row_bytes,
             .deadline = deadline_,
@@ -100,6 +101,7 @@ class Ranks {
 
   uint64_t deadline_;
   std::vector<moela::cuda::EpMemory> memories_;
+  std::vector<uint64_t*> epochs_;
   std::vector<uint32_t*> done_;
   std::vector<uint64_t*> status_;
   std::vector<int> last_;

@@ -39,13 +39,14 @@ int main(int, char** argv) {
                *recv_counts = loaded<int32_t>(name + "recv_counts"),
                *send_counts = loaded<int32_t>(name + "send_counts");
     const auto T = static_cast<int>(file_bytes(name + "slots") / (4 * topk));
-    uint64_t sent = 0, received = 0;
+    uint64_t received = 0;
     for (const char what : stream) {
       if (what == 's') {
-        const cuda::EpCombineSendParams p = {.exchange = ranks.exchange(r, ++sent, 9, row_bytes),
+        const cuda::EpCombineSendParams p = {.exchange = ranks.exchange(r, 9, row_bytes),
                                              .y = y,
                                              .dtype = type,
                                              .ldy = ldy,
+                                             .places = file_bytes(name + "y") / (ldy * bytes / H),
                                              .H = H,
                                              .topk_weights = weights,
                                              .positions = positions,
@@ -55,7 +56,7 @@ int main(int, char** argv) {
                   p);
       } else {
         const size_t out_bytes = static_cast<size_t>(T) * bytes;
-        const cuda::EpCombineReceiveParams p = {.exchange = ranks.exchange(r, ++received, 9, row_bytes),
+        const cuda::EpCombineReceiveParams p = {.exchange = ranks.exchange(r, 9, row_bytes),
                                                 .out = emu::allocate(out_bytes),
                                                 .dtype = type,
                                                 .H = H,
@@ -65,7 +66,7 @@ int main(int, char** argv) {
                                                 .topk = topk};
         ranks.add(cuda::sm90::ep_combine_receive_plan(p, num_blocks),
                   cuda::sm90::ep_combine_receive_kernel_for(p), p);
-        all.push_back({name + std::to_string(received) + ".out", p.out, out_bytes});
+        all.push_back({name + std::to_string(++received) + ".out", p.out, out_bytes});
       }
     }
   }

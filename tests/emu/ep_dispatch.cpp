@@ -176,7 +176,7 @@ int main(int, char** argv) {
     for (const char what : c.streams[static_cast<size_t>(r)]) {
       if (what == '-') continue;
       const uint64_t epoch = what == 'r' ? ++received : ++sent;
-      const cuda::EpExchange x = ranks.exchange(r, epoch, what == 'd' ? 8 : 7, c.row_bytes);
+      const cuda::EpExchange x = ranks.exchange(r, what == 'd' ? 8 : 7, c.row_bytes);
       const std::string name = name_of(folder, r, epoch);
       if (what == 'r') {
         all.push_back(receive_params(c, x, name));

@@ -90,6 +90,16 @@ def test_is_the_definition_under_every_schedule_of_threads(tmp_path, schedule):
     assert_combines(tmp_path, Case([40, 33, 20], 24), schedule, epochs=3)
 
 
+def test_rows_that_y_does_not_have_are_reported_and_not_read(tmp_path):
+    """Of rank 0; places in a layout that is sorted by expert are used from the first on."""
+    case = Case([5, 6], 24)
+    used = max(case.received[0][-1].values())
+    case.y[0] = case.y[0][:used]
+    assert run(tmp_path, case) == "right"
+    assert ep.status_of(tmp_path, 0) == (ep.CAPACITY, 0, 1)
+    assert ep.status_of(tmp_path, 1).error == 0
+
+
 FAULTS = {
     "stores are waited for until they are read only": (
         "  if (lane() == 0) bulk_wait<0>();  //",

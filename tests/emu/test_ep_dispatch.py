@@ -166,9 +166,11 @@ def test_too_many_rows_are_reported_and_counted(tmp_path):
 
 EXCHANGE, SEND = "cuda/block/ep_exchange.cuh", "cuda/ep_dispatch/ep_send_sm90.cuh"
 RECEIVE = "cuda/ep_dispatch/ep_receive_sm90.cuh"
-ARRIVED = "st_release<Scope::kSys>(ep_at<uint64_t>(memory, peer, memory.arrived_at(memory.rank)), x.epoch)"
+ARRIVED = (
+    "st_release<Scope::kSys>(ep_at<uint64_t>(memory, peer, memory.arrived_at(memory.rank)), ranks.epoch)"
+)
 RELEASED = (
-    "st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), x.epoch)"
+    "st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), ranks.epoch)"
 )
 FAULTS = {
     "arrival is told without a release": (EXCHANGE, ARRIVED, ARRIVED.replace("release<", "relaxed<", 1)),
@@ -180,7 +182,7 @@ FAULTS = {
     ),
     "nobody waits for arrival": (
         EXCHANGE,
-        "const bool is_here = wait_flag_until<Scope::kSys>(flag, x.epoch, x.deadline);",
+        "const bool is_here = wait_flag_until<Scope::kSys>(flag, ranks.epoch, x.deadline);",
         "const bool is_here = flag != nullptr;",
     ),
     "nobody waits for memory to be given back": (
@@ -210,8 +212,8 @@ FAULTS = {
     ),
     "rows go to another source's place": (
         SEND,
-        "memory.rows_at(p.exchange.epoch, memory.rank)",
-        "memory.rows_at(p.exchange.epoch, 0)",
+        "memory.rows_at(ranks.epoch, memory.rank)",
+        "memory.rows_at(ranks.epoch, 0)",
     ),
     "a stage is filled while it is stored": (SEND, "      if (lane() == 0) bulk_wait_read<0>();", "      "),
     "a row is unpacked before it is there": (RECEIVE, "    warp.wait(i);\n", ""),
@@ -230,7 +232,7 @@ def test_a_fault_is_found_out(tmp_path, fault):
 
 def test_a_sender_that_waits_for_the_wrong_epoch_is_found_out(tmp_path):
     """By the deadline that does not pass: test_a_rank_that_gives_nothing_back."""
-    line = "const uint64_t epoch = x.epoch < 2 ? 0 : x.epoch - 2;"
+    line = "const uint64_t epoch = ranks.epoch < 2 ? 0 : ranks.epoch - 2;"
     program = native.program_without(line, EXCHANGE, SOURCE, line.replace("2", "3"))
     case = ep.Case(T=[[3, 4, 5]] * 3, streams=["srsrs", "ss", "srsr"])
     assert run(tmp_path, case, "lazy", program) == "right"

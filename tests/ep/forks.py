@@ -72,6 +72,7 @@ def connect(store: Path, rank: int, num_ranks: int, **settings: Any) -> ShmTrans
         rank=rank,
         num_ranks=num_ranks,
         key="test",
+        device=torch.device("cpu"),
         members=members,
         store=dist.PrefixStore("shm", meeting.store),
         group=None,

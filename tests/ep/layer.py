@@ -29,7 +29,9 @@ def experts() -> Tensor:
 def dense(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """On one rank, with all experts."""
     is_here = (ids >= 0) & (ids < E)
-    scales = torch.where(is_here, weights, 0)[..., None] * experts()[ids.clamp(0, E - 1)]  # [T, topk, HIDDEN]
+    scales = (
+        torch.where(is_here, weights, 0)[..., None] * experts().to(x.device)[ids.clamp(0, E - 1)]
+    )  # [T, topk, HIDDEN]
     return x * scales.sum(1)
 
 
@@ -44,6 +46,7 @@ def local(received, layout: str, group: str) -> tuple[Tensor, Tensor | None]:
     """What this rank's experts make of what came, and the weights that combine takes."""
     buffer = moela.ep.buffer_of(group, "test")
     mine = experts()[buffer.first_expert : buffer.first_expert + buffer.num_local_experts]
+    mine = mine.to(received.x.device)
     if len(mine) == 0:
         return received.x * 0, None if layout == "compact" else received.topk_weights
     if layout == "masked":
@@ -52,6 +55,6 @@ def local(received, layout: str, group: str) -> tuple[Tensor, Tensor | None]:
         here = received.topk_ids >= 0
         weights = torch.where(here, received.topk_weights, 0)[..., None]
         return received.x * (weights * mine[received.topk_ids.clamp(min=0)]).sum(1), None
-    row = torch.arange(received.x.size(0))
+    row = torch.arange(received.x.size(0), device=mine.device)
     expert = torch.searchsorted(received.expert_offsets[1:].contiguous(), row, right=True)
     return received.x * mine[expert.clamp(max=len(mine) - 1)], received.topk_weights

@@ -23,7 +23,7 @@ def _fresh():
 
 
 def num_exchanges(buffer: EpBuffer) -> int:
-    return buffer._sent
+    return buffer.exchange.num_sent
 
 
 def compiled(function):

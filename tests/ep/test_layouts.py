@@ -72,6 +72,7 @@ def expect_defined(all_tokens: list, dtype: torch.dtype, layout: str, results: l
 
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
 @pytest.mark.parametrize("R", [1, 2, 3, 8])  # 8: more ranks than experts
+@pytest.mark.usefixtures("way")
 def test_rows_arrive_as_defined(R, layout):
     for case in routing.CASES:
         all_tokens = routing.tokens(case, R, E, TOPK, HIDDEN, MAX_TOKENS)
@@ -92,6 +93,7 @@ def test_every_transport_gives_the_same_bits(transport, layout):
 
 
 @pytest.mark.parametrize("layout", ["compact", "expert", "masked"])
+@pytest.mark.usefixtures("way")
 def test_a_capacity_that_is_just_enough(layout):
     all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
     [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, layout, torch.float32, None)
@@ -105,6 +107,7 @@ def test_a_capacity_that_is_just_enough(layout):
     expect_defined(all_tokens, torch.float32, layout, results)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_token_travels_once_to_a_rank_with_several_of_its_experts():
     all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
     [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, "expert", torch.float32, None)

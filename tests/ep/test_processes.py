@@ -3,10 +3,12 @@
 import on_ranks
 import pytest
 import torch
+from moela.ep.rendezvous import Member
 from moela.ep.transports import TRANSPORTS
 from pool import Pool
 
-CONNECTING = [name for name, t in TRANSPORTS.items() if t.why_not() is None and not t.unfit([], False)]
+HERE = [Member.of_this_process()]
+CONNECTING = [name for name, t in TRANSPORTS.items() if t.why_not() is None and not t.unfit(HERE, False)]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,10 @@ def test_processes_compute_the_layer_of_one(pool, transport):
 
 def test_auto_is_the_same_transport_on_all(pool):
     assert pool.run(on_ranks.layers, "auto") == [CONNECTING[0]] * 2
+
+
+def test_processes_exchange_by_kernels_in_memory_that_all_see(pool, tmp_path):
+    assert pool.run(on_ranks.layers_by_kernels, str(tmp_path)) == ["symm"] * 2
 
 
 def test_groups_may_be_parts_of_a_mesh(pool):

@@ -1,17 +1,18 @@
-"""The transports, for parametrize: one that cannot be used here is a skip with its reason."""
+"""The transports of the host, for parametrize: one that cannot be used here is a skip with its reason."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from moela.ep import run_local
-from moela.ep.transports import TRANSPORTS
+from moela.ep.transports import TRANSPORTS, HostTransport
 
 USABLE = {
     name: pytest.param(
         name, marks=pytest.mark.skipif(bool(why := transport.why_not()), reason=f"{name}: {why}")
     )
     for name, transport in TRANSPORTS.items()
+    if issubclass(transport, HostTransport)
 }
 
 

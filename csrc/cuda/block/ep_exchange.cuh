@@ -12,17 +12,23 @@ MOELA_DEVICE T* ep_at(const EpMemory& memory, int rank, int64_t offset) {
   return reinterpret_cast<T*>(ldg_nc(memory.bases + rank) + offset);
 }
 
-MOELA_DEVICE void ep_report(const EpExchange& x, EpError error, int peer) {
-  st_relaxed<Scope::kSys>(x.status, ep_status(error, peer, x.epoch));
+// The epoch of this kernel. Read by every thread before the last block writes it back: see ep_end_block.
+MOELA_DEVICE uint64_t ep_next_epoch(const EpExchange& x, EpHalf half) {
+  return ldg(x.epochs + static_cast<int>(half)) + 1;
+}
+
+MOELA_DEVICE void ep_report(const EpExchange& x, EpError error, int peer, uint64_t epoch) {
+  st_relaxed<Scope::kSys>(x.status, ep_status(error, peer, epoch));
 }
 
 // What has come of the wait for a rank: nothing, a word of it, a word that promises what was asked for.
 enum class EpState : uint32_t { kSilent, kRefused, kOpen };
 
-// Words of shared memory, one per rank: counts, which become ends, and the state.
+// Of an epoch, words of shared memory, one per rank: counts, which become ends, and the state.
 struct EpRanks {
   SmemAddr ends;
   SmemAddr states;
+  uint64_t epoch;
 };
 
 MOELA_DEVICE SmemAddr word_of(SmemAddr words, int rank) { return words + static_cast<uint32_t>(rank) * 4; }
@@ -51,11 +57,11 @@ MOELA_DEVICE bool ep_sum_up(const EpRanks& ranks, int num_ranks) {
 MOELA_DEVICE bool ep_wait_released(const EpExchange& x, const int32_t* counts, const EpRanks& ranks,
                                    int threads) {
   const EpMemory& memory = x.memory;
-  const uint64_t epoch = x.epoch < 2 ? 0 : x.epoch - 2;
+  const uint64_t epoch = ranks.epoch < 2 ? 0 : ranks.epoch - 2;
   for (int peer = tid(); peer < memory.num_ranks; peer += threads) {
     const auto* flag = ep_at<uint64_t>(memory, memory.rank, memory.released_at(peer));
     const bool is_open = wait_flag_until<Scope::kSys>(flag, epoch, x.deadline);
-    if (!is_open) ep_report(x, EpError::kNotReleased, peer);
+    if (!is_open) ep_report(x, EpError::kNotReleased, peer, ranks.epoch);
     sts(word_of(ranks.states, peer), static_cast<uint32_t>(is_open ? EpState::kOpen : EpState::kSilent));
     sts(word_of(ranks.ends, peer), ldg(counts + peer));
   }
@@ -69,12 +75,12 @@ MOELA_DEVICE void ep_wait_arrived(const EpExchange& x, const int32_t* counts, co
   const EpMemory& memory = x.memory;
   for (int source = tid(); source < memory.num_ranks; source += threads) {
     const auto* flag = ep_at<uint64_t>(memory, memory.rank, memory.arrived_at(source));
-    const bool is_here = wait_flag_until<Scope::kSys>(flag, x.epoch, x.deadline);
+    const bool is_here = wait_flag_until<Scope::kSys>(flag, ranks.epoch, x.deadline);
     EpError error = is_here ? EpError::kNone : EpError::kNotArrived;
     EpHeader header = {};
     const int32_t wanted = counts == nullptr ? 0 : ldg(counts + source);
     if (is_here) {
-      header = ldg(ep_at<EpHeader>(memory, memory.rank, memory.header_at(x.epoch, source)));
+      header = ldg(ep_at<EpHeader>(memory, memory.rank, memory.header_at(ranks.epoch, source)));
       if (header.is_abort) {
         error = EpError::kAborted;
       } else if (header.row_bytes != x.row_bytes || header.kind != x.kind ||
@@ -82,7 +88,7 @@ MOELA_DEVICE void ep_wait_arrived(const EpExchange& x, const int32_t* counts, co
         error = EpError::kDisagreement;
       }
     }
-    if (error != EpError::kNone) ep_report(x, error, source);
+    if (error != EpError::kNone) ep_report(x, error, source, ranks.epoch);
     const EpState state = !is_here                  ? EpState::kSilent
                           : error != EpError::kNone ? EpState::kRefused
                                                     : EpState::kOpen;
@@ -114,16 +120,20 @@ MOELA_DEVICE int ep_count_of(SmemAddr ends, int rank) {
 enum class EpEnd : uint32_t { kEarly, kLast, kLastWithFailure };
 
 // Ends a block's part; all threads, each of which knows that its own accesses are over. The last block knows
-// that those of all blocks are, and whether one of them has failed. scratch: 4 bytes of shared memory.
-MOELA_DEVICE EpEnd ep_end_block(const EpExchange& x, bool has_failed, SmemAddr scratch) {
+// that those of all blocks are, and whether one of them has failed, and counts the epoch. scratch: 4 bytes of
+// shared memory.
+MOELA_DEVICE EpEnd ep_end_block(const EpExchange& x, EpHalf half, uint64_t epoch, bool has_failed,
+                                SmemAddr scratch) {
+  uint32_t* done = x.done + static_cast<int>(half);
   constexpr uint32_t kFailure = 0x10000;
   sync_block();
   if (tid() == 0) {
-    const uint32_t before = atom_add_acq_rel<Scope::kGpu>(x.done, has_failed ? kFailure + 1 : 1u);
+    const uint32_t before = atom_add_acq_rel<Scope::kGpu>(done, has_failed ? kFailure + 1 : 1u);
     EpEnd end = EpEnd::kEarly;
     if (before % kFailure == static_cast<uint32_t>(num_blocks()) - 1) {
       end = has_failed || before >= kFailure ? EpEnd::kLastWithFailure : EpEnd::kLast;
-      st_relaxed<Scope::kGpu>(x.done, 0u);
+      st_relaxed<Scope::kGpu>(done, 0u);
+      stg(x.epochs + static_cast<int>(half), epoch);
     }
     sts(scratch, static_cast<uint32_t>(end));
   }
@@ -141,8 +151,8 @@ MOELA_DEVICE void ep_raise_arrived(const EpExchange& x, const EpRanks& ranks, bo
                              .row_bytes = x.row_bytes,
                              .kind = x.kind,
                              .is_abort = is_abort};
-    stg(ep_at<EpHeader>(memory, peer, memory.header_at(x.epoch, memory.rank)), header);
-    st_release<Scope::kSys>(ep_at<uint64_t>(memory, peer, memory.arrived_at(memory.rank)), x.epoch);
+    stg(ep_at<EpHeader>(memory, peer, memory.header_at(ranks.epoch, memory.rank)), header);
+    st_release<Scope::kSys>(ep_at<uint64_t>(memory, peer, memory.arrived_at(memory.rank)), ranks.epoch);
   }
 }
 
@@ -151,7 +161,7 @@ MOELA_DEVICE void ep_raise_released(const EpExchange& x, const EpRanks& ranks, i
   const EpMemory& memory = x.memory;
   for (int source = tid(); source < memory.num_ranks; source += threads) {
     if (ep_state_of(ranks, source) == EpState::kSilent) continue;
-    st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), x.epoch);
+    st_release<Scope::kSys>(ep_at<uint64_t>(memory, source, memory.released_at(memory.rank)), ranks.epoch);
   }
 }
 

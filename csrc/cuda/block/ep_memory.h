@@ -51,7 +51,7 @@ enum class EpError : uint32_t {
   kNotArrived,    // nothing has come from the peer within the deadline
   kAborted,       // the peer has given the epoch up
   kDisagreement,  // the peer's rows are of another kind or size
-  kCapacity,      // more rows have come than there is room for
+  kCapacity,      // more rows have come than there is room for, or fewer are there than are sent back
 };
 
 // One word; 0: nothing went wrong.
@@ -59,14 +59,18 @@ constexpr uint64_t ep_status(EpError error, int peer, uint64_t epoch) {
   return epoch << 32 | static_cast<uint64_t>(peer) << 8 | static_cast<uint64_t>(error);
 }
 
-// What both kernels of an exchange are given.
+// The two halves of an exchange, each of which is ordered among its own.
+enum class EpHalf { kSend, kReceive };
+
+// What the kernels of an exchange are given. Not the epoch: that is counted on the device, so that a CUDA
+// graph which is replayed goes on counting. python/moela/ep/device.py is a mirror of it.
 struct EpExchange {
   EpMemory memory;
-  uint64_t epoch;
+  uint64_t* epochs;  // [2]: by half, the last one; its kernels work on the next
   uint32_t kind;
   uint32_t row_bytes;  // a multiple of 16
   uint64_t deadline;   // nanoseconds that one wait may take
-  uint32_t* done;      // [1] of this stream; zero before and after: thread blocks that have ended
+  uint32_t* done;      // [2]: by half, thread blocks that have ended; zero before and after
   uint64_t* status;    // [1]; written where something goes wrong, the last of several
 };
 

@@ -19,14 +19,15 @@ struct EpRowsSmem {
   EpRanks ranks;
 };
 
-MOELA_DEVICE EpRowsSmem ep_rows_smem(int num_ranks) {
+MOELA_DEVICE EpRowsSmem ep_rows_smem(const EpExchange& x, EpHalf half) {
   using C = EpRowsConfig;
+  const int num_ranks = x.memory.num_ranks;
   const SmemAddr scratch = smem_base() + C::kBarrierBytes, ends = scratch + C::kScratchBytes;
   const SmemAddr stages = smem_base() + plan::ep_sm90_head_bytes(num_ranks);
   return {.scratch = scratch,
           .zeros = stages - plan::kEpSm90ZeroBytes,
           .stages = stages,
-          .ranks = {.ends = ends, .states = word_of(ends, num_ranks)}};
+          .ranks = {.ends = ends, .states = word_of(ends, num_ranks), .epoch = ep_next_epoch(x, half)}};
 }
 
 // What a warp owns: its two rows, and an mbarrier for each. Row i of the warp is in stage i % 2.

@@ -16,6 +16,7 @@ struct EpCombineSendParams {
   const void* y;  // rows of the layout that the dispatch has given, ldy elements apart
   QuantInput dtype;
   int64_t ldy;
+  int64_t places;  // rows of y; what positions say beyond them is left out, and reported
   int H;
   const float* topk_weights;   // of y's rows; null: 1
   const int32_t* positions;    // [num_ranks * max_tokens, topk]: y's rows for each received row; -1: none

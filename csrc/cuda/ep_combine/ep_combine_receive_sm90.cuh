@@ -31,7 +31,7 @@ MOELA_DEVICE int ep_list_rows(const EpCombineReceiveParams& p, const EpRanks& ra
       sts(list + static_cast<uint32_t>(count) * 8,
           reinterpret_cast<uint64_t>(ep_at<uint8_t>(
               memory, memory.rank,
-              memory.rows_at(p.exchange.epoch, place.rank) + int64_t{place.row} * p.exchange.row_bytes)));
+              memory.rows_at(ranks.epoch, place.rank) + int64_t{place.row} * p.exchange.row_bytes)));
     ++count;
   }
   sync_warp();
@@ -49,7 +49,7 @@ MOELA_KERNEL(EpRowsConfig::kMaxThreads)
 ep_combine_receive_kernel(MOELA_PARAM EpCombineReceiveParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {
   using Type = typename EpPiece<kInput, kAligned>::Type;
   const int threads = plan.warps * EpRowsConfig::kWarpSize;
-  const EpRowsSmem smem = ep_rows_smem(p.exchange.memory.num_ranks);
+  const EpRowsSmem smem = ep_rows_smem(p.exchange, EpHalf::kReceive);
   const EpShare share = ep_share(plan);
   const SmemAddr list = smem.stages + static_cast<uint32_t>(warp()) * plan.row_bytes;
   ep_wait_arrived(p.exchange, p.send_counts, smem.ranks, threads);
@@ -67,7 +67,8 @@ ep_combine_receive_kernel(MOELA_PARAM EpCombineReceiveParams p, MOELA_PARAM plan
         [&](int at, Type piece) { stg(out + at, piece); });
   }
 
-  if (ep_end_block(p.exchange, false, smem.scratch) == EpEnd::kEarly) return;
+  const EpEnd end = ep_end_block(p.exchange, EpHalf::kReceive, smem.ranks.epoch, false, smem.scratch);
+  if (end == EpEnd::kEarly) return;
   ep_raise_released(p.exchange, smem.ranks, threads);
 }
 

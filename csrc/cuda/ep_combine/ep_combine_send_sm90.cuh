@@ -9,12 +9,15 @@ namespace moela::cuda::sm90 {
 
 // All lanes. The sum of a received row's places into the warp's row i.
 template <QuantInput kInput, bool kAligned>
-MOELA_DEVICE void ep_fold_row(const EpCombineSendParams& p, const EpWarp& warp, int i, int64_t row) {
+MOELA_DEVICE void ep_fold_row(const EpCombineSendParams& p, const EpRanks& ranks, const EpWarp& warp, int i,
+                              int64_t row) {
   using Type = typename EpPiece<kInput, kAligned>::Type;
   const int32_t* positions = p.positions + row * p.topk;
   const auto term = [&](int k) -> EpTerm {
     const int32_t place = ldg_nc(positions + k);
-    if (place < 0) return {nullptr, 0.f};
+    if (place >= p.places && lane() == 0)
+      ep_report(p.exchange, EpError::kCapacity, p.exchange.memory.rank, ranks.epoch);
+    if (place < 0 || place >= p.places) return {nullptr, 0.f};
     return {static_cast<const uint8_t*>(p.y) + place * p.ldy * kElementBytes<kInput>,
             p.topk_weights == nullptr ? 1.f : ldg_nc(p.topk_weights + place)};
   };
@@ -41,18 +44,18 @@ MOELA_KERNEL(EpRowsConfig::kMaxThreads)
 ep_combine_send_kernel(MOELA_PARAM EpCombineSendParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {
   const int threads = plan.warps * EpRowsConfig::kWarpSize;
   const EpMemory& memory = p.exchange.memory;
-  const EpRowsSmem smem = ep_rows_smem(memory.num_ranks);
+  const EpRowsSmem smem = ep_rows_smem(p.exchange, EpHalf::kSend);
   const EpWarp warp = ep_warp(smem, plan);
   const EpShare share = ep_share(plan);
   ep_clear_end(warp, static_cast<uint32_t>(p.H) * kElementBytes<kInput>, p.exchange.row_bytes);
   const bool is_well = ep_wait_released(p.exchange, p.recv_counts, smem.ranks, threads);
 
   const int total = lds<int32_t>(word_of(smem.ranks.ends, memory.num_ranks - 1));
-  const int64_t rows = memory.rows_at(p.exchange.epoch, memory.rank);
+  const int64_t rows = memory.rows_at(smem.ranks.epoch, memory.rank);
   for (int row = share.first, i = 0; row < total; row += share.step, ++i) {
     if (lane() == 0) bulk_wait_read<1>();  // of the row before the last, which was in this stage
     sync_warp();
-    ep_fold_row<kInput, kAligned>(p, warp, i, row);
+    ep_fold_row<kInput, kAligned>(p, smem.ranks, warp, i, row);
     fence_proxy_async_shared();
     sync_warp();
     const EpPlace place = ep_place_of(smem.ranks.ends, memory.num_ranks, row);
@@ -64,7 +67,7 @@ ep_combine_send_kernel(MOELA_PARAM EpCombineSendParams p, MOELA_PARAM plan::EpRo
   }
   if (lane() == 0) bulk_wait<0>();  // complete, not only read: the release is about what peers find
 
-  const EpEnd end = ep_end_block(p.exchange, !is_well, smem.scratch);
+  const EpEnd end = ep_end_block(p.exchange, EpHalf::kSend, smem.ranks.epoch, !is_well, smem.scratch);
   if (end == EpEnd::kEarly) return;
   ep_raise_arrived(p.exchange, smem.ranks, end == EpEnd::kLastWithFailure, threads);
 }

@@ -24,7 +24,7 @@ MOELA_DEVICE void ep_each_id(const EpPlaceParams& p, const EpRanks& ranks, int f
   for (int row = first; row < last; ++row) {
     for (int end; row >= (end = lds<int32_t>(word_of(ranks.ends, source))); ++source) begin = end;
     const int64_t at =
-        memory.rows_at(p.exchange.epoch, source) + int64_t{row - begin} * p.exchange.row_bytes + p.ids_offset;
+        memory.rows_at(ranks.epoch, source) + int64_t{row - begin} * p.exchange.row_bytes + p.ids_offset;
     const auto* ids = ep_at<int32_t>(memory, memory.rank, at);
     for (int k = 0; k < p.topk; ++k) {
       const int32_t id = ldg(ids + k) - p.first_expert;
@@ -43,7 +43,9 @@ MOELA_KERNEL(EpPlaceConfig::kThreads) ep_place_kernel(MOELA_PARAM EpPlaceParams 
   using C = EpPlaceConfig;
   const EpMemory& memory = p.exchange.memory;
   const SmemAddr scratch = smem_base(), ends = scratch + C::kScratchBytes;
-  const EpRanks ranks = {.ends = ends, .states = word_of(ends, memory.num_ranks)};
+  const EpRanks ranks = {.ends = ends,
+                         .states = word_of(ends, memory.num_ranks),
+                         .epoch = ep_next_epoch(p.exchange, EpHalf::kReceive)};
   ep_wait_arrived(p.exchange, nullptr, ranks, C::kThreads);
 
   const int total = lds<int32_t>(word_of(ends, memory.num_ranks - 1)), expert = block();
@@ -75,7 +77,7 @@ MOELA_KERNEL(EpPlaceConfig::kThreads) ep_place_kernel(MOELA_PARAM EpPlaceParams 
   if (tid() != 0) return;
   const bool is_last = block() == num_blocks() - 1;
   if (begin + of_mine.all > end && (is_last || !is_sorted))
-    ep_report(p.exchange, EpError::kCapacity, memory.rank);
+    ep_report(p.exchange, EpError::kCapacity, memory.rank, ranks.epoch);
   if (is_sorted && is_last)
     stg(p.experts + p.num_local_experts, static_cast<int32_t>(of_below.all + of_mine.all));
   if (expert < p.num_local_experts)

@@ -12,7 +12,7 @@ MOELA_DEVICE void ep_fetch_row(const EpReceiveParams& p, const EpRanks& ranks, c
   const EpMemory& memory = p.exchange.memory;
   const EpPlace place = ep_place_of(ranks.ends, memory.num_ranks, row);
   if (lane() != 0) return;
-  const int64_t rows = memory.rows_at(p.exchange.epoch, place.rank);
+  const int64_t rows = memory.rows_at(ranks.epoch, place.rank);
   mbarrier_arrive_expect_tx(warp.barrier(i), p.exchange.row_bytes);
   bulk_load(warp.row(i),
             ep_at<uint8_t>(memory, memory.rank, rows + int64_t{place.row} * p.exchange.row_bytes),
@@ -100,7 +100,7 @@ MOELA_KERNEL(EpRowsConfig::kMaxThreads)
 ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {
   const int threads = plan.warps * EpRowsConfig::kWarpSize;
   const EpMemory& memory = p.exchange.memory;
-  const EpRowsSmem smem = ep_rows_smem(memory.num_ranks);
+  const EpRowsSmem smem = ep_rows_smem(p.exchange, EpHalf::kReceive);
   const EpWarp warp = ep_warp(smem, plan);
   const EpShare share = ep_share(plan);
   for (uint32_t b = static_cast<uint32_t>(tid()) * 16; b < plan::kEpSm90ZeroBytes;
@@ -112,7 +112,8 @@ ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Pla
   const int total = lds<int32_t>(word_of(smem.ranks.ends, memory.num_ranks - 1));
   const bool is_full = p.layout == EpLayout::kCompact && total > p.capacity;
   const int used = is_full ? p.capacity : total;
-  if (block() == 0 && tid() == 0 && is_full) ep_report(p.exchange, EpError::kCapacity, memory.rank);
+  if (block() == 0 && tid() == 0 && is_full)
+    ep_report(p.exchange, EpError::kCapacity, memory.rank, smem.ranks.epoch);
   if (block() == 0)
     for (int r = tid(); r < memory.num_ranks; r += threads)
       stg(p.recv_counts + r, ep_count_of(smem.ranks.ends, r));
@@ -132,7 +133,8 @@ ep_receive_kernel(MOELA_PARAM EpReceiveParams p, MOELA_PARAM plan::EpRowsSm90Pla
   }
   if (lane() == 0) bulk_wait_read<0>();  // shared memory is the block's until then
 
-  if (ep_end_block(p.exchange, false, smem.scratch) == EpEnd::kEarly) return;
+  const EpEnd end = ep_end_block(p.exchange, EpHalf::kReceive, smem.ranks.epoch, false, smem.scratch);
+  if (end == EpEnd::kEarly) return;
   ep_raise_released(p.exchange, smem.ranks, threads);
 }
 

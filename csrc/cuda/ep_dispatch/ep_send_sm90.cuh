@@ -39,7 +39,7 @@ MOELA_DEVICE void ep_send_row(const EpSendParams& p, const EpRanks& ranks, const
                               int64_t t) {
   const EpMemory& memory = p.exchange.memory;
   const int32_t* slots = p.slots + t * p.topk;
-  const int64_t rows = memory.rows_at(p.exchange.epoch, memory.rank);
+  const int64_t rows = memory.rows_at(ranks.epoch, memory.rank);
   for (int k = 0; k < p.topk; ++k) {
     const int32_t slot = ldg_nc(slots + k);
     if (slot < 0 || ep_is_again(slots, k, slot)) continue;
@@ -71,7 +71,7 @@ MOELA_DEVICE void ep_clear_padding(const EpSendParams& p, const EpWarp& warp) {
 MOELA_KERNEL(EpRowsConfig::kMaxThreads)
 ep_send_kernel(MOELA_PARAM EpSendParams p, MOELA_PARAM plan::EpRowsSm90Plan plan) {
   const int threads = plan.warps * EpRowsConfig::kWarpSize;
-  const EpRowsSmem smem = ep_rows_smem(p.exchange.memory.num_ranks);
+  const EpRowsSmem smem = ep_rows_smem(p.exchange, EpHalf::kSend);
   const EpWarp warp = ep_warp(smem, plan);
   const EpShare share = ep_share(plan);
   ep_clear_padding(p, warp);
@@ -89,7 +89,7 @@ ep_send_kernel(MOELA_PARAM EpSendParams p, MOELA_PARAM plan::EpRowsSm90Plan plan
   }
   if (lane() == 0) bulk_wait<0>();  // complete, not only read: the release is about what peers find
 
-  const EpEnd end = ep_end_block(p.exchange, !is_well, smem.scratch);
+  const EpEnd end = ep_end_block(p.exchange, EpHalf::kSend, smem.ranks.epoch, !is_well, smem.scratch);
   if (end == EpEnd::kEarly) return;
   ep_raise_arrived(p.exchange, smem.ranks, p.is_abort || end == EpEnd::kLastWithFailure, threads);
 }

@@ -1,24 +1,29 @@
 """EpBuffer: what the ranks of an expert-parallel group set up once, and the ops name."""
 
-import contextlib
 import itertools
 import threading
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from moela.ep.errors import EpError
+from moela.ep.host_exchange import HostExchange
+from moela.ep.kernel_exchange import KernelExchange
 from moela.ep.local import LocalRank
 from moela.ep.placement import expert_range
-from moela.ep.rendezvous import Member, Rendezvous
-from moela.ep.transports import TRANSPORTS, Received, Setup, Transport, faults_here, reasons_against
-from moela.ep.wire import WireFormat
+from moela.ep.rendezvous import Member, Notes, Rendezvous
+from moela.ep.transports import (
+    TRANSPORTS,
+    DeviceTransport,
+    Setup,
+    Transport,
+    faults_here,
+    reasons_against,
+)
+from moela.ep.wire import ALIGNMENT, WireFormat
 
 NAME = "EpBuffer"
-MAX_IN_FLIGHT = 2
 _open: dict[str, "EpBuffer"] = {}
 _numbers = itertools.count()
 _lock = threading.Lock()  # ranks may be threads
@@ -44,12 +49,15 @@ class EpBuffer:
             much. None: a float32 row with its ids and weights.
         ranks_per_node: how many ranks in a row, of one host, are a node for the transport "hier". None: the
             ranks of a host are.
+        device: of the tensors that are exchanged. None: the current GPU if the group uses NCCL, the device of
+            `run_local` for its threads, otherwise "cpu".
 
     Attributes:
         name: what the ops take as `group`.
         rank, num_ranks: of the group.
         first_expert, num_local_experts: the experts of this rank.
         transport: the one that all ranks use; `.name` says which.
+        device: of the tensors.
     """
 
     def __init__(
@@ -64,11 +72,14 @@ class EpBuffer:
         deadline: float = 30.0,
         row_bytes: int | None = None,
         ranks_per_node: int | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         meeting = _meeting(group, deadline)  # first, so that ranks that fail below meet again
         self.num_experts, self.hidden, self.topk, self.max_tokens = num_experts, hidden, topk, max_tokens
         self.deadline = deadline
-        self.row_bytes = row_bytes or WireFormat((4 * hidden, 4 * topk, 4 * topk)).row_bytes
+        row_bytes = row_bytes or WireFormat((4 * hidden, 4 * topk, 4 * topk)).row_bytes
+        self.row_bytes = -(-row_bytes // ALIGNMENT) * ALIGNMENT
+        self.device = _device_of(group, device)
         self.rank, self.num_ranks = meeting.rank, meeting.num_ranks
         settings = {
             "num_experts": num_experts,
@@ -79,22 +90,24 @@ class EpBuffer:
             "transport": transport,
             "deadline": deadline,
             "ranks_per_node": ranks_per_node,
+            "device": self.device.type,
         }
-        members = self._agree(meeting, settings, is_local=isinstance(group, LocalRank))
-        self.transport = self._build(meeting, members, group, transport)
+        self._local = group.group if isinstance(group, LocalRank) else None
+        self._members = self._agree(meeting, settings)
+        self.transport = self._build(meeting, group, transport)
+        self.notes = Notes(meeting.store)
         mine = expert_range(num_experts, self.num_ranks, self.rank)
         self.first_expert, self.num_local_experts = mine.start, len(mine)
-        self._sent = self._received = 0  # the last epoch of each
-        self._given_up: set[int] = set()  # epochs that this rank aborted and has not received
-        self._fault: EpError | None = None
+        on_device = isinstance(self.transport, DeviceTransport)
+        self.exchange = KernelExchange(self) if on_device else HostExchange(self)
         with _lock:
             self.name = f"ep{next(_numbers)}"
             _open[self.name] = self
 
-    def _agree(self, meeting: Rendezvous, settings: dict[str, Any], is_local: bool) -> list[Member]:
+    def _agree(self, meeting: Rendezvous, settings: dict[str, Any]) -> list[Member]:
         """Compare what the ranks were given, and learn who they are."""
         of_node = settings["ranks_per_node"]
-        member = Member.of_this_process(None if not of_node else str(self.rank // of_node))
+        member = Member.of_this_process(None if not of_node else str(self.rank // of_node), str(self.device))
         answer = {"settings": settings, "member": member, "faults": faults_here()}
         answer["key"] = uuid.uuid4().hex
         answer["error"] = _error_in(settings, self.num_ranks)
@@ -111,10 +124,12 @@ class EpBuffer:
                     )
         members = [Member(*theirs["member"]) for theirs in answers]
         self._key = answers[0]["key"]
-        self._reasons = reasons_against([theirs["faults"] for theirs in answers], members, is_local)
+        self._reasons = reasons_against(
+            [theirs["faults"] for theirs in answers], members, self._local is not None
+        )
         return members
 
-    def _build(self, meeting: Rendezvous, members: list[Member], group: Any, wanted: str) -> Transport:
+    def _build(self, meeting: Rendezvous, group: Any, wanted: str) -> Transport:
         """The first transport that every rank can build."""
         if wanted != "auto" and self._reasons[wanted]:
             raise ValueError(f"{NAME}: transport: {wanted!r} cannot be used: {self._reasons[wanted]}")
@@ -127,15 +142,16 @@ class EpBuffer:
                 row_bytes=self.row_bytes,
                 deadline=self.deadline,
                 key=self._key,
-                members=tuple(members),
+                device=self.device,
+                members=tuple(self._members),
                 store=dist.PrefixStore(name, meeting.store),
-                group=None if isinstance(group, LocalRank) else group,
-                local=group.group if isinstance(group, LocalRank) else None,
+                group=None if self._local else group,
+                local=self._local,
                 ranks=tuple(range(self.num_ranks)),
             )
             built, error = None, None
             try:
-                built = TRANSPORTS[name](setup)
+                built = TRANSPORTS[name].on(self.device)(setup)
             except (OSError, RuntimeError, ValueError) as e:
                 error = f"{type(e).__name__}: {e}"
             errors = meeting.gather(f"built {name}", error)
@@ -147,88 +163,34 @@ class EpBuffer:
             self._reasons[name] = f"rank {rank}: {why}"
         raise ValueError(f"{NAME}: transport: none can be used: {self._reasons}")
 
-    # --- what the ops call: one exchange is one epoch -----------------------------------------------------
+    def check(self) -> None:
+        """Raise what has gone wrong and was not raised yet.
 
-    def send(self, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> int:
-        """Begin an exchange and return its epoch. See Transport.send."""
-        self._make_room()
-        with self._watched():
-            self.transport.send(self._sent + 1, text, columns, send_rows, counts)
-        self._sent += 1
-        return self._sent
+        On the host everything is raised where it happens. On a GPU, where ops do not wait, by the next op of
+        this buffer that finds it, by this, which waits for the current stream, and at the end of a ``with``.
+        """
+        self.exchange.check()
 
-    def give_up(self, reason: str) -> None:
-        """Tell the peers that this rank cannot take part in the next exchange: they raise ValueError."""
-        self._make_room()
-        with self._watched():
-            epoch = self._sent + 1
-            self.transport.abort(epoch, f"ep: rank {self.rank} gave up in epoch {epoch}: {reason}")
-        self._sent += 1
-        self._given_up.add(self._sent)
-
-    @contextlib.contextmanager
-    def receive(self, epoch: int) -> Iterator[Received]:
-        """End the exchange. What it gives is valid in the ``with`` only."""
-        self._drain(epoch)
-        if epoch != self._received + 1:
-            raise ValueError(
-                f"ep: token: expected the exchange of epoch {self._received + 1}, got that of {epoch}; "
-                "receive each once, in the order in which they were sent"
-            )
-        with self._watched():
-            self._received = epoch
-            received = self.transport.receive(epoch)
-        try:
-            yield received
-        finally:
-            self.transport.release(epoch)
-
-    def _make_room(self) -> None:
-        self._raise_fault()
-        if self._sent - self._received == MAX_IN_FLIGHT and self._received + 1 in self._given_up:
-            self._drain(self._received + 2)
-        if self._sent - self._received == MAX_IN_FLIGHT:
-            raise ValueError(
-                f"ep: expected at most {MAX_IN_FLIGHT} exchanges sent and not received, got another"
-            )
-
-    def _drain(self, end: int) -> None:
-        """Go through the epochs before `end` that this rank gave up, to stay in step with its peers."""
-        self._raise_fault()
-        while self._received + 1 < end and self._received + 1 in self._given_up:
-            self._received += 1
-            self._given_up.remove(self._received)
-            with self._watched(), contextlib.suppress(ValueError):  # its own reason, which it has raised
-                self.transport.receive(self._received)
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        try:
-            yield
-        except EpError as error:
-            self._fault = error
-            raise
-
-    def _raise_fault(self) -> None:
-        if self._fault:
-            e = self._fault
-            raise type(e)(
-                e.ranks, e.epoch, f"{e.detail}; this EpBuffer is broken: close it and build another"
-            )
-
-    # ------------------------------------------------------------------------------------------------------
+    def has_ended(self, rank: int) -> bool:
+        """Whether the process or the thread of a rank is known to have ended."""
+        return not self._members[rank].is_alive() or (self._local is not None and rank in self._local.gone)
 
     def close(self) -> None:
         """Give back memory and connections, at once: peers that still wait for this rank raise EpPeerLost."""
         with _lock:
             _open.pop(self.name, None)
+        self.exchange.close()
         self.transport.close()
 
     def __enter__(self) -> "EpBuffer":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self.check()
+        finally:
+            self.close()
 
     def __repr__(self) -> str:
         return (
@@ -269,6 +231,17 @@ def _meeting(group: Any, deadline: float) -> Rendezvous:
     # Counted where all ranks see it, so that one that was replaced by a new process is in step.
     number = store.add(f"moela_ep/{label}/of rank {rank}", 1)
     return Rendezvous(store, f"moela_ep/{label}/{number}", rank, size, deadline)
+
+
+def _device_of(group: Any, device: torch.device | str | None) -> torch.device:
+    if device is None and isinstance(group, LocalRank):
+        device = group.group.device
+    elif device is None:
+        device = "cuda" if "nccl" in str(dist.get_backend_config(group)) else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _error_in(settings: dict[str, Any], num_ranks: int) -> str | None:

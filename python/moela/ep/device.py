@@ -6,12 +6,24 @@ The five kernels of an exchange (send, place, receive; combine_send, combine_rec
 torch, by tests/ep/device_definition.py.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
 from torch import Tensor
 
 HEADER_WORDS = 4  # int32: count, row_bytes, kind, is_abort
+MAX_COLUMNS = 8  # of a wire row
+
+
+class Kernels(NamedTuple):
+    """The five kernels. What each does: tests/ep/device_definition.py."""
+
+    send: Callable[..., None]
+    place: Callable[..., None]
+    receive: Callable[..., None]
+    combine_send: Callable[..., None]
+    combine_receive: Callable[..., None]
 
 
 class DeviceExchange(NamedTuple):

@@ -1,22 +1,20 @@
-"""What dispatch and combine do between the caller's tensors and a transport's wire rows.
+"""What dispatch and combine do between the caller's tensors and a transport: on the host, or by kernels.
 
 A *row* is a token on its way to a rank. Sent rows are in send order: by destination, then token. Received
 rows are in received order: by source, then token. Both are pure functions of topk_ids.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from moela.ep import layout as layouts
-from moela.ep.buffer import EpBuffer
-from moela.ep.rows import gather_rows, received_rows, returned_rows
 from moela.ep.wire import WireFormat, as_bytes, wire_format
-from moela.ops import _check
 
 EXACT = -1  # a capacity: that of what came
+MAX_IN_FLIGHT = 2
+BROKEN = "this EpBuffer is broken: close it and build another"
 
 
 class EpHandle(NamedTuple):
@@ -42,112 +40,106 @@ class Placed(NamedTuple):
     positions: Tensor
 
 
-def send_tokens(
-    buffer: EpBuffer, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
-) -> tuple[int, Tensor, Tensor]:
-    """-> (epoch, slots, send_counts)."""
-    send_rows, counts, slots = torch.ops.moela.ep_plan(topk_ids, buffer.num_experts, buffer.num_ranks)
-    ids = torch.where(slots >= 0, topk_ids, -1).int()  # what int32 cannot hold is dropped anyway
-    text = _text("ep_dispatch", x, *extras)  # whatever its form is on this rank
-    return buffer.send(text, _bytes_of(x, *extras, ids, topk_weights), send_rows, counts), slots, counts
+class Exchange(ABC):
+    """What the ops call. A send and its receive are one epoch; at most MAX_IN_FLIGHT are on their way, and
+    they are received in the order in which they were sent.
 
-
-def receive_tokens(
-    buffer: EpBuffer,
-    op: str,
-    epoch: int,
-    like: Sequence[Tensor],
-    layout: str,
-    capacity: int | None,
-    into: Sequence[Tensor] | None = None,
-) -> Placed:
-    """like: x and the extras, of any number of rows. EXACT: no row to spare.
-
-    into: what x and the extras are written to, in place of new tensors.
+    op: who asks; of a send back and its receive the same, on all ranks. Rows go *back* from where they were
+    received to their tokens, and *again* from tokens to where a dispatch has sent them.
     """
-    device = like[0].device
-    form = _form(*like, *[torch.empty((0, buffer.topk), dtype=torch.int32)] * 2)
-    if capacity is None:
-        capacity = layouts.shapes(buffer, layout, None).rows[-1]
-    with buffer.receive(epoch) as received:
-        received = received.to(device)
-        placed = layouts.place(buffer, received, *form.offsets[-2:], layout, capacity)
-        if capacity != EXACT and placed.needed > capacity:
-            message = f"{op}: capacity: expected at least {placed.needed} for what came, got {capacity}"
-            buffer.give_up(message)
-            raise ValueError(message)
-        rows = layouts.shapes(buffer, layout, placed.needed if capacity == EXACT else capacity).rows
-        outs = into or [t.new_empty((*rows, t.size(1))) for t in like]
-        for i, out in enumerate(outs):
-            gather_rows(form.column(received.wire, i), placed.source, as_bytes(out.flatten(0, -2)))
-    x, *extras = outs
-    _, ids, weights, experts, positions, _ = placed
-    return Placed(x, ids, weights, extras, experts, received.counts, positions)
+
+    num_sent: int
+
+    @abstractmethod
+    def send_tokens(
+        self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, extras: Sequence[Tensor]
+    ) -> tuple[int, Tensor, Tensor]:
+        """-> (epoch, slots, send_counts)."""
+
+    @abstractmethod
+    def receive_tokens(
+        self,
+        op: str,
+        epoch: int,
+        like: Sequence[Tensor],
+        layout: str,
+        capacity: int | None,
+        into: Sequence[Tensor] | None = None,
+    ) -> Placed:
+        """like: x and the extras, of any number of rows. capacity None: room for all, EXACT: no row to spare.
+
+        into: what x and the extras are written to, in place of new tensors.
+        """
+
+    @abstractmethod
+    def send_back(self, op: str, y: Tensor, topk_weights: Tensor | None, handle: Sequence[Tensor]) -> int:
+        """The sum of the places of each received row, times their weights -> the epoch.
+
+        y: [*, H], rows of the layout of the dispatch. Float32, in the order of k, rounded once.
+        """
+
+    @abstractmethod
+    def receive_back(
+        self,
+        op: str,
+        epoch: int,
+        like: Tensor,
+        slots: Tensor,
+        send_counts: Tensor,
+        into: Tensor | None = None,
+    ) -> Tensor:
+        """-> [T, H]: the sum of what a token's rows came back as, float32, in the order of the ranks, rounded
+        once. like: [*, H]. into: what it is written to."""
+
+    @abstractmethod
+    def sums_back(
+        self, op: str, parts: Sequence[tuple[Tensor, Tensor]], handle: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """What send_back and receive_back do, for each y, [*, H], and its positions; without weights."""
+
+    @abstractmethod
+    def again(self, op: str, x: Tensor, handle: Sequence[Tensor]) -> Tensor:
+        """Rows of [T, H] to where a dispatch sent them -> [N, H] in received order; more rows may follow."""
+
+    @abstractmethod
+    def give_up(self, reason: str) -> None:
+        """Tell the peers that this rank cannot take part in the next exchange."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise what has gone wrong and was not raised yet."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take no part any more: peers are told."""
 
 
-def send_back(
-    buffer: EpBuffer, op: str, columns: Sequence[Tensor], rows: Tensor | None, recv_counts: Tensor
-) -> int:
-    """A row per received row to where it came from -> the epoch.
-
-    columns: [*, w]. rows: [N] int32, in received order, those of the columns; None: the columns are in it.
-    """
-    if rows is None:
-        rows = torch.arange(columns[0].size(0), dtype=torch.int32, device=columns[0].device)
-    return buffer.send(_text(op, *columns), _bytes_of(*columns), rows, recv_counts)
+def form_of(*columns: Tensor) -> WireFormat:
+    return wire_format(tuple(c.size(1) * c.element_size() for c in columns))
 
 
-def receive_back(
-    buffer: EpBuffer, op: str, epoch: int, like: Sequence[Tensor], slots: Tensor, into: Tensor | None = None
-) -> list[Tensor]:
-    """Sum what a token's rows came back as, float32, in the order of the ranks, rounded once. -> [T, *].
-
-    into: what the only column is written to.
-    """
-    form = _form(*like)
-    with buffer.receive(epoch) as received:
-        received = received.to(slots.device)
-        rows = returned_rows(slots, *received)  # [T, topk]
-        columns = [form.column(received.wire, i).view(t.dtype) for i, t in enumerate(like)]
-        if into is None:
-            return [torch.ops.moela.moe_unpermute(column, None, rows) for column in columns]
-        torch.ops.moela.moe_unpermute_out(columns[0], None, rows, out=into)
-        return [into]
-
-
-def send_again(buffer: EpBuffer, op: str, x: Tensor, slots: Tensor, counts: Tensor) -> int:
-    """Rows of [T, *] to where a dispatch sent them -> the epoch."""
-    T, topk = slots.shape
-    send_rows = slots.new_full((T * topk + 1,), -1)  # the last one for what is dropped
-    tokens = torch.arange(T, dtype=torch.int32, device=slots.device).view(T, 1).expand(T, topk)
-    send_rows[slots.long()] = tokens
-    return buffer.send(_text(op, x), _bytes_of(x), send_rows[:-1], counts)
-
-
-def receive_again(buffer: EpBuffer, epoch: int, like: Tensor) -> Tensor:
-    """-> [N, *], in received order."""
-    form = _form(like)
-    with buffer.receive(epoch) as received:
-        wire, *where = received.to(like.device)
-        rows = received_rows(*where)
-        out = wire.new_empty((rows.numel(), form.widths[0]))
-        gather_rows(form.column(wire, 0), rows, out)
-        return out.view(like.dtype)
-
-
-def _text(op: str, *columns: Tensor) -> str:
-    """What the ranks have to agree on."""
-    return " ".join([op, *(f"{_check.dtype_name(c.dtype)}[{c.size(1)}]" for c in columns)])
-
-
-def _bytes_of(*columns: Tensor) -> list[Tensor]:
+def bytes_of(*columns: Tensor) -> list[Tensor]:
     return [as_bytes(column) for column in columns]
 
 
-def _form(*columns: Tensor) -> WireFormat:
-    return wire_format(tuple(c.size(1) * c.element_size() for c in columns))
+def text_of(op: str, *columns: Tensor) -> str:
+    """What the ranks have to agree on."""
+    return " ".join([op, *(f"{str(c.dtype).removeprefix('torch.')}[{c.size(1)}]" for c in columns)])
 
 
 def row_bytes(x: Tensor, *extras: Tensor, topk: int) -> int:
     """Of the row that brings a token: with its ids and weights."""
-    return wire_format((*_form(x, *extras).widths, 4 * topk, 4 * topk)).row_bytes
+    return wire_format((*form_of(x, *extras).widths, 4 * topk, 4 * topk)).row_bytes
+
+
+def expect_next(epoch: int, wanted: int) -> None:
+    if epoch != wanted:
+        raise ValueError(
+            f"ep: token: expected the exchange of epoch {wanted}, got that of {epoch}; "
+            "receive each once, in the order in which they were sent"
+        )
+
+
+def expect_room(in_flight: int) -> None:
+    if in_flight >= MAX_IN_FLIGHT:
+        raise ValueError(f"ep: expected at most {MAX_IN_FLIGHT} exchanges sent and not received, got another")

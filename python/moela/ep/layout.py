@@ -5,14 +5,16 @@ received order, then by k. masked: the same, with a place for `capacity` rows pe
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from moela.ep.buffer import EpBuffer
 from moela.ep.rows import is_compiled, received_rows
 from moela.ep.transports import Received
+
+if TYPE_CHECKING:
+    from moela.ep.buffer import EpBuffer
 
 LAYOUTS = ("compact", "expert", "masked")
 
@@ -27,7 +29,7 @@ class Shapes(NamedTuple):
     positions: tuple[int, int]
 
 
-def shapes(buffer: EpBuffer, layout: str, capacity: int | None) -> Shapes:
+def shapes(buffer: "EpBuffer", layout: str, capacity: int | None) -> Shapes:
     """capacity None: room for all rows that can come."""
     E, topk, most = buffer.num_local_experts, buffer.topk, buffer.num_ranks * buffer.max_tokens
     if layout == "compact":
@@ -52,7 +54,7 @@ class Placement(NamedTuple):
 
 
 def place(
-    buffer: EpBuffer, received: Received, ids_at: int, weights_at: int, layout: str, capacity: int
+    buffer: "EpBuffer", received: Received, ids_at: int, weights_at: int, layout: str, capacity: int
 ) -> Placement:
     """ids_at, weights_at: where in a wire row they are, in bytes. capacity -1: as much as is needed."""
     topk, E, most = buffer.topk, buffer.num_local_experts, buffer.num_ranks * buffer.max_tokens

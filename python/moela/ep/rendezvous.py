@@ -14,16 +14,18 @@ from moela.ep.errors import EpTimeout
 
 
 class Member(NamedTuple):
-    """The process of a rank."""
+    """The process of a rank, and where its tensors are."""
 
     host: str  # equal where processes see each other's pids and /dev/shm
     pid: int
     start: int  # when the process began, in the kernel's clock ticks: a pid alone may be another's by now
     node: str  # equal where ranks are neighbours: on a host, unless the user says otherwise
+    device: str = "cpu"  # of its tensors
 
     @classmethod
-    def of_this_process(cls, node: str | None = None) -> "Member":
-        return cls(_host(), os.getpid(), start_of(os.getpid()) or 0, _host() if node is None else node)
+    def of_this_process(cls, node: str | None = None, device: str = "cpu") -> "Member":
+        start = start_of(os.getpid()) or 0
+        return cls(_host(), os.getpid(), start, _host() if node is None else node, device)
 
     def is_alive(self) -> bool:
         """Whether the process runs. Of a process of another host: True, for lack of knowledge."""
@@ -66,3 +68,19 @@ class Rendezvous:
             detail = f"it did not build its EpBuffer ({step}) within {self.deadline:g} s"
             raise EpTimeout(missing, 0, detail) from None
         return [json.loads(self.store.get(key)) for key in keys]
+
+
+class Notes:
+    """What ranks leave for each other in the store of their buffer, for when something has gone wrong."""
+
+    def __init__(self, store: "dist.Store") -> None:
+        self._store = dist.PrefixStore("notes", store)
+
+    def set(self, key: str, text: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the store may be gone with its rank
+            self._store.set(key, text)
+
+    def get(self, key: str) -> str | None:
+        with contextlib.suppress(RuntimeError):
+            return self._store.get(key).decode() if self._store.check([key]) else None
+        return None

@@ -40,9 +40,11 @@ def gather_rows(source: Tensor, rows: Tensor, out: Tensor) -> None:
     if is_compiled(out):
         torch.ops.moela_ep.gather_rows(source, rows, out)
         return
-    is_row = rows >= 0
-    out[is_row] = source[rows[is_row]]
-    out[~is_row] = 0
+    if source.size(0) == 0:
+        out.zero_()
+        return
+    # Where this runs on a device nothing waits for it.
+    out.copy_(torch.where((rows >= 0)[:, None], source[rows.clamp(min=0)], 0))
 
 
 def pack(

@@ -43,7 +43,7 @@ def define(
         try:
             check(buffer, *args)
         except ValueError as error:
-            buffer.give_up(str(error))
+            buffer.exchange.give_up(str(error))
             raise
         return run(buffer, *args)
 
@@ -80,6 +80,11 @@ def expect_rows(buffer: EpBuffer, op: str, arg: str, t: Tensor, T: Any, device: 
     _check.expect(t.size(0) == T, op, arg, f"T={T}", f"T={t.size(0)}")
     _check.expect_last_dim_contiguous(op, arg, t)
     _check.expect_device(op, arg, t, device, "the first argument")
+
+
+def expect_on_device(buffer: EpBuffer, op: str, arg: str, t: Tensor) -> None:
+    wanted = f"a tensor on {buffer.device}, that of the EpBuffer"
+    _check.expect(t.device == buffer.device, op, arg, wanted, t.device, "build it with device=")
 
 
 def expect_handle(buffer: EpBuffer, op: str, handle: list[Tensor], device: torch.device) -> None:

@@ -6,13 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moela.ep import exchange
 from moela.ep.buffer import EpBuffer
 from moela.ep.exchange import EpHandle
 from moela.ops import _ep
 from moela.ops.ep_combine import OP as COMBINE_OP
-from moela.ops.ep_combine import check_rows, expect_places
-from moela.ops.ep_combine import send as send_combine
+from moela.ops.ep_combine import check_rows
 from moela.ops.ep_dispatch import EpReceived, as_received, check_layout, check_tokens, fake_outputs
 
 
@@ -114,7 +112,8 @@ def ep_combine_recv(pending: EpPending, *, group: str) -> Tensor:
 
     Source: as `ep_dispatch_send`.
     """
-    return torch.ops.moela.ep_combine_recv(pending.token, pending.slots, pending.like[0], group)
+    token, slots, send_counts, [like] = pending
+    return torch.ops.moela.ep_combine_recv(token, slots, send_counts, like, group)
 
 
 def _token(epoch: int) -> Tensor:
@@ -130,7 +129,7 @@ def _no_rows(*columns: Tensor) -> list[Tensor]:
 
 
 def _dispatch_send(buffer: EpBuffer, x, topk_ids, topk_weights, extras):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
+    epoch, slots, send_counts = buffer.exchange.send_tokens(x, topk_ids, topk_weights, extras)
     return _token(epoch), slots, send_counts, _no_rows(x, *extras)
 
 
@@ -144,7 +143,8 @@ def _check_dispatch_send(buffer: EpBuffer, x, topk_ids, topk_weights, extras) ->
 
 
 def _dispatch_recv(buffer: EpBuffer, token, slots, like, layout, capacity):
-    return tuple(exchange.receive_tokens(buffer, "ep_dispatch_recv", int(token), like, layout, capacity))
+    op = "ep_dispatch_recv"
+    return tuple(buffer.exchange.receive_tokens(op, int(token), like, layout, capacity))
 
 
 def _fake_dispatch_recv(buffer: EpBuffer, token, slots, like, layout, capacity):
@@ -156,8 +156,8 @@ def _check_dispatch_recv(buffer: EpBuffer, token, slots, like, layout, capacity)
 
 
 def _combine_send(buffer: EpBuffer, y, topk_weights, *handle):
-    expect_places(buffer, "ep_combine_send", y, handle)
-    return _token(send_combine(buffer, COMBINE_OP, y, topk_weights, handle)), *_no_rows(y)
+    epoch = buffer.exchange.send_back(COMBINE_OP, y.flatten(0, -2), topk_weights, handle)
+    return _token(epoch), *_no_rows(y)
 
 
 def _fake_combine_send(buffer: EpBuffer, y, topk_weights, *handle):
@@ -168,15 +168,15 @@ def _check_combine_send(buffer: EpBuffer, y, topk_weights, *handle) -> None:
     check_rows(buffer, "ep_combine_send", y, topk_weights, *handle)
 
 
-def _combine_recv(buffer: EpBuffer, token, slots, like) -> Tensor:
-    return exchange.receive_back(buffer, "ep_combine_recv", int(token), (like,), slots)[0]
+def _combine_recv(buffer: EpBuffer, token, slots, send_counts, like) -> Tensor:
+    return buffer.exchange.receive_back(COMBINE_OP, int(token), like, slots, send_counts)
 
 
-def _fake_combine_recv(buffer: EpBuffer, token, slots, like) -> Tensor:
+def _fake_combine_recv(buffer: EpBuffer, token, slots, send_counts, like) -> Tensor:
     return like.new_empty((slots.size(0), like.size(1)))
 
 
-def _check_combine_recv(buffer: EpBuffer, token, slots, like) -> None:
+def _check_combine_recv(buffer: EpBuffer, token, slots, send_counts, like) -> None:
     _ep.expect_rows(buffer, "ep_combine_recv", "slots", slots, slots.size(0), like.device)
 
 
@@ -209,7 +209,7 @@ _ep.define(
 )
 _ep.define(
     "ep_combine_recv",
-    "(Tensor token, Tensor slots, Tensor like, str group) -> Tensor",
+    "(Tensor token, Tensor slots, Tensor send_counts, Tensor like, str group) -> Tensor",
     _combine_recv,
     _fake_combine_recv,
     _check_combine_recv,

@@ -1,12 +1,15 @@
 """Rows of the experts back to their tokens."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from moela.ep import exchange
 from moela.ep.buffer import EpBuffer
 from moela.ep.exchange import EpHandle
-from moela.ep.layout import at, fold
+from moela.ep.rows import gather_rows
+from moela.ep.wire import as_bytes
 from moela.ops import _check, _ep
 
 OP = "ep_combine"
@@ -46,6 +49,7 @@ def check_rows(buffer: EpBuffer, op: str, y, topk_weights, *handle) -> None:
     _check.expect(y.size(-1) == buffer.hidden, op, "y", f"hidden={buffer.hidden}", f"hidden={y.size(-1)}")
     (_check.expect_last_dim_contiguous if y.dim() == 2 else _check.expect_contiguous)(op, "y", y)
     _ep.expect_handle(buffer, op, handle, y.device)
+    _ep.expect_on_device(buffer, op, "y", y)
     row_bytes = exchange.row_bytes(y.flatten(0, -2), topk=0)
     room = f"rows of at most {buffer.row_bytes} bytes"
     _check.expect(row_bytes <= buffer.row_bytes, op, "y", room, row_bytes, f"build it with {row_bytes=}")
@@ -62,32 +66,10 @@ def _check_args(buffer: EpBuffer, y, topk_weights, *handle) -> None:
     check_rows(buffer, OP, y, topk_weights, *handle)
 
 
-def send(buffer: EpBuffer, op: str, y, topk_weights, handle) -> int:
-    _, _, recv_counts, positions = handle
-    y, positions = y.flatten(0, -2), positions[: int(recv_counts.sum())]
-    if positions.size(1) == 1 and topk_weights is None:  # one place per row: the row itself goes back
-        return exchange.send_back(buffer, op, (y,), positions[:, 0], recv_counts)
-    rows = fold(y, positions, topk_weights)  # [N, H]
-    return exchange.send_back(buffer, op, (rows,), None, recv_counts)
-
-
-def expect_places(buffer: EpBuffer, op: str, y: Tensor, handle) -> None:
-    """That y has the rows that the dispatch filled; the peers are told if it has not."""
-    _, _, recv_counts, positions = handle
-    positions = positions[: int(recv_counts.sum())]
-    needed = int(positions.max()) + 1 if positions.numel() else 0
-    if needed > y.numel() // y.size(-1):
-        got = f"{y.numel() // y.size(-1)} rows, where row {needed - 1} is wanted"
-        message = f"{op}: y: expected the rows of the dispatch of this handle, got {got}"
-        buffer.give_up(message)
-        raise ValueError(message)
-
-
 def run(buffer: EpBuffer, y, topk_weights, *handle, into: Tensor | None = None) -> Tensor:
-    expect_places(buffer, OP, y, handle)
-    epoch = send(buffer, OP, y, topk_weights, handle)
-    [out] = exchange.receive_back(buffer, OP, epoch, (y.flatten(0, -2),), handle[0], into)
-    return out
+    y = y.flatten(0, -2)
+    epoch = buffer.exchange.send_back(OP, y, topk_weights, handle)
+    return buffer.exchange.receive_back(OP, epoch, y, handle[0], handle[1], into)
 
 
 def _fake(buffer: EpBuffer, y, topk_weights, slots, *_) -> Tensor:
@@ -114,21 +96,20 @@ def _check_backward(buffer: EpBuffer, grad, shape, y, topk_weights, *handle) -> 
 
 
 def _backward(buffer: EpBuffer, grad, shape, y, topk_weights, *handle) -> tuple[Tensor, Tensor]:
-    slots, send_counts, _, positions = handle
-    epoch = exchange.send_again(buffer, BACKWARD, grad, slots, send_counts)
-    rows = exchange.receive_again(buffer, epoch, grad)  # [N, hidden]
-    positions = positions[: rows.size(0)]
-    is_place = positions >= 0
-    grad_y = grad.new_zeros(shape)
-    flat, places = grad_y.view(-1, shape[-1]), positions[is_place].long()
-    wanted = rows[is_place.nonzero()[:, 0]]  # [places, hidden]: the gradient of each place's row
+    rows = buffer.exchange.again(BACKWARD, grad, handle)  # [N, hidden]
+    positions, num_places = handle[3][: rows.size(0)], math.prod(shape[:-1])
+    row_of = positions.new_full((num_places + 1,), -1)  # the last one for what has no place
+    of_rows = torch.arange(rows.size(0), dtype=torch.int32, device=grad.device)[:, None]
+    row_of[torch.where(positions >= 0, positions, num_places).long()] = of_rows.expand(positions.shape)
+    row_of = row_of[:num_places]
+    grad_y = grad.new_empty((num_places, shape[-1]))  # of each place: the gradient of its row
+    gather_rows(as_bytes(rows), row_of, as_bytes(grad_y))
     if topk_weights is None:
-        flat[places] = wanted
-        return grad_y, grad.new_zeros(0, dtype=torch.float32)
-    flat[places] = (wanted.float() * at(topk_weights, positions)[is_place][:, None]).to(grad.dtype)
-    grad_weights = torch.zeros_like(topk_weights)
-    grad_weights.view(-1)[places] = (wanted.float() * y.flatten(0, -2)[places].float()).sum(-1)
-    return grad_y, grad_weights
+        return grad_y.view(shape), grad.new_zeros(0, dtype=torch.float32)
+    wanted, is_place = grad_y.float(), row_of >= 0
+    grad_weights = torch.where(is_place, (wanted * y.flatten(0, -2).float()).sum(-1), 0)
+    weights = torch.where(is_place, topk_weights.flatten(), 0)
+    return (wanted * weights[:, None]).to(grad.dtype).view(shape), grad_weights.view_as(topk_weights)
 
 
 def _fake_backward(buffer: EpBuffer, grad, shape, y, topk_weights, *_) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from moela.ep import exchange
 from moela.ep.buffer import EpBuffer
 from moela.ep.exchange import EpHandle
-from moela.ep.layout import LAYOUTS, at, fold, shapes
+from moela.ep.layout import LAYOUTS, at, shapes
 from moela.ops import _check, _ep
 
 OP = "ep_dispatch"
@@ -97,6 +97,7 @@ def as_received(layout: str, x, ids, weights, extras, experts, handle) -> EpRece
 
 def check_tokens(buffer: EpBuffer, op: str, x, topk_ids, topk_weights, extras) -> None:
     _check.expect_dim(op, "x", x, 2)
+    _ep.expect_on_device(buffer, op, "x", x)
     T, topk = x.size(0), buffer.topk
     _ep.expect_rows(buffer, op, "x", x, T, x.device)
     _check.expect(x.size(1) == buffer.hidden, op, "x", f"hidden={buffer.hidden}", f"hidden={x.size(1)}")
@@ -126,8 +127,8 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, cap
 
 
 def run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout, capacity, into=None):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
-    placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, capacity, into)
+    epoch, slots, send_counts = buffer.exchange.send_tokens(x, topk_ids, topk_weights, extras)
+    placed = buffer.exchange.receive_tokens(OP, epoch, (x, *extras), layout, capacity, into)
     return returned(placed, slots, send_counts)
 
 
@@ -174,16 +175,14 @@ def _check_backward(buffer: EpBuffer, grad_x, grad_weights, topk_ids, layout, *h
 
 
 def _backward(buffer: EpBuffer, grad_x, grad_weights, topk_ids, layout, *handle):
-    slots, _, recv_counts, positions = handle
-    positions = positions[: int(recv_counts.sum())]
-    rows = fold(grad_x.flatten(0, -2), positions, None)  # [N, hidden]
+    positions = handle[3]
     if layout == "compact":
-        N = positions.size(0)
-        weights = torch.where(topk_ids[:N] >= 0, grad_weights[:N], 0)  # [N, topk]
+        weights, rows = torch.where(topk_ids >= 0, grad_weights, 0), positions  # [capacity, topk]
     else:
-        weights = at(grad_weights, positions)
-    epoch = exchange.send_back(buffer, BACKWARD, (rows, weights), None, recv_counts)
-    return tuple(exchange.receive_back(buffer, BACKWARD, epoch, (rows, weights), slots))
+        weights = at(grad_weights, positions)  # [R * max_tokens, topk], in received order
+        rows = torch.arange(weights.size(0), dtype=torch.int32, device=weights.device)[:, None]
+    parts = [(grad_x.flatten(0, -2), positions), (weights, rows)]
+    return tuple(buffer.exchange.sums_back(BACKWARD, parts, handle))
 
 
 def _fake_backward(buffer: EpBuffer, grad_x, grad_weights, topk_ids, layout, slots, *_):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moela.ep import exchange
 from moela.ep.buffer import EpBuffer
+from moela.ep.exchange import EXACT
 from moela.ops import _ep
 from moela.ops.ep_dispatch import (
     OUTPUTS,
@@ -64,8 +64,8 @@ def _check_args(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout) -> 
 
 
 def _run(buffer: EpBuffer, x, topk_ids, topk_weights, extras, layout):
-    epoch, slots, send_counts = exchange.send_tokens(buffer, x, topk_ids, topk_weights, extras)
-    placed = exchange.receive_tokens(buffer, OP, epoch, (x, *extras), layout, exchange.EXACT)
+    epoch, slots, send_counts = buffer.exchange.send_tokens(x, topk_ids, topk_weights, extras)
+    placed = buffer.exchange.receive_tokens(OP, epoch, (x, *extras), layout, EXACT)
     return returned(placed, slots, send_counts)
 
 

@@ -1,15 +1,24 @@
 """Which transports there are, and which one the ranks of a buffer use."""
 
 from moela.ep.rendezvous import Member
-from moela.ep.transports.base import Header, Received, Setup, Transport, expect_agreement
+from moela.ep.transports.base import (
+    DeviceTransport,
+    Header,
+    HostTransport,
+    Received,
+    Setup,
+    Transport,
+    expect_agreement,
+)
 from moela.ep.transports.collective import CollectiveTransport
 from moela.ep.transports.hier import HierTransport
 from moela.ep.transports.local import LocalTransport
 from moela.ep.transports.shm import ShmTransport
+from moela.ep.transports.symm import SymmTransport
 
 # In the order of preference.
 TRANSPORTS: dict[str, type[Transport]] = {
-    t.name: t for t in (LocalTransport, ShmTransport, HierTransport, CollectiveTransport)
+    t.name: t for t in (LocalTransport, ShmTransport, SymmTransport, HierTransport, CollectiveTransport)
 }
 
 
@@ -34,7 +43,9 @@ def faults_here() -> dict[str, str | None]:
 
 __all__ = [
     "TRANSPORTS",
+    "DeviceTransport",
     "Header",
+    "HostTransport",
     "Received",
     "Setup",
     "Transport",

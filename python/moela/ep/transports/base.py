@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moela.ep.device import Kernels, Memory
 from moela.ep.local import LocalGroup
 from moela.ep.rendezvous import Member
 
@@ -86,6 +87,7 @@ class Setup:
     row_bytes: int  # of a wire row, at most
     deadline: float  # seconds that one wait may take
     key: str  # unique among all buffers that are open on these hosts
+    device: torch.device  # of the tensors that are exchanged
     members: tuple[Member, ...]
     store: "dist.Store"  # the buffer's own part of it
     group: "dist.ProcessGroup | None"  # the user's, of ranks that are processes
@@ -103,13 +105,7 @@ def expect_room(setup: Setup, num_rows: int, row_bytes: int) -> None:
 
 
 class Transport(ABC):
-    """Moves wire rows and knows nothing of experts.
-
-    Epochs count from 1 without gaps; each rank calls, for each epoch, send (or abort), receive and release in
-    this order. A second epoch may be sent before the first is received, a third may not. Waits end at the
-    deadline that the transport was built with. After EpTimeout or EpPeerLost only abort and close are called;
-    after a ValueError the epoch is over on every rank, release included, and the next one may follow.
-    """
+    """What connects the ranks: HostTransport, or DeviceTransport."""
 
     name: str
     rank: int
@@ -119,6 +115,11 @@ class Transport(ABC):
     def __init__(self, setup: Setup) -> None:
         """Called by every rank; may raise, and then every rank goes without this transport."""
 
+    @classmethod
+    def on(cls, device: torch.device) -> "type[Transport]":
+        """What moves tensors of this device, under the same name."""
+        return cls
+
     @staticmethod
     @abstractmethod
     def why_not() -> str | None:
@@ -127,7 +128,22 @@ class Transport(ABC):
     @staticmethod
     @abstractmethod
     def unfit(members: list[Member], is_local: bool) -> str | None:
-        """Why it does not connect these processes (is_local: threads of one); None: it does."""
+        """Why it does not connect these ranks (is_local: threads of one process); None: it does."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what it owns. May be called twice."""
+
+
+class HostTransport(Transport):
+    """Moves wire rows and knows nothing of experts.
+
+    Epochs count from 1 without gaps; each rank calls, for each epoch, send (or abort), receive and release in
+    this order. A second epoch may be sent before the first is received, a third may not. Waits end at the
+    deadline that the transport was built with. After EpTimeout or EpPeerLost only abort and close are called;
+    after a ValueError the epoch is over on every rank, release included, and the next one may follow. A peer
+    that waits for a rank that has closed its transport gets EpPeerLost.
+    """
 
     @abstractmethod
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
@@ -156,6 +172,29 @@ class Transport(ABC):
         """In place of send(epoch), without waiting: every receive(epoch) raises ValueError with the
         reason as its words, this rank's too."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give back what it owns. A peer that waits for this rank gets EpPeerLost. May be called twice."""
+
+class DeviceTransport(Transport):
+    """Memory of every rank that the kernels of all ranks reach: what is written there is theirs to know.
+
+    It is there, and zero, when every rank has built its own; after close a rank's kernels touch none of it,
+    and it stays as long as a peer's may.
+    """
+
+    bases: Tensor  # [R] int64 on the device: where this rank's kernels find the memory of each rank
+    kernels: Kernels
+
+
+def not_on_one_host(members: list[Member]) -> str | None:
+    """Which rank is elsewhere, where one is."""
+    other = next((r for r, member in enumerate(members) if member.host != members[0].host), None)
+    return other and f"rank {other} is not on the host of rank 0, or in another container"
+
+
+def not_in_host_memory(members: list[Member]) -> str | None:
+    device = members[0].device
+    return None if device == "cpu" else f"only rows of CPU tensors can travel, and these are on {device}"
+
+
+def memory_of(setup: Setup) -> Memory:
+    """The form of the memory that a DeviceTransport gives."""
+    return Memory(setup.num_ranks, setup.max_tokens, setup.row_bytes)

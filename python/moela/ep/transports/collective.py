@@ -17,7 +17,15 @@ from torch import Tensor
 
 from moela.ep.errors import EpError, EpPeerLost, EpTimeout
 from moela.ep.rendezvous import Member
-from moela.ep.transports.base import HEADER_BYTES, Header, Received, Setup, Transport, expect_agreement
+from moela.ep.transports.base import (
+    HEADER_BYTES,
+    Header,
+    HostTransport,
+    Received,
+    Setup,
+    expect_agreement,
+    not_in_host_memory,
+)
 from moela.ep.wire import wire_format
 
 GRACE = 2.0  # seconds in which a rank that is alive notices that a connection broke
@@ -33,7 +41,7 @@ class _Posted(NamedTuple):
     counts: list[int]
 
 
-class CollectiveTransport(Transport):
+class CollectiveTransport(HostTransport):
     name = "collective"
 
     def __init__(self, setup: Setup) -> None:
@@ -53,7 +61,7 @@ class CollectiveTransport(Transport):
 
     @staticmethod
     def unfit(members: list[Member], is_local: bool) -> str | None:
-        return None
+        return not_in_host_memory(members) if is_local else None
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()

@@ -20,7 +20,7 @@ from torch import Tensor
 from moela.ep.errors import EpError
 from moela.ep.rendezvous import Member
 from moela.ep.rows import received_rows
-from moela.ep.transports.base import Received, Setup, Transport, expect_room
+from moela.ep.transports.base import HostTransport, Received, Setup, expect_room, not_in_host_memory
 from moela.ep.transports.collective import GRACE, CollectiveTransport
 from moela.ep.transports.local import LocalTransport
 from moela.ep.transports.shm import ShmTransport
@@ -29,12 +29,12 @@ from moela.ep.wire import WireFormat, wire_format
 
 @dataclass
 class _Stage:
-    transport: Transport
+    transport: HostTransport
     ranks: list[int]  # of the buffer
     posted: int = 0  # the last epoch that this rank sent or aborted
 
 
-class HierTransport(Transport):
+class HierTransport(HostTransport):
     name = "hier"
 
     def __init__(self, setup: Setup) -> None:
@@ -74,6 +74,8 @@ class HierTransport(Transport):
 
     @staticmethod
     def unfit(members: list[Member], is_local: bool) -> str | None:
+        if not_in_host_memory(members):
+            return not_in_host_memory(members)
         nodes = _nodes(members)
         sizes = {len(ranks) for ranks in nodes}
         if len(nodes) < 2:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from moela.ep.errors import EpPeerLost, EpTimeout
 from moela.ep.rendezvous import Member
-from moela.ep.transports.base import Header, Received, Setup, Transport, expect_agreement
+from moela.ep.transports.base import Header, HostTransport, Received, Setup, Transport, expect_agreement
+from moela.ep.transports.local_device import LocalDeviceTransport
 from moela.ep.wire import wire_format
 
 
@@ -29,8 +30,12 @@ class _Mailbox:
         self.closed: set[int] = set()
 
 
-class LocalTransport(Transport):
+class LocalTransport(HostTransport):
     name = "local"
+
+    @classmethod
+    def on(cls, device: torch.device) -> type[Transport]:
+        return LocalDeviceTransport if device.type == "cuda" else cls
 
     def __init__(self, setup: Setup) -> None:
         self.rank, self.num_ranks = setup.rank, setup.num_ranks
@@ -44,7 +49,10 @@ class LocalTransport(Transport):
 
     @staticmethod
     def unfit(members: list[Member], is_local: bool) -> str | None:
-        return None if is_local else "the ranks are processes"
+        if not is_local:
+            return "the ranks are processes"
+        other = next((r for r, m in enumerate(members) if m.device != members[0].device), None)
+        return other and f"rank {other} is on another device than rank 0"
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()

@@ -24,11 +24,13 @@ from moela.ep.rows import pack
 from moela.ep.transports.base import (
     HEADER_BYTES,
     Header,
+    HostTransport,
     Received,
     Setup,
-    Transport,
     expect_agreement,
     expect_room,
+    not_in_host_memory,
+    not_on_one_host,
 )
 from moela.ep.wire import wire_format
 
@@ -37,7 +39,7 @@ SLICE = 0.01  # seconds between two looks at whether the ranks that are missing 
 PAGE = mmap.PAGESIZE
 
 
-class ShmTransport(Transport):
+class ShmTransport(HostTransport):
     name = "shm"
 
     def __init__(self, setup: Setup) -> None:
@@ -56,20 +58,13 @@ class ShmTransport(Transport):
 
     @staticmethod
     def why_not() -> str | None:
-        if torch.cuda.is_available():
-            return (
-                "there is a GPU, and only rows of CPU tensors can travel (to hide it: CUDA_VISIBLE_DEVICES=)"
-            )
         return mailboxes.why_not()
 
     @staticmethod
     def unfit(members: list[Member], is_local: bool) -> str | None:
-        other = next((r for r, member in enumerate(members) if member.host != members[0].host), None)
-        if other is not None:
-            return f"rank {other} is not on the host of rank 0, or in another container"
         if len(members) > mailboxes.MAX_RANKS:
             return f"expected at most {mailboxes.MAX_RANKS} ranks, got {len(members)}"
-        return None
+        return not_in_host_memory(members) or not_on_one_host(members)
 
     def send(self, epoch: int, text: str, columns: list[Tensor], send_rows: Tensor, counts: Tensor) -> None:
         form, counts = wire_format(tuple(c.size(1) for c in columns)), counts.tolist()
