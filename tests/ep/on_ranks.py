@@ -19,8 +19,17 @@ from moela.ep.transports import symm
 from torch.distributed.device_mesh import init_device_mesh
 
 
-def layers_by_kernels(rank: int, folder: str) -> str:
+def layers_by_kernels(rank: int, folder: str, kind: str) -> str:
     """The transport for GPUs, with files that both map in the place of their memory."""
+    modules = [device_definition]
+    if kind == "triton":
+        import interpreter
+        from moela.kernels import ep_combine, ep_dispatch
+
+        interpreter.hasten()
+        modules = [ep_dispatch, ep_combine]
+    found = {name: getattr(m, name) for m in modules for name in Kernels._fields if hasattr(m, name)}
+    five = Kernels(**found)
 
     def symmetric(num_bytes: int, setup):
         paths = [Path(folder) / str(r) for r in range(setup.num_ranks)]
@@ -31,7 +40,6 @@ def layers_by_kernels(rank: int, folder: str) -> str:
         memories = [torch.from_file(str(p), shared=True, size=num_bytes, dtype=torch.uint8) for p in paths]
         return memories, [memory.data_ptr() for memory in memories]
 
-    five = Kernels(*(getattr(device_definition, name) for name in Kernels._fields))
     with (
         mock.patch.object(symm, "symmetric", symmetric),
         mock.patch.object(symm, "kernels_for", return_value=five),
