@@ -331,6 +331,30 @@ def test_a_rank_that_returns_another_number_of_rows_is_left_out_of_the_sums():
     assert [ranks.said(rank) for rank in (0, 2)] == [(Fault.DISAGREEMENT, 1, 2), None]
 
 
+def test_nothing_is_read_on_the_host(monkeypatch):
+    """So that a CUDA graph can be captured of an exchange and its plan."""
+    case = Case("uniform", layout="masked", capacity=8)
+    defined, plans = both(case)[1], [case.plan(rank) for rank in range(case.R)]
+    want, ranks = case.exchange(defined), case.ranks(TRITON)
+
+    def plan(rank: int) -> tuple[Tensor, Tensor]:
+        _, counts, slots = torch.ops.moela.ep_plan(case.tokens[rank].topk_ids, case.E, case.R)
+        return slots, counts
+
+    def read(*_):
+        raise AssertionError("the host reads a tensor")
+
+    with monkeypatch.context() as patch, moela.use_backend("triton"):
+        patch.setattr(case, "plan", plan)
+        for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__index__"):
+            patch.setattr(Tensor, name, read)
+        got = case.exchange(ranks)
+    assert_same(got, want)
+    for rank, (slots, counts) in enumerate(plans):
+        assert torch.equal(plan(rank)[0], slots)
+        assert torch.equal(plan(rank)[1], counts)
+
+
 def test_rows_without_ids_come_in_order():
     """What the derivative of a combine sends."""
     case = Case("uniform", R=2)
