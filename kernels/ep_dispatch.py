@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from moela.ep.device import DeviceExchange
 from moela.kernels import _ep
+from moela.kernels._ep_place import place as place
 from torch import Tensor
 
 
@@ -23,27 +24,13 @@ class Plan:
 
 
 def plan(columns: Sequence[_ep.Column], topk: int) -> Plan:
-    """Bound: NVLink, while a block has 8 KB of a row under way: 132 blocks have the 0.9 MB that 450 GB/s with
-    2 us from a store to its end need. Four warps of at most 64 registers: eight ranks that share a device all
-    run at once, which they must where they wait for each other.
+    """Bound: NVLink. A block has 8 KB of a row under way: 132 blocks have the 0.9 MB that 450 GB/s with 2 us
+    from a store to its end need. Four warps of at most 80 registers: where ranks that wait for each other
+    share a device, the blocks of six run at once.
     """
     pad = triton.next_power_of_2
     blocks = (min(pad(column.size), 128 * column.ptr.itemsize) for column in columns)
     return Plan(BLOCKS=tuple(blocks), BLOCK_K=pad(max(topk, 1)))
-
-
-@dataclass(frozen=True)
-class PlacePlan:
-    BLOCK_T: int  # rows of one step
-    BLOCK_K: int
-    num_warps: int
-
-
-def place_plan(topk: int, num_ranks: int) -> PlacePlan:
-    """Bound: latency, of two readings of all ids from L2 and their counts: large steps. A row is compared
-    with the rows of each rank."""
-    block_k, most = triton.next_power_of_2(topk), 16384 // triton.next_power_of_2(num_ranks)
-    return PlacePlan(BLOCK_T=max(1, min(4096 // block_k, most)), BLOCK_K=block_k, num_warps=8)
 
 
 @triton.jit
@@ -118,79 +105,6 @@ def _ep_send_kernel(
 
 
 @triton.jit
-def load_ids(
-    x, epoch, base, ends, first, ids_offset, topk, first_expert, num_local_experts,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Of received rows first, first + 1, ...: the number of each (row, k) among all, and the local expert, -1
-    where it is not here; flat, in this order. Past the last row, and past topk: -1 is the number too."""
-    rows = first + tl.arange(0, BLOCK_T)
-    k = tl.arange(0, BLOCK_K)[None, :]
-    source, row = _ep.find_rows(rows, ends)
-    wire = base + _ep.rows_at(x, epoch, source) + row.to(tl.int64) * x.row_bytes + ids_offset
-    is_pair = (rows[:, None] < tl.max(ends, 0)) & (k < topk)
-    ids = tl.load(wire[:, None].to(tl.pointer_type(tl.int32)) + k, mask=is_pair, other=-1)
-    ids -= first_expert
-    is_here = is_pair & (ids >= 0) & (ids < num_local_experts)
-    pairs = tl.where(is_pair, rows[:, None] * topk + k, -1)
-    return tl.reshape(pairs, [BLOCK_T * BLOCK_K]), tl.reshape(tl.where(is_here, ids, -1), [BLOCK_T * BLOCK_K])
-
-
-@triton.jit
-def _ep_place_kernel(
-    x, positions_ptr, experts_ptr,
-    ids_offset, topk, first_expert, num_local_experts, capacity,
-    SORTED: tl.constexpr, RANKS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-    CLOCK: tl.constexpr, THREADS: tl.constexpr,
-):  # fmt: skip
-    """One program numbers the (row, k) of one expert: in received order, then by k.
-
-    Grid: (max(num_local_experts, 1),). Invariants: a place is the number of pairs of lower experts (SORTED)
-    and of earlier ones of its own, which every program counts for itself; each pair has one writer, one
-    without an expert here the first program.
-    """
-    epoch = tl.load(x.epochs + 1) + 1
-    counts, _is_taken, _is_here = _ep.wait_arrived(x, epoch, None, RANKS, CLOCK, THREADS)
-    ends = tl.cumsum(counts, 0)
-    total = tl.sum(counts, 0)
-    base = tl.load(x.bases + x.rank)
-    expert = tl.program_id(0)
-    mine = 0
-    below = 0
-    for first in range(0, total, BLOCK_T):
-        _pairs, ids = load_ids(
-            x, epoch, base, ends, first, ids_offset, topk, first_expert, num_local_experts, BLOCK_T, BLOCK_K
-        )
-        mine += tl.sum((ids == expert).to(tl.int32), 0)
-        below += tl.sum(((ids >= 0) & (ids < expert)).to(tl.int32), 0)
-    begin = below if SORTED else expert * capacity
-    end = capacity if SORTED else begin + capacity
-    place = begin
-    also_written = tl.where(expert == 0, -1, expert)
-    for first in range(0, total, BLOCK_T):
-        pairs, ids = load_ids(
-            x, epoch, base, ends, first, ids_offset, topk, first_expert, num_local_experts, BLOCK_T, BLOCK_K
-        )
-        is_mine = (ids == expert).to(tl.int32)
-        places = place + tl.cumsum(is_mine, 0) - is_mine
-        places = tl.where((is_mine != 0) & (places < end), places, -1)
-        is_written = (ids == expert) | (ids == also_written)
-        tl.store(positions_ptr + pairs, places, mask=is_written & (pairs >= 0))
-        place += tl.sum(is_mine, 0)
-    num_pairs = x.num_ranks * x.max_tokens * topk
-    for first in range(total * topk + expert * BLOCK_T, num_pairs, tl.num_programs(0) * BLOCK_T):
-        pairs = first + tl.arange(0, BLOCK_T)
-        tl.store(positions_ptr + pairs, tl.full([BLOCK_T], -1, tl.int32), mask=pairs < num_pairs)
-
-    if expert < num_local_experts:
-        tl.store(experts_ptr + expert, below if SORTED else mine)
-    if expert == tl.num_programs(0) - 1 and SORTED:
-        tl.store(experts_ptr + num_local_experts, below + mine)
-    if place > end:
-        _ep.report_capacity(x, epoch)
-
-
-@triton.jit
 def _ep_receive_kernel(
     x, columns, positions_ptr, experts_ptr, ids_ptr, weights_ptr, recv_counts_ptr,
     ids_offset, weights_offset, topk, first_expert, num_local_experts, capacity,
@@ -247,13 +161,13 @@ def _ep_receive_kernel(
             used = tl.load(experts_ptr + num_local_experts)
         if LAYOUT == "masked":
             used = tl.load(experts_ptr + group)
-        for place in range(group * capacity + used + first, (group + 1) * capacity, step):
+        for row in range(group * capacity + used + first, (group + 1) * capacity, step):
             for i in tl.static_range(len(columns)):
-                clear_column(columns[i], place, BLOCKS[i])
+                clear_column(columns[i], row, BLOCKS[i])
             if LAYOUT != "compact":
-                tl.store(weights_ptr + place, 0)
+                tl.store(weights_ptr + row, 0)
             elif HAS_IDS:
-                pair = tl.cast(place, tl.int64) * topk + k
+                pair = tl.cast(row, tl.int64) * topk + k
                 tl.store(ids_ptr + pair, tl.full([BLOCK_K], -1, tl.int32), mask=k < topk)
                 tl.store(weights_ptr + pair, tl.zeros([BLOCK_K], tl.int32), mask=k < topk)
 
@@ -275,25 +189,6 @@ def send(
     _ep_send_kernel[_ep.grid_of(exchange, T)](
         exchange, sources, slots, counts, T, topk, int(is_abort),
         BLOCKS=p.BLOCKS, BLOCK_K=p.BLOCK_K, **_ep.options(exchange),
-    )  # fmt: skip
-
-
-def place(
-    exchange: DeviceExchange,
-    layout: str,
-    ids_offset: int,
-    topk: int,
-    first_expert: int,
-    num_local_experts: int,
-    capacity: int,
-    positions: Tensor,
-    experts: Tensor,
-) -> None:
-    p = place_plan(topk, exchange.num_ranks)
-    _ep_place_kernel[(max(num_local_experts, 1),)](
-        exchange, positions, experts, ids_offset, topk, first_expert, num_local_experts, capacity,
-        SORTED=layout == "expert", BLOCK_T=p.BLOCK_T, BLOCK_K=p.BLOCK_K,
-        **_ep.options(exchange, p.num_warps),
     )  # fmt: skip
 
 
