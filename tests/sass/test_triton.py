@@ -247,6 +247,15 @@ def test_exchanges_order_what_all_devices_of_a_node_see(target, compiled):
                 assert set(opcodes(facts)) >= amd | ({"buffer_wbl2"} if tells else set()), variant
 
 
+@pytest.mark.parametrize("target", NVIDIA, indirect=True)
+def test_six_ranks_that_exchange_rows_fit_a_device(compiled):
+    """A block of each on every multiprocessor: they wait for each other."""
+    for op in EXCHANGES:
+        for variant, facts in of_op(compiled, op).items():
+            blocks = 2 if "-place" in variant else 6  # what places has fewer blocks
+            assert blocks * facts["num_warps"] * 32 * -(-facts["registers"] // 8) * 8 <= 65536, variant
+
+
 def test_nothing_is_computed_in_float64(compiled):
     assert {
         v: found for v, f in compiled.items() if (found := machine_code.float64_opcodes(opcodes(f)))
