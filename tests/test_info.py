@@ -64,6 +64,7 @@ def test_a_library_that_is_not_built_says_how_to_build_it(monkeypatch):
     assert lines_of("libraries") == [
         "cpu      libmoela_cpu.so was not built; to build it: pip install .",
         "cuda     libmoela_cuda.so was not built; to build it: MOELA_CUDA=ON pip install .",
+        "ep       libmoela_ep.so was not built; to build it, on Linux: pip install .",
     ]
     assert lines_of("CPU instruction sets") == [
         "none: the CPU library is not loaded, so ops run on the reference"

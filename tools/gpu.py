@@ -48,6 +48,12 @@ STEPS = (
     Step("info", "moela info", 30),
     Step("tests-cuda", f"MOELA_TEST_REQUIRE=cuda {PYTEST} tests/ops -k cuda-cuda", 120),
     Step("tests-triton", f"MOELA_TEST_REQUIRE=triton {PYTEST} tests/ops -k triton-cuda", 150),
+    # Virtual ranks wait for each other in kernels: none may be loaded while another runs.
+    Step(
+        "tests-ep",
+        f"CUDA_MODULE_LOADING=EAGER MOELA_TEST_REQUIRE=cuda {PYTEST} tests/ep/test_on_gpu.py",
+        90,
+    ),
     Step(
         "memcheck",
         f"compute-sanitizer --tool memcheck --error-exitcode 1 {PYTEST} tests/ops/test_fp8_gemm.py "
@@ -67,6 +73,12 @@ STEPS = (
         "moela bench fp8_gemm --model deepseek-v3 --tokens 1,16,64,256,1024,4096 --activations e4m3 "
         "--backends cuda,triton --json {out}/fp8_gemm.json",
         180,
+    ),
+    Step(
+        "bench-ep",
+        "CUDA_MODULE_LOADING=EAGER moela bench ep --device cuda:0 --transport local --ranks 4 "
+        "--tokens 128,4096 --json {out}/ep.json",
+        45,
     ),
     *(
         Step(

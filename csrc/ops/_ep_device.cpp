@@ -158,7 +158,7 @@ void place(const Tensor& bases, int64_t rank, int64_t max_tokens, int64_t max_ro
                                  .positions = ints("positions", positions, {given.most(), topk}),
                                  .experts = ints("experts", experts, {num_words})};
   const torch::stable::accelerator::DeviceGuard guard(given.device());
-  check_launch(kOp, cuda::launch_ep_place(p, current_stream(given.device())));
+  check_launch(kOp, cuda::launch_ep_place(p, given.num_blocks(), current_stream(given.device())));
 }
 
 void receive(const Tensor& bases, int64_t rank, int64_t max_tokens, int64_t max_row_bytes,

@@ -17,6 +17,7 @@ ENVIRONMENT = ("MOELA_BACKEND", "MOELA_CPU_ISA", "MOELA_DEBUG", "TRITON_INTERPRE
 _HOW_TO_BUILD = {
     "cpu": "to build it: pip install .",
     "cuda": "to build it: MOELA_CUDA=ON pip install .",
+    "ep": "to build it, on Linux: pip install .",
 }
 _ISA_STATES = {
     "picked": "picked",
@@ -75,7 +76,7 @@ def report() -> str:
     """Text for a person, without a line break at its end. Never raises: what is wrong is part of it."""
     sections = [
         ("moela", _versions()),
-        ("libraries", [_library(name) for name in ("cpu", "cuda")]),
+        ("libraries", [_library(name) for name in _HOW_TO_BUILD]),
         ("CPU instruction sets", _isas()),
         ("environment", _environment()),
         ("transports of expert parallelism", _transports()),

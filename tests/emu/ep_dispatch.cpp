@@ -183,7 +183,8 @@ int main(int, char** argv) {
         const cuda::EpPlaceParams& places = all.back().places;
         const cuda::EpReceiveParams& p = all.back().p;
         if (c.layout != cuda::EpLayout::kCompact)
-          ranks.add(r, cuda::sm90::ep_place_shape(places), [=] { cuda::sm90::ep_place_kernel(places); });
+          ranks.add(r, cuda::sm90::ep_place_shape(places, c.num_blocks),
+                    [=] { cuda::sm90::ep_place_kernel(places); });
         ranks.add(cuda::sm90::ep_receive_plan(p, c.num_blocks), &cuda::sm90::ep_receive_kernel, p);
       } else {
         const cuda::EpSendParams p = send_params(c, x, name, what == 'a');

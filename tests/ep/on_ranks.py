@@ -5,6 +5,7 @@ import runpy
 import signal
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import device_definition
@@ -101,8 +102,35 @@ def trained_block(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def example(rank: int) -> list[float]:
-    path = Path(__file__).parents[2] / "examples/expert_parallel.py"
-    return runpy.run_path(str(path))["train"](steps=3)
+    return _of_example("expert_parallel")["train"](steps=3)
+
+
+def sharded(rank: int) -> list[tuple[str, float, float]]:
+    """Of each parameter trained under FSDP: by how much it is off, and its size."""
+    got, wanted = _of_example("expert_parallel_fsdp")["train"](steps=3), trained_alone(3)
+    mine = moela.ep.expert_range(8, 2, rank % 2)
+    found = []
+    for name, p in wanted.items():
+        part = p[mine.start : mine.stop] if name.startswith("experts") else p
+        found.append((name, (got[name] - part).abs().max().item(), part.abs().max().item()))
+    return found
+
+
+def trained_alone(steps: int) -> dict[str, torch.Tensor]:
+    """The same steps in one process."""
+    example = _of_example("expert_parallel_fsdp")
+    block = example["new_block"]()
+    optimizer = torch.optim.SGD(block.parameters(), lr=1.0)
+    batches = [example["tokens"](rank) for rank in range(4)]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum(torch.nn.functional.mse_loss(block(x), wanted) / 4 for x, wanted in batches).backward()
+        optimizer.step()
+    return {name: p.detach() for name, p in block.named_parameters()}
+
+
+def _of_example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).parents[2] / f"examples/{name}.py"))
 
 
 def other_settings(rank: int) -> str:

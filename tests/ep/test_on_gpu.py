@@ -1,5 +1,6 @@
 """Ranks that are threads, on one GPU: the kernels themselves, and CUDA graphs of them."""
 
+import os
 import threading
 import time
 
@@ -23,7 +24,8 @@ FORMS = [(moela.ep_dispatch, n) for n in LAYOUTS] + [(moela.ep_dispatch_dynamic,
 def _kernels(request, monkeypatch):
     why = device_kernels._why_not(request.param, DEVICE, 0)
     if why:
-        pytest.skip(f"{request.param}: {why}")
+        is_required = request.param in os.environ.get("MOELA_TEST_REQUIRE", "").split(",")
+        (pytest.fail if is_required else pytest.skip)(f"{request.param}: {why}")
     five = hopper.KERNELS if request.param == "cuda" else device_kernels._in_triton()
     monkeypatch.setattr(local_device, "kernels_for", lambda *_: five)
 

@@ -68,7 +68,7 @@ struct EpReceiveParams {
 
 // num_blocks: at most as many as run at once, of all ranks on the device.
 LaunchStatus launch_ep_send(const EpSendParams& params, int num_blocks, Stream stream);
-LaunchStatus launch_ep_place(const EpPlaceParams& params, Stream stream);
+LaunchStatus launch_ep_place(const EpPlaceParams& params, int num_blocks, Stream stream);
 LaunchStatus launch_ep_receive(const EpReceiveParams& params, int num_blocks, Stream stream);
 
 }  // namespace moela::cuda

@@ -18,8 +18,9 @@ inline plan::EpRowsSm90Plan ep_receive_plan(const EpReceiveParams& p, int num_bl
   return plan::plan_ep_rows_sm90(x.row_bytes, ep_num_places(p), x.memory.num_ranks, num_blocks);
 }
 
-inline LaunchShape ep_place_shape(const EpPlaceParams& p) {
-  return {.grid = p.num_local_experts < 1 ? 1 : p.num_local_experts,
+inline LaunchShape ep_place_shape(const EpPlaceParams& p, int num_blocks) {
+  const int experts = p.num_local_experts < 1 ? 1 : p.num_local_experts;
+  return {.grid = experts < num_blocks ? experts : num_blocks,
           .block = EpPlaceConfig::kThreads,
           .smem_bytes = EpPlaceConfig::smem_bytes(p.exchange.memory.num_ranks)};
 }
@@ -34,8 +35,8 @@ LaunchStatus launch_ep_send(const EpSendParams& p, int num_blocks, Stream stream
                 &sm90::ep_send_kernel, p, plan);
 }
 
-LaunchStatus launch_ep_place(const EpPlaceParams& p, Stream stream) {
-  return launch(sm90::ep_place_shape(p), stream, &sm90::ep_place_kernel, p);
+LaunchStatus launch_ep_place(const EpPlaceParams& p, int num_blocks, Stream stream) {
+  return launch(sm90::ep_place_shape(p, num_blocks), stream, &sm90::ep_place_kernel, p);
 }
 
 LaunchStatus launch_ep_receive(const EpReceiveParams& p, int num_blocks, Stream stream) {

@@ -33,24 +33,11 @@ MOELA_DEVICE void ep_each_id(const EpPlaceParams& p, const EpRanks& ranks, int f
   }
 }
 
-// Waits for every source, and numbers its (row, k) within their expert: in received order, then by k.
-// Bound: latency, every block reads all ids, one sector a row, from L2.
-// Grid: one block per local expert, at least one; a thread owns neighbouring rows.
-// Invariants: a place is the number of pairs of lower experts (expert layout) and of earlier pairs of the
-// same, so the result is the same in every run; each pair is written by the block of its expert, one without
-// an expert here by block 0. Source: python/moela/reference/ep_dispatch.py.
-MOELA_KERNEL(EpPlaceConfig::kThreads) ep_place_kernel(MOELA_PARAM EpPlaceParams p) {
+// All threads. The places of the pairs of one expert; first, last: the rows of this thread. Expert 0 says too
+// which pairs have no place, of the rows that have come.
+MOELA_DEVICE void ep_place_expert(const EpPlaceParams& p, const EpRanks& ranks, SmemAddr scratch, int first,
+                                  int last, int expert) {
   using C = EpPlaceConfig;
-  const EpMemory& memory = p.exchange.memory;
-  const SmemAddr scratch = smem_base(), ends = scratch + C::kScratchBytes;
-  const EpRanks ranks = {.ends = ends,
-                         .states = word_of(ends, memory.num_ranks),
-                         .epoch = ep_next_epoch(p.exchange, EpHalf::kReceive)};
-  ep_wait_arrived(p.exchange, nullptr, ranks, C::kThreads);
-
-  const int total = lds<int32_t>(word_of(ends, memory.num_ranks - 1)), expert = block();
-  const int share = (total + C::kThreads - 1) / C::kThreads, from = tid() * share;
-  const int first = from < total ? from : total, last = first + share < total ? first + share : total;
   int64_t mine = 0, below = 0;
   ep_each_id(p, ranks, first, last, [&](int64_t, int32_t id) {
     mine += id == expert;
@@ -69,19 +56,44 @@ MOELA_KERNEL(EpPlaceConfig::kThreads) ep_place_kernel(MOELA_PARAM EpPlaceParams 
       stg(p.positions + pair, -1);
     }
   });
-  const int64_t pairs = int64_t{memory.num_ranks} * memory.max_tokens * p.topk;
-  for (int64_t pair = int64_t{total} * p.topk + block() * C::kThreads + tid(); pair < pairs;
-       pair += int64_t{num_blocks()} * C::kThreads)
-    stg(p.positions + pair, -1);
 
   if (tid() != 0) return;
-  const bool is_last = block() == num_blocks() - 1;
+  const bool is_last = expert >= p.num_local_experts - 1;
   if (begin + of_mine.all > end && (is_last || !is_sorted))
-    ep_report(p.exchange, EpError::kCapacity, memory.rank, ranks.epoch);
+    ep_report(p.exchange, EpError::kCapacity, p.exchange.memory.rank, ranks.epoch);
   if (is_sorted && is_last)
     stg(p.experts + p.num_local_experts, static_cast<int32_t>(of_below.all + of_mine.all));
   if (expert < p.num_local_experts)
     stg(p.experts + expert, static_cast<int32_t>(is_sorted ? of_below.all : of_mine.all));
+}
+
+// Waits for every source, and numbers its (row, k) within their expert: in received order, then by k.
+// Bound: latency, every block reads all ids for each of its experts, one sector a row, from L2.
+// Grid: at most one block per local expert; all of them, of all ranks, must run at once where ranks share a
+// device. A block has experts block(), block() + num_blocks(), ...; a thread owns neighbouring rows.
+// Invariants: a place is the number of pairs of lower experts (expert layout) and of earlier pairs of the
+// same, so the result is the same in every run; each pair is written for its expert, one without an expert
+// here for expert 0, which there is even where the rank has none. Source:
+// python/moela/reference/ep_dispatch.py.
+MOELA_KERNEL(EpPlaceConfig::kThreads) ep_place_kernel(MOELA_PARAM EpPlaceParams p) {
+  using C = EpPlaceConfig;
+  const EpMemory& memory = p.exchange.memory;
+  const SmemAddr scratch = smem_base(), ends = scratch + C::kScratchBytes;
+  const EpRanks ranks = {.ends = ends,
+                         .states = word_of(ends, memory.num_ranks),
+                         .epoch = ep_next_epoch(p.exchange, EpHalf::kReceive)};
+  ep_wait_arrived(p.exchange, nullptr, ranks, C::kThreads);
+
+  const int total = lds<int32_t>(word_of(ends, memory.num_ranks - 1));
+  const int share = (total + C::kThreads - 1) / C::kThreads, from = tid() * share;
+  const int first = from < total ? from : total, last = first + share < total ? first + share : total;
+  const int experts = p.num_local_experts < 1 ? 1 : p.num_local_experts;
+  for (int expert = block(); expert < experts; expert += num_blocks())
+    ep_place_expert(p, ranks, scratch, first, last, expert);
+  const int64_t pairs = int64_t{memory.num_ranks} * memory.max_tokens * p.topk;
+  for (int64_t pair = int64_t{total} * p.topk + block() * C::kThreads + tid(); pair < pairs;
+       pair += int64_t{num_blocks()} * C::kThreads)
+    stg(p.positions + pair, -1);
 }
 
 }  // namespace moela::cuda::sm90

@@ -179,8 +179,10 @@ class EpBuffer:
         """Give back memory and connections, at once: peers that still wait for this rank raise EpPeerLost."""
         with _lock:
             _open.pop(self.name, None)
-        self.exchange.close()
-        self.transport.close()
+        try:
+            self.exchange.close()
+        finally:
+            self.transport.close()
 
     def __enter__(self) -> "EpBuffer":
         return self

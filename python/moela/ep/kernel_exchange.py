@@ -6,6 +6,7 @@ and may be captured in a CUDA graph. What goes wrong is therefore known late, an
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,7 @@ class KernelExchange(Exchange):
         self._rows = torch.arange(most, dtype=torch.int32, device=device)  # numbers of all that can come
         self._fault: EpError | ValueError | None = None
         self._is_closed = False
+        self._synchronize()  # ops may come on other streams
 
     # --- dispatch -----------------------------------------------------------------------------------------
 
@@ -64,8 +66,9 @@ class KernelExchange(Exchange):
             raise ValueError(message)
 
     def _send(self, text: str, columns, slots: Tensor, counts: Tensor) -> int:
-        x = self._begin(text, form_of(*columns).row_bytes)
-        self._kernels.send(x, bytes_of(*columns), list(form_of(*columns).offsets), slots, counts, False)
+        form = form_of(*columns)
+        x = self._begin(text, form.row_bytes)
+        self._kernels.send(x, *_not_empty(bytes_of(*columns), form.offsets), slots, counts, False)
         return self.num_sent
 
     def receive_tokens(self, op, epoch, like, layout, capacity, into=None):
@@ -101,7 +104,7 @@ class KernelExchange(Exchange):
         if layout == "compact":
             positions, experts = None, None
         self._kernels.receive(
-            x, layout, flat, offsets, ids_at, weights_at, topk, *here, positions, experts,
+            x, layout, *_not_empty(flat, offsets), ids_at, weights_at, topk, *here, positions, experts,
             ids if layout == "compact" else None, weights, counts, capacity,
         )  # fmt: skip
         if layout == "compact":
@@ -181,12 +184,12 @@ class KernelExchange(Exchange):
     def give_up(self, reason: str) -> None:
         """The peers raise ValueError with this reason; the buffer is broken on all ranks."""
         self._raise_faults()
-        self._buffer.notes.set(f"gave up/{self._buffer.rank}", reason)
         self._fault = ValueError(reason)
-        self._leave()
+        self._leave("gave up", reason)
 
-    def _leave(self, **others: int) -> None:
-        """Tell the peers that this rank takes part in nothing any more."""
+    def _leave(self, note: str, reason: str, **others: int) -> None:
+        """Tell the peers that this rank takes part in nothing any more; who is told looks for the reason."""
+        self._buffer.notes.set(f"{note}/{self._buffer.rank}", reason)
         x = self._exchange("", ALIGNMENT)._replace(**others)
         no_slots = torch.empty((0, self._buffer.topk), dtype=torch.int32, device=x.bases.device)
         no_rows = torch.zeros(self._buffer.num_ranks, dtype=torch.int32, device=x.bases.device)
@@ -200,10 +203,11 @@ class KernelExchange(Exchange):
     def _raise_new(self) -> None:
         if self._fault is None and (word := self._status.item()):
             status = Status.of(word)
-            self._fault = self._error_of(status)
+            self._fault = fault = self._error_of(status)
             # Where a peer has failed the others find that out as this rank did: nobody is waited for.
-            self._leave(**({} if status.peer == self._buffer.rank else {"deadline_ns": 0}))
-            raise self._fault
+            others = {} if status.peer == self._buffer.rank else {"deadline_ns": 0}
+            self._leave("gave up", fault.as_text() if isinstance(fault, EpError) else str(fault), **others)
+            raise fault
 
     def _error_of(self, status: Status) -> EpError | ValueError:
         fault, peer, epoch = status
@@ -215,8 +219,9 @@ class KernelExchange(Exchange):
             return ValueError(f"ep: epoch {epoch}: ranks disagree: {wanted} than on rank {self._buffer.rank}")
         reason = self._buffer.notes.get(f"gave up/{peer}")
         if fault == Fault.ABORTED and reason:
-            return ValueError(f"ep: rank {peer} gave up in epoch {epoch}: {reason}")
-        if self._buffer.notes.get(f"closed/{peer}"):
+            error = EpError.from_text(reason, epoch)  # of a third rank, perhaps
+            return error or ValueError(f"ep: rank {peer} gave up in epoch {epoch}: {reason}")
+        if self._buffer.notes.get(f"closed/{peer}") is not None:
             return EpPeerLost([peer], epoch, "it has ended or closed its buffer")
         if self._buffer.has_ended(peer):
             return EpPeerLost([peer], epoch, "it has ended")
@@ -234,14 +239,19 @@ class KernelExchange(Exchange):
             return
         self._is_closed = True
         if self._fault is None:
-            self._buffer.notes.set(f"closed/{self._buffer.rank}", "yes")
-            self._leave()
+            self._leave("closed", "")
         self._synchronize()
 
     def _synchronize(self) -> None:
         # Not with the device, where kernels of other ranks may wait for this one.
         if self._buffer.device.type == "cuda":
             torch.cuda.current_stream(self._buffer.device).synchronize()
+
+
+def _not_empty(columns: list[Tensor], offsets: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+    """The columns that have bytes, and where they are in the wire row."""
+    pairs = [(c, at) for c, at in zip(columns, offsets, strict=True) if c.size(1)]
+    return [c for c, _ in pairs], [at for _, at in pairs]
 
 
 def _again(fault: EpError | ValueError) -> EpError | ValueError:

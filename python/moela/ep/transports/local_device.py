@@ -19,8 +19,9 @@ class LocalDeviceTransport(DeviceTransport):
         memory = torch.zeros(memory_of(setup).num_bytes, dtype=torch.uint8, device=setup.device)
         stream = None
         if setup.device.type == "cuda":
-            torch.cuda.synchronize(setup.device)  # zeros, before a peer writes
-            stream = torch.cuda.current_stream(setup.device).cuda_stream
+            current = torch.cuda.current_stream(setup.device)
+            current.synchronize()  # zeros, before a peer writes
+            stream = current.cuda_stream
         parts = self._handed_round(setup, (memory, stream))
         if stream is not None and Counter(s for _, s in parts).most_common(1)[0][1] > 1:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 
 from moela.ep import device_kernels
 from moela.ep.device_kernels import kernels_for
-from moela.ep.rendezvous import Member
+from moela.ep.rendezvous import Member, Rendezvous
 from moela.ep.transports.base import DeviceTransport, Setup, memory_of, not_on_one_host
 
 
@@ -48,10 +48,20 @@ def symmetric(num_bytes: int, setup: Setup) -> tuple[object, list[int]]:
     import torch.distributed as dist
     import torch.distributed._symmetric_memory as symmetric_memory
 
-    memory = symmetric_memory.empty(num_bytes, dtype=torch.uint8, device=setup.device)
-    memory.zero_()
-    torch.cuda.synchronize(setup.device)
+    memory = error = None
+    try:
+        memory = symmetric_memory.empty(num_bytes, dtype=torch.uint8, device=setup.device).zero_()
+        torch.cuda.synchronize(setup.device)
+    except RuntimeError as e:
+        error = str(e)
+    # Whoever has memory would wait for who has none.
+    meeting = Rendezvous(setup.store, "symm", setup.rank, setup.num_ranks, setup.deadline)
+    for rank, why in enumerate(meeting.gather("allocated", error)):
+        if why:
+            raise RuntimeError(f"rank {rank} has no memory: {why}")
     handle = symmetric_memory.rendezvous(memory, setup.group or dist.group.WORLD)
+    if not all(handle.buffer_ptrs):
+        raise RuntimeError("not every GPU reaches the memory of all others")
     pointers = [pointer + handle.offset for pointer in handle.buffer_ptrs]
     if pointers[setup.rank] != memory.data_ptr():
         raise RuntimeError("torch's symmetric memory is not where the tensor is")
