@@ -74,14 +74,22 @@ def combine_receive(dtype: torch.dtype, H: int = 7168) -> Launch:
     return ep_combine.combine_receive, (x, out, slots, torch.empty(R, dtype=I32)), {}
 
 
+def ones(of: Launch) -> Launch:
+    """Numbers that are 1 are constants to Triton, in an exchange too."""
+    function, (x, *args), kwargs = of
+    return function, (x._replace(num_ranks=1, rank=1, max_tokens=1, kind=1), *args), kwargs
+
+
 VARIANTS = {
     "ep_dispatch-send": lambda: send(14336),
     "ep_dispatch-send-extras": lambda: send(7168, 224, 3),
+    "ep_dispatch-send-ones": lambda: ones(send(16)),
     "ep_dispatch-place-expert": lambda: place("expert"),
     "ep_dispatch-place-masked": lambda: place("masked"),
     "ep_dispatch-receive-compact": lambda: receive("compact", 14336),
     "ep_dispatch-receive-expert": lambda: receive("expert", 7168, 224, 3),
     "ep_dispatch-receive-masked": lambda: receive("masked", 14336),
+    "ep_dispatch-receive-ones": lambda: ones(receive("masked", 1)),
     "ep_combine-send-bf16": lambda: combine_send(BF16, has_weights=True),
     "ep_combine-send-f16-odd": lambda: combine_send(F16, has_weights=False, H=37),
     "ep_combine-send-f32": lambda: combine_send(F32, has_weights=True),
