@@ -157,16 +157,21 @@ def barrier(CLOCK: tl.constexpr, THREADS: tl.constexpr):
 
 
 @triton.jit
+def have_risen(flags, is_rank, epoch):
+    """Whether each flag has risen to the epoch; true where there is no rank."""
+    flag = tl.atomic_add(flags, 0, mask=is_rank, sem="acquire", scope="sys")
+    return (flag >= epoch) | (is_rank == 0)
+
+
+@triton.jit
 def wait_for(flags, is_rank, epoch, deadline_ns, CLOCK: tl.constexpr, THREADS: tl.constexpr):
-    """Whether each flag has risen to the epoch within the deadline; true where there is no rank."""
+    """have_risen, at the deadline at the latest. They are asked for once more after the loop: Triton 3.6 does
+    not compile one that hands on a tensor."""
     start = read_clock(CLOCK, THREADS)
     elapsed = start - start
-    flag = tl.atomic_add(flags, 0, mask=is_rank, sem="acquire", scope="sys")
-    is_open = (flag >= epoch) | (is_rank == 0)
-    while (tl.min(is_open.to(tl.int32), 0) == 0) & (elapsed < deadline_ns):
-        flag = tl.atomic_add(flags, 0, mask=is_rank, sem="acquire", scope="sys")
-        is_open = (flag >= epoch) | (is_rank == 0)
+    while (tl.min(have_risen(flags, is_rank, epoch).to(tl.int32), 0) == 0) & (elapsed < deadline_ns):
         elapsed = read_clock(CLOCK, THREADS) - start
+    is_open = have_risen(flags, is_rank, epoch)
     tl.debug_barrier()  # what one thread has acquired, all may read
     return is_open
 
