@@ -21,16 +21,16 @@ def inputs(rank: int, T: int = MAX_TOKENS) -> tuple[Tensor, Tensor, Tensor, Tens
     )
 
 
-def experts() -> Tensor:
+def experts(device: torch.device | str = "cpu") -> Tensor:
     """[E, HIDDEN]: what each expert multiplies a row by."""
-    return torch.arange(1.0, E * HIDDEN + 1).view(E, HIDDEN) % 5 - 2
+    return torch.arange(1.0, E * HIDDEN + 1, device=device).view(E, HIDDEN) % 5 - 2
 
 
 def dense(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """On one rank, with all experts."""
     is_here = (ids >= 0) & (ids < E)
     scales = (
-        torch.where(is_here, weights, 0)[..., None] * experts().to(x.device)[ids.clamp(0, E - 1)]
+        torch.where(is_here, weights, 0)[..., None] * experts(x.device)[ids.clamp(0, E - 1)]
     )  # [T, topk, HIDDEN]
     return x * scales.sum(1)
 
@@ -45,8 +45,7 @@ def spread(x: Tensor, ids: Tensor, weights: Tensor, group: str, layout: str, dis
 def local(received, layout: str, group: str) -> tuple[Tensor, Tensor | None]:
     """What this rank's experts make of what came, and the weights that combine takes."""
     buffer = moela.ep.buffer_of(group, "test")
-    mine = experts()[buffer.first_expert : buffer.first_expert + buffer.num_local_experts]
-    mine = mine.to(received.x.device)
+    mine = experts(received.x.device)[buffer.first_expert : buffer.first_expert + buffer.num_local_experts]
     if len(mine) == 0:
         return received.x * 0, None if layout == "compact" else received.topk_weights
     if layout == "masked":

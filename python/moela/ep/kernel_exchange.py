@@ -73,38 +73,25 @@ class KernelExchange(Exchange):
 
     def receive_tokens(self, op, epoch, like, layout, capacity, into=None):
         buffer, first = self._buffer, like[0]
-        topk, E = buffer.topk, buffer.num_local_experts
-        form = form_of(*like, *[torch.empty((0, topk), dtype=torch.int32)] * 2)
+        form = form_of(*like, *[torch.empty((0, buffer.topk), dtype=torch.int32)] * 2)
         *offsets, ids_at, weights_at = form.offsets
         x = self._end(epoch, text_of("ep_dispatch", *like), form.row_bytes)
-        here = (buffer.first_expert, E)
-
-        def place(layout: str, capacity: int) -> tuple[Tensor, Tensor]:
-            of = layouts.shapes(buffer, layout, capacity)
-            positions, experts = (first.new_empty(s, dtype=torch.int32) for s in (of.positions, of.experts))
-            self._kernels.place(x, layout, ids_at, topk, *here, capacity, positions, experts)
-            return positions, experts
-
         if capacity is None:
             capacity = layouts.shapes(buffer, layout, None).rows[-1]
         positions = experts = None
-        if layout != "compact" or capacity == EXACT:
-            # Sorted rows tell how many there are, in either layout; nothing is lost in so much room.
-            room = self._rows.numel() * topk if capacity == EXACT else capacity
-            positions, experts = place("expert" if capacity == EXACT else layout, room)
         if capacity == EXACT:
-            is_sorted = layout == "expert"
-            capacity = int(experts[-1] if is_sorted else (positions >= 0).any(1).sum())
+            capacity, positions, experts = self._place_all(x, layout, ids_at)
+        elif layout != "compact":
+            positions, experts = self._place(x, layout, ids_at, capacity)
+
         of = layouts.shapes(buffer, layout, capacity)
         outs = into or [t.new_empty((*of.rows, t.size(1))) for t in like]
-        flat = bytes_of(*(out.flatten(0, -2) for out in outs))
-        ids = first.new_empty(of.ids, dtype=torch.int32)
+        ids, counts = (first.new_empty(s, dtype=torch.int32) for s in (of.ids, (buffer.num_ranks,)))
         weights = first.new_empty(of.weights, dtype=torch.float32)
-        counts = first.new_empty((buffer.num_ranks,), dtype=torch.int32)
-        if layout == "compact":
-            positions, experts = None, None
+        flat = bytes_of(*(out.flatten(0, -2) for out in outs))
         self._kernels.receive(
-            x, layout, *_not_empty(flat, offsets), ids_at, weights_at, topk, *here, positions, experts,
+            x, layout, *_not_empty(flat, offsets), ids_at, weights_at, buffer.topk,
+            buffer.first_expert, buffer.num_local_experts, positions, experts,
             ids if layout == "compact" else None, weights, counts, capacity,
         )  # fmt: skip
         if layout == "compact":
@@ -112,6 +99,27 @@ class KernelExchange(Exchange):
             positions = torch.where(self._rows < end, self._rows, -1)[:, None]
             experts = first.new_empty(of.experts, dtype=torch.int32)
         return Placed(outs[0], ids, weights, list(outs[1:]), experts, counts, positions)
+
+    def _place(self, x: DeviceExchange, layout: str, ids_at: int, capacity: int) -> tuple[Tensor, Tensor]:
+        """-> (positions, experts) of a layout that is sorted by expert."""
+        buffer = self._buffer
+        of, make = layouts.shapes(buffer, layout, capacity), x.epochs.new_empty
+        positions, experts = (make(shape, dtype=torch.int32) for shape in (of.positions, of.experts))
+        here = (buffer.topk, buffer.first_expert, buffer.num_local_experts)
+        self._kernels.place(x, layout, ids_at, *here, capacity, positions, experts)
+        return positions, experts
+
+    def _place_all(
+        self, x: DeviceExchange, layout: str, ids_at: int
+    ) -> tuple[int, Tensor | None, Tensor | None]:
+        """-> (the places that what came needs, positions and experts of a layout that has them).
+
+        The one call that waits for the device. How many rows came is found by sorting them in either layout.
+        """
+        positions, experts = self._place(x, "expert", ids_at, self._rows.numel() * self._buffer.topk)
+        if layout == "expert":
+            return int(experts[-1]), positions, experts
+        return int((positions >= 0).any(1).sum()), None, None
 
     # --- combine ------------------------------------------------------------------------------------------
 
