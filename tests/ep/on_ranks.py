@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import device_definition
+import interpreter
 import layer
 import moela
 import torch
@@ -16,12 +17,18 @@ import torch.distributed as dist
 from moela import nn
 from moela.ep import EpBuffer, EpError
 from moela.ep.device import Kernels
+from moela.ep.device_kernels import kernels_for
 from moela.ep.transports import symm
 from torch.distributed.device_mesh import init_device_mesh
 
 
-def layers_by_kernels(rank: int, folder: str) -> str:
+def layers_by_kernels(rank: int, folder: str, kind: str) -> str:
     """The transport for GPUs, with files that both map in the place of their memory."""
+    five = Kernels(*(getattr(device_definition, name) for name in Kernels._fields))
+    if kind == "triton":
+        interpreter.hasten()
+        with mock.patch.dict(os.environ, MOELA_BACKEND="triton"):
+            five = kernels_for(torch.device("cpu"), 0)
 
     def symmetric(num_bytes: int, setup):
         paths = [Path(folder) / str(r) for r in range(setup.num_ranks)]
@@ -32,7 +39,6 @@ def layers_by_kernels(rank: int, folder: str) -> str:
         memories = [torch.from_file(str(p), shared=True, size=num_bytes, dtype=torch.uint8) for p in paths]
         return memories, [memory.data_ptr() for memory in memories]
 
-    five = Kernels(*(getattr(device_definition, name) for name in Kernels._fields))
     with (
         mock.patch.object(symm, "symmetric", symmetric),
         mock.patch.object(symm, "kernels_for", return_value=five),

@@ -3,6 +3,7 @@
 import on_ranks
 import pytest
 import torch
+from moela.backends import interpreted
 from moela.ep.rendezvous import Member
 from moela.ep.transports import TRANSPORTS
 from pool import Pool
@@ -27,8 +28,15 @@ def test_auto_is_the_same_transport_on_all(pool):
     assert pool.run(on_ranks.layers, "auto") == [CONNECTING[0]] * 2
 
 
-def test_processes_exchange_by_kernels_in_memory_that_all_see(pool, tmp_path):
-    assert pool.run(on_ranks.layers_by_kernels, str(tmp_path)) == ["symm"] * 2
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "definition",
+        pytest.param("triton", marks=pytest.mark.skipif(not interpreted(), reason="no interpreter here")),
+    ],
+)
+def test_processes_exchange_by_kernels_in_memory_that_all_see(pool, tmp_path, kind):
+    assert pool.run(on_ranks.layers_by_kernels, str(tmp_path), kind) == ["symm"] * 2
 
 
 def test_groups_may_be_parts_of_a_mesh(pool):

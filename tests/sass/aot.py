@@ -18,6 +18,7 @@ os.environ.pop("TRITON_INTERPRET", None)
 
 import launches
 import launches_attention
+import launches_ep
 import machine_code
 import triton
 from launches import Launch
@@ -26,7 +27,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-VARIANTS = launches.VARIANTS | launches_attention.VARIANTS
+VARIANTS = launches.VARIANTS | launches_attention.VARIANTS | launches_ep.VARIANTS
 
 
 def gpu_target(name: str) -> GPUTarget:

@@ -84,8 +84,10 @@ STACK = {
     ("sm_90", "mla_prefill_backward-bf16-dq"): 40,
     ("sm_100", "mla_prefill_backward-bf16-dq"): 40,
 }
-# What a kernel keeps for after its walk over K, or over keys, may wait on the stack.
-WALKS = (*PRODUCTS, "mla_decode", "mla_prefill", "mla_prefill_backward", "mla_sparse")
+# Kernels that exchange rows with other ranks.
+EXCHANGES = ("ep_dispatch", "ep_combine")
+# What a kernel keeps for after its walk over K, over keys, or over rows, may wait on the stack.
+WALKS = (*PRODUCTS, "mla_decode", "mla_prefill", "mla_prefill_backward", "mla_sparse", *EXCHANGES)
 STACK_BESIDE_LOOPS = 24
 
 
@@ -162,7 +164,7 @@ def products(variants: Variants) -> Variants:
 
 def test_every_variant_of_every_op_compiles(variants):
     assert {v: f["error"] for v, f in variants.items() if "error" in f} == {}
-    assert {v.split("-")[0] for v in variants} == {*SPECS, "clear_rest"}
+    assert {v.split("-")[0] for v in variants} == {*SPECS, "clear_rest", *EXCHANGES}
 
 
 def test_products_multiply_with_the_tensor_core_of_their_type(target, compiled):
@@ -224,10 +226,34 @@ def test_casts_divide_exactly(compiled):
 @pytest.mark.parametrize("target", NVIDIA, indirect=True)
 def test_what_is_defined_bit_by_bit_rounds_every_operation(target, compiled):
     """A fused multiply-add, an approximation or a flushed subnormal could choose another expert or code."""
-    for op in ("moe_topk", "moe_unpermute", "mla_norm_rope_cache_write"):
+    for op in ("ep_combine", "moe_topk", "moe_unpermute", "mla_norm_rope_cache_write"):
         for variant, facts in of_op(compiled, op).items():
             wrong = [o for o in facts["ptx"] if re.match(r"fma\.|.*\.(approx|ftz|full)\b", o)]
             assert wrong == [], variant
+
+
+def test_exchanges_order_what_all_devices_of_a_node_see(target, compiled):
+    """Acquire what peers have stored, release what was stored there; wait by a clock."""
+    nvidia = {"atom.global.sys.acquire.add.u64", "mov.u64"}
+    amd = {"buffer_inv", "s_memrealtime"}
+    for op in EXCHANGES:
+        for variant, facts in of_op(compiled, op).items():
+            tells = "-place" not in variant
+            if "ptx" in facts:
+                wanted = nvidia | ({"atom.global.sys.release.exch.b64"} if tells else set())
+                assert set(facts["ptx"]) >= wanted, variant
+                assert tells == any(o.startswith("atom.global.gpu.acq_rel") for o in facts["ptx"]), variant
+            else:
+                assert set(opcodes(facts)) >= amd | ({"buffer_wbl2"} if tells else set()), variant
+
+
+@pytest.mark.parametrize("target", NVIDIA, indirect=True)
+def test_six_ranks_that_exchange_rows_fit_a_device(compiled):
+    """A block of each on every multiprocessor: they wait for each other."""
+    for op in EXCHANGES:
+        for variant, facts in of_op(compiled, op).items():
+            blocks = 2 if "-place" in variant else 6  # what places has fewer blocks
+            assert blocks * facts["num_warps"] * 32 * -(-facts["registers"] // 8) * 8 <= 65536, variant
 
 
 def test_nothing_is_computed_in_float64(compiled):
