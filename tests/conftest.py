@@ -21,6 +21,8 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # As those of numpy do, which multiplies the small matrices of Triton's interpreter: a hundredth of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# inductor compiles here, not in processes that each import torch first.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
 
