@@ -28,15 +28,15 @@ pytestmark = pytest.mark.aot
 class Target:
     """shared: bytes of shared memory that one block may use. dots: what multiplies, by the type of `a`.
 
-    sampled: it gets the first variant of each op and type, which have its tensor cores, number formats and
-    memory. What else variants differ in (strides, layouts, options) another target tells, and `-m thorough`.
+    sample: it gets the first variant of each op of these types: those that it multiplies in its own way. What
+    else variants differ in (strides, layouts, options) another target tells, and `-m thorough`.
     """
 
     shared: int
     dots: dict[str, str]
     has_fp8: bool = True
     has_tma: bool = False
-    sampled: bool = False
+    sample: tuple[str, ...] = ()
 
 
 HMMA = {"bf16": r"HMMA\.16816\.F32\.BF16", "f16": r"HMMA\.16816\.F32"}
@@ -52,20 +52,22 @@ MFMA = {"bf16": r"v_mfma_f32_\w+_bf16", "f16": r"v_mfma_f32_\w+_f16", "f32": r"v
 
 TARGETS = {
     "sm_80": Target(163 << 10, DECODED, has_fp8=False),
-    "sm_86": Target(99 << 10, DECODED, has_fp8=False, sampled=True),
-    "sm_89": Target(99 << 10, QMMA, sampled=True),
+    "sm_86": Target(99 << 10, DECODED, has_fp8=False, sample=("bf16", "e4m3")),
+    "sm_89": Target(99 << 10, QMMA, sample=("bf16", "e4m3")),
     "sm_90": Target(227 << 10, WGMMA, has_tma=True),
-    "sm_100": Target(227 << 10, TCGEN05, has_tma=True),
-    "sm_120": Target(99 << 10, QMMA, has_tma=True, sampled=True),
+    "sm_100": Target(227 << 10, TCGEN05, has_tma=True, sample=("bf16", "f32", "e4m3")),
+    "sm_120": Target(99 << 10, QMMA, has_tma=True, sample=("bf16", "f32", "e4m3")),
     # gfx942 has e4m3fnuz, another number format.
     "gfx942": Target(64 << 10, MFMA | {"e4m3": MFMA["f16"]}, has_fp8=False),
-    "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}, sampled=True),
+    "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}, sample=("bf16", "e4m3")),
 }
-PARAMS = [pytest.param((name, ["sample"] if t.sampled else []), id=name) for name, t in TARGETS.items()]
+PARAMS = [
+    pytest.param((name, ["sample", *t.sample] if t.sample else []), id=name) for name, t in TARGETS.items()
+]
 PARAMS += [
     pytest.param((name, []), id=f"{name}-all", marks=pytest.mark.thorough)
     for name, t in TARGETS.items()
-    if t.sampled
+    if t.sample
 ]
 NVIDIA = [param for param in PARAMS if param.id.startswith("sm_")]
 
