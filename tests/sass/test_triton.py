@@ -51,7 +51,7 @@ TCGEN05 = {"e4m3": "UTCQMMA", "bf16": "UTCHMMA", "f16": "UTCHMMA"}
 MFMA = {"bf16": r"v_mfma_f32_\w+_bf16", "f16": r"v_mfma_f32_\w+_f16", "f32": r"v_mfma_f32_\w+_f32"}
 
 TARGETS = {
-    "sm_80": Target(163 << 10, DECODED, has_fp8=False),
+    "sm_80": Target(163 << 10, DECODED, has_fp8=False, sample=("bf16", "f16", "f32", "e4m3")),
     "sm_86": Target(99 << 10, DECODED, has_fp8=False, sample=("bf16", "e4m3")),
     "sm_89": Target(99 << 10, QMMA, sample=("bf16", "e4m3")),
     "sm_90": Target(227 << 10, WGMMA, has_tma=True),
@@ -206,8 +206,11 @@ def test_products_load_by_tma_where_the_rows_are_aligned(target, compiled):
 
 @pytest.mark.parametrize("target", NVIDIA, indirect=True)
 def test_products_by_pointers_load_while_they_multiply(target, compiled):
-    """Rows of 8-byte pieces still come by asynchronous copies."""
-    by_pointers = [v for v in products(compiled) if v.endswith("-pointers")]
+    """Rows of 8-byte pieces still come by asynchronous copies; without TMA all products are by pointers."""
+    by_tma = TARGETS[target].has_tma
+    by_pointers = [
+        v for v in products(compiled) if v.endswith("-pointers") or (not by_tma and not v.endswith(BYTEWISE))
+    ]
     for variant in [*by_pointers, "grouped_gemm_wgrad-bf16"]:
         assert any(o.startswith("LDGSTS") for o in opcodes(compiled[variant])), variant
 
