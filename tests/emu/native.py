@@ -107,11 +107,14 @@ def program_without(line: str, header: str, source: str, instead: str = "") -> P
     return _program_of({header: text.replace(line, instead)}, source)
 
 
+# A program "name.3" leaves out fault 3, "name" none.
 CHOICE = """#pragma once
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 inline bool keeps(int fault) {
-  static const char* chosen = std::getenv("MOELA_FAULT");
-  return chosen == nullptr || std::atoi(chosen) != fault;
+  static const char* const chosen = std::strrchr(program_invocation_short_name, '.');
+  return chosen == nullptr || std::atoi(chosen + 1) != fault;
 }
 """
 
@@ -126,8 +129,9 @@ def program_without_one_of(faults: Sequence[tuple[str, str]], number: int, sourc
         texts[header] = text.replace(line, f"if (keeps({i})) {{\n{line}}}\n")
     program = _program_of(texts | {"choice.h": CHOICE}, source)
     chosen = program.with_name(f"{program.name}.{number}")
-    chosen.write_text(f'#!/bin/sh\nMOELA_FAULT={number} exec "{program}" "$@"\n')
-    chosen.chmod(0o755)
+    with alone(program.name):
+        if not chosen.is_symlink():
+            chosen.symlink_to(program.name)
     return chosen
 
 
@@ -136,8 +140,9 @@ def _program_of(headers: dict[str, str], source: str) -> Path:
     folder = CACHE / f"without-{hashlib.sha256(repr(sorted(headers.items())).encode()).hexdigest()[:16]}"
     with alone(folder.name):
         for header, text in headers.items():
-            (folder / header).parent.mkdir(parents=True, exist_ok=True)
-            (folder / header).write_text(text)
+            if not (folder / header).exists():  # else another process may be reading it
+                (folder / header).parent.mkdir(parents=True, exist_ok=True)
+                (folder / header).write_text(text)
     return compile_once(
         f"{Path(source).stem}-{folder.name}",
         [compiler(), *OPTIONS, ONCE, "-I", folder, *INCLUDES, source, emulator()],
