@@ -19,6 +19,10 @@ import pytest
 # Threads of torch that wait for work would take the cores of other test processes (pytest -n). OpenMP reads
 # it once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# As those of numpy do, which multiplies the small matrices of Triton's interpreter: a hundredth of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# inductor compiles here, not in processes that each import torch first.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import torch
 

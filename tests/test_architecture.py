@@ -23,6 +23,7 @@ ENVIRONMENT = RUN_TIME | {"MOELA_CUDA", "MOELA_CUDA_ARCHS", "MOELA_TEST_REQUIRE"
 # Not ours: Triton's switch, and what tells a build, a test or a subprocess where things are and how to wait.
 FOREIGN_ENVIRONMENT = {"TRITON_INTERPRET"}
 BUILD_ENVIRONMENT = {"CUDA_HOME", "CUDA_PATH", "CUDACXX", "LIBRARY_PATH", "OMP_WAIT_POLICY", "PATH"}
+BUILD_ENVIRONMENT |= {"OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"}
 
 
 def files(root: Path, *folders: str) -> Iterator[Path]:

@@ -1,6 +1,8 @@
 // Dumps what the primitives of hopper.h really do, on a GPU (nvcc -x cu) or under the emulator (g++):
-//   conform <folder> [schedule]
+//   conform <folder> [schedule [mutant of the emulator [threads | copies | maps | mma]]]
 // judge.py prepares <folder>/in and judges the dumps.
+#include <string>
+
 #include "copies.h"
 #include "maps.h"
 #include "mma.h"
@@ -21,9 +23,11 @@ int main(int argc, char** argv) {
 #else
   const conform::Device device(argv[1], nullptr);
 #endif
-  conform::run_threads(device);
-  conform::run_copies(device);
-  conform::run_maps(device);
-  conform::run_mma(device);
+  const std::string only = argc > 4 ? argv[4] : "";
+  const auto wanted = [&](const char* part) { return only.empty() || only == part; };
+  if (wanted("threads")) conform::run_threads(device);
+  if (wanted("copies")) conform::run_copies(device);
+  if (wanted("maps")) conform::run_maps(device);
+  if (wanted("mma")) conform::run_mma(device);
   return 0;
 }

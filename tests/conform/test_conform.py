@@ -19,7 +19,8 @@ def dumps(tmp_path_factory):
     def run(schedule: str) -> Path:
         folder = tmp_path_factory.mktemp(schedule)
         judge.prepare(folder)
-        native.run(native.program("tests/conform/conform.cpp"), folder, schedule)
+        # The program of test_mutants.py, without a mutant: one that takes half a minute to compile.
+        native.run(native.program("tests/conform/conform.cpp", "-DEMU_MUTATE"), folder, schedule)
         return folder
 
     return run

@@ -5,7 +5,7 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -104,12 +104,45 @@ def program_without(line: str, header: str, source: str, instead: str = "") -> P
     """The program with a line left out of one of its headers, or replaced: a planted fault."""
     text = (ROOT / "csrc" / header).read_text()
     assert text.count(line) == 1, f"{header} has the line {text.count(line)} times"
-    mutant = text.replace(line, instead)
-    folder = CACHE / f"without-{hashlib.sha256(mutant.encode()).hexdigest()[:16]}"
+    return _program_of({header: text.replace(line, instead)}, source)
+
+
+# A program "name.3" leaves out fault 3, "name" none.
+CHOICE = """#pragma once
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+inline bool keeps(int fault) {
+  static const char* const chosen = std::strrchr(program_invocation_short_name, '.');
+  return chosen == nullptr || std::atoi(chosen + 1) != fault;
+}
+"""
+
+
+def program_without_one_of(faults: Sequence[tuple[str, str]], number: int, source: str) -> Path:
+    """The program without the statements of a fault (header, text) of several: one compilation for all."""
+    texts: dict[str, str] = {}
+    for i, (header, line) in enumerate(faults):
+        text = texts.get(header) or '#include "choice.h"\n' + (ROOT / "csrc" / header).read_text()
+        assert text.count(line) == 1, f"{header} has the line {text.count(line)} times"
+        assert line.split("//")[0].rstrip().endswith(";"), f"no statement: {line}"
+        texts[header] = text.replace(line, f"if (keeps({i})) {{\n{line}}}\n")
+    program = _program_of(texts | {"choice.h": CHOICE}, source)
+    chosen = program.with_name(f"{program.name}.{number}")
+    with alone(program.name):
+        if not chosen.is_symlink():
+            chosen.symlink_to(program.name)
+    return chosen
+
+
+def _program_of(headers: dict[str, str], source: str) -> Path:
+    """The program with other texts in place of some headers of csrc."""
+    folder = CACHE / f"without-{hashlib.sha256(repr(sorted(headers.items())).encode()).hexdigest()[:16]}"
     with alone(folder.name):
-        if not (folder / header).exists():
-            (folder / header).parent.mkdir(parents=True)
-            (folder / header).write_text(mutant)
+        for header, text in headers.items():
+            if not (folder / header).exists():  # else another process may be reading it
+                (folder / header).parent.mkdir(parents=True, exist_ok=True)
+                (folder / header).write_text(text)
     return compile_once(
         f"{Path(source).stem}-{folder.name}",
         [compiler(), *OPTIONS, ONCE, "-I", folder, *INCLUDES, source, emulator()],

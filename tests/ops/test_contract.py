@@ -397,7 +397,8 @@ def test_passes_the_checks_of_torch(op):
     torch.library.opcheck(spec.out_op, (), args | empty_outputs(spec, inputs), test_utils=utils)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+# inductor begins with what aot_eager does.
+@pytest.mark.parametrize("backend", [pytest.param("aot_eager", marks=pytest.mark.thorough), "inductor"])
 def test_compiles_as_one_graph_for_every_number_of_rows(op, backend):
     spec, dims = SPECS[op], SMALL[op]
     counter = CompileCounterWithBackend(backend)

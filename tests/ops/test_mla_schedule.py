@@ -86,9 +86,22 @@ def ids(batch: list[int]) -> str:
     return f"{len(batch)}x{max(batch, default=0)}"
 
 
+def batches_and_parts(*num_parts: int) -> list[Any]:
+    """Each with each, the empty batch first; thousands of requests, which take seconds, with one number."""
+    return [
+        pytest.param(
+            batch,
+            n,
+            id=f"{ids(batch)}-{n}",
+            marks=[pytest.mark.thorough] * (len(batch) > 1000 and n != num_parts[-2]),
+        )
+        for batch in BATCHES
+        for n in num_parts
+    ]
+
+
 @pytest.mark.parametrize("batch_invariant", [False, True])
-@pytest.mark.parametrize("num_parts", [1, 7, 132, 1024])
-@pytest.mark.parametrize("batch", BATCHES, ids=ids)
+@pytest.mark.parametrize(("batch", "num_parts"), batches_and_parts(1, 7, 132, 1024))
 def test_every_block_is_in_one_part_and_pieces_count_up(run, batch, num_parts, batch_invariant):
     """The parts meet without a gap; a request's pieces are runs of its blocks, numbered in order."""
     if run.is_slow and len(batch) * num_parts > 10**6:
@@ -127,8 +140,7 @@ def test_batch_invariant_cuts_at_every_2048th_key_and_nowhere_else(run, batch):
 
 
 @pytest.mark.parametrize("rows", [1, 16, 128, 1000])
-@pytest.mark.parametrize("num_parts", [1, 20, 132])
-@pytest.mark.parametrize("batch", [b for b in BATCHES if b], ids=ids)
+@pytest.mark.parametrize(("batch", "num_parts"), batches_and_parts(1, 20, 132)[3:])
 def test_no_part_exceeds_what_the_model_says_of_the_best(run, batch, num_parts, rows):
     """By more than a block; and the largest part and the merge cost no more than whole requests would."""
     s = read(run, batch, rows=rows, num_parts=num_parts)

@@ -1,6 +1,6 @@
 """Compile what every Triton launch() launches on a target, without a GPU; print facts of the code as JSON.
 
-    python tests/sass/aot.py sm_90 [sample | VARIANT ...]
+    python tests/sass/aot.py sm_90 [sample TYPE ... | VARIANT ...]
 
 A process of its own, because Triton reads TRITON_INTERPRET once. launch() runs with tensors in host memory
 and a driver that only names the target; a hook takes the signature, the constants and the alignments that
@@ -86,13 +86,21 @@ def facts(compilation: dict[str, Any], kernel: CompiledKernel) -> dict[str, Any]
     return result | {"ptx": machine_code.opcodes_of_assembly(kernel.asm["ptx"])}
 
 
-def sample() -> list[str]:
-    """The first variant of each op and type."""
-    return list({tuple(variant.split("-")[:2]): variant for variant in reversed(VARIANTS)}.values())
+def sample(types: tuple[str, ...]) -> list[str]:
+    """Of each op the first variant of each of the types; of an op that has none of them, its first."""
+    of_op: dict[str, dict[str, str]] = {}
+    for variant in VARIANTS:
+        op, kind, *_ = variant.split("-")
+        of_op.setdefault(op, {}).setdefault(kind, variant)
+    return [
+        variant
+        for first in of_op.values()
+        for variant in [first[t] for t in types if t in first] or list(first.values())[:1]
+    ]
 
 
 def main(name: str, *only: str) -> None:
-    only = sample() if only == ("sample",) else only
+    only = sample(only[1:]) if only[:1] == ("sample",) else only
     target = gpu_target(name)
     triton.runtime.driver.set_active(NoDevice(target))
     _fp8.target_of = lambda device: moela_target(name)

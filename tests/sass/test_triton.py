@@ -28,15 +28,15 @@ pytestmark = pytest.mark.aot
 class Target:
     """shared: bytes of shared memory that one block may use. dots: what multiplies, by the type of `a`.
 
-    sampled: it gets the first variant of each op and type, which have its tensor cores, number formats and
-    memory. What else variants differ in (strides, layouts, options) another target tells, and `-m thorough`.
+    sample: it gets the first variant of each op of these types: those that it multiplies in its own way. What
+    else variants differ in (strides, layouts, options) another target tells, and `-m thorough`.
     """
 
     shared: int
     dots: dict[str, str]
     has_fp8: bool = True
     has_tma: bool = False
-    sampled: bool = False
+    sample: tuple[str, ...] = ()
 
 
 HMMA = {"bf16": r"HMMA\.16816\.F32\.BF16", "f16": r"HMMA\.16816\.F32"}
@@ -51,21 +51,23 @@ TCGEN05 = {"e4m3": "UTCQMMA", "bf16": "UTCHMMA", "f16": "UTCHMMA"}
 MFMA = {"bf16": r"v_mfma_f32_\w+_bf16", "f16": r"v_mfma_f32_\w+_f16", "f32": r"v_mfma_f32_\w+_f32"}
 
 TARGETS = {
-    "sm_80": Target(163 << 10, DECODED, has_fp8=False),
-    "sm_86": Target(99 << 10, DECODED, has_fp8=False, sampled=True),
-    "sm_89": Target(99 << 10, QMMA, sampled=True),
+    "sm_80": Target(163 << 10, DECODED, has_fp8=False, sample=("bf16", "f16", "f32", "e4m3")),
+    "sm_86": Target(99 << 10, DECODED, has_fp8=False, sample=("bf16", "e4m3")),
+    "sm_89": Target(99 << 10, QMMA, sample=("bf16", "e4m3")),
     "sm_90": Target(227 << 10, WGMMA, has_tma=True),
-    "sm_100": Target(227 << 10, TCGEN05, has_tma=True),
-    "sm_120": Target(99 << 10, QMMA, has_tma=True, sampled=True),
+    "sm_100": Target(227 << 10, TCGEN05, has_tma=True, sample=("bf16", "f32", "e4m3")),
+    "sm_120": Target(99 << 10, QMMA, has_tma=True, sample=("bf16", "f32", "e4m3")),
     # gfx942 has e4m3fnuz, another number format.
     "gfx942": Target(64 << 10, MFMA | {"e4m3": MFMA["f16"]}, has_fp8=False),
-    "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}, sampled=True),
+    "gfx950": Target(160 << 10, MFMA | {"e4m3": r"v_mfma_f32_\w+_f8f6f4"}, sample=("bf16", "e4m3")),
 }
-PARAMS = [pytest.param((name, ["sample"] if t.sampled else []), id=name) for name, t in TARGETS.items()]
+PARAMS = [
+    pytest.param((name, ["sample", *t.sample] if t.sample else []), id=name) for name, t in TARGETS.items()
+]
 PARAMS += [
     pytest.param((name, []), id=f"{name}-all", marks=pytest.mark.thorough)
     for name, t in TARGETS.items()
-    if t.sampled
+    if t.sample
 ]
 NVIDIA = [param for param in PARAMS if param.id.startswith("sm_")]
 
@@ -206,8 +208,11 @@ def test_products_load_by_tma_where_the_rows_are_aligned(target, compiled):
 
 @pytest.mark.parametrize("target", NVIDIA, indirect=True)
 def test_products_by_pointers_load_while_they_multiply(target, compiled):
-    """Rows of 8-byte pieces still come by asynchronous copies."""
-    by_pointers = [v for v in products(compiled) if v.endswith("-pointers")]
+    """Rows of 8-byte pieces still come by asynchronous copies; without TMA all products are by pointers."""
+    by_tma = TARGETS[target].has_tma
+    by_pointers = [
+        v for v in products(compiled) if v.endswith("-pointers") or (not by_tma and not v.endswith(BYTEWISE))
+    ]
     for variant in [*by_pointers, "grouped_gemm_wgrad-bf16"]:
         assert any(o.startswith("LDGSTS") for o in opcodes(compiled[variant])), variant
 

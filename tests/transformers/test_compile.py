@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 
-WAYS = ("name", "patch")
 # Of models that share their experts and routers one.
 DIFFERENT = [n for n in models.MODELS if n not in ("deepseek_v2_groups", "kimi_k2", "qwen3_moe")]
 
@@ -36,8 +35,15 @@ def test_compiles_to_one_graph(name, way):
     assert distance <= 2.0**-18 * models.largest(eager)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("deepseek_v3", "patch"),
+        ("gpt_oss", "name"),
+        pytest.param("deepseek_v3", "name", marks=pytest.mark.thorough),
+        pytest.param("gpt_oss", "patch", marks=pytest.mark.thorough),
+    ],
+)
 def test_compiled_gradients(name, way):
     model = models.build(name)
     models.put_on_moela(model, way)
@@ -48,8 +54,15 @@ def test_compiled_gradients(name, way):
     assert models.worst(compiled, eager) <= 2.0**-18
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [
+        ("static", "sdpa"),
+        ("dynamic", "eager"),
+        pytest.param("static", "eager", marks=pytest.mark.thorough),
+        pytest.param("dynamic", "sdpa", marks=pytest.mark.thorough),
+    ],
+)
 def test_decodes_in_one_graph(kind, attention):
     results = []
     for is_compiled in (False, True):
