@@ -1,9 +1,11 @@
 """What the processes of a Pool run."""
 
+import contextlib
 import os
 import runpy
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,12 +20,36 @@ from moela import nn
 from moela.ep import EpBuffer, EpError
 from moela.ep.device import Kernels
 from moela.ep.device_kernels import kernels_for
-from moela.ep.transports import symm
+from moela.ep.transports import hier, symm, symm_rows
 from torch.distributed.device_mesh import init_device_mesh
 
 
 def layers_by_kernels(rank: int, folder: str, kind: str) -> str:
     """The transport for GPUs, with files that both map in the place of their memory."""
+    with files_as_symmetric_memory(folder, kind):
+        return layers(rank, "symm")
+
+
+def in_nodes_of_gpus(rank: int, folder: str) -> str:
+    """Four processes as two nodes of two: in a node through symmetric memory."""
+    with (
+        files_as_symmetric_memory(folder, "definition"),
+        mock.patch.object(hier, "_in_node", return_value=symm_rows.SymmRowsTransport),
+    ):
+        return in_nodes_of_two(rank)
+
+
+def groups_in_a_grid(rank: int) -> list[list[int]]:
+    """Of torch.distributed: of this rank's rail, and of its node."""
+    setup = mock.Mock(group=None, deadline=20.0)
+    return [
+        dist.get_process_group_ranks(hier._group_of(setup, ranks))
+        for ranks in ([rank % 2, rank % 2 + 2], [rank // 2 * 2, rank // 2 * 2 + 1])
+    ]
+
+
+@contextlib.contextmanager
+def files_as_symmetric_memory(folder: str, kind: str) -> Iterator[None]:
     five = Kernels(*(getattr(device_definition, name) for name in Kernels._fields))
     if kind == "triton":
         interpreter.hasten()
@@ -31,10 +57,10 @@ def layers_by_kernels(rank: int, folder: str, kind: str) -> str:
             five = kernels_for(torch.device("cpu"), 0)
 
     def symmetric(num_bytes: int, setup):
-        paths = [Path(folder) / str(r) for r in range(setup.num_ranks)]
-        with paths[rank].open("wb") as file:
+        paths = [Path(folder) / str(r) for r in setup.ranks]
+        with paths[setup.rank].open("wb") as file:
             file.truncate(num_bytes)
-        setup.store.set(f"file/{rank}", "")
+        setup.store.set(f"file/{setup.rank}", "")
         setup.store.wait([f"file/{r}" for r in range(setup.num_ranks)])
         memories = [torch.from_file(str(p), shared=True, size=num_bytes, dtype=torch.uint8) for p in paths]
         return memories, [memory.data_ptr() for memory in memories]
@@ -45,7 +71,7 @@ def layers_by_kernels(rank: int, folder: str, kind: str) -> str:
         mock.patch.object(symm.SymmTransport, "why_not", return_value=None),
         mock.patch.object(symm.SymmTransport, "unfit", return_value=None),
     ):
-        return layers(rank, "symm")
+        yield
 
 
 def layers(rank: int, transport: str) -> str:

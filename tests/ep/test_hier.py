@@ -137,10 +137,16 @@ def test_a_node_over_two_hosts_is_none():
 
 def test_it_is_chosen_for_hosts_of_several_ranks():
     faults = [dict.fromkeys(TRANSPORTS)] * 4
-    for hosts, chosen in (("aabb", "hier"), ("abab", "hier"), ("aaaa", "shm"), ("abbb", "collective")):
-        ranks = [Member(host, pid, 0, host) for pid, host in enumerate(hosts)]
-        reasons = reasons_against(faults, ranks, is_local=False)
-        assert next(name for name, why in reasons.items() if why is None) == chosen
+    for hosts, *chosen in (
+        ("aabb", "hier", "hier"),
+        ("abab", "hier", "hier"),
+        ("aaaa", "shm", "symm"),
+        ("abbb", "collective", "collective"),
+    ):
+        for device, name in zip(("cpu", "cuda:0"), chosen, strict=True):
+            ranks = [Member(host, pid, 0, host, device) for pid, host in enumerate(hosts)]
+            reasons = reasons_against(faults, ranks, is_local=False)
+            assert next(name for name, why in reasons.items() if why is None) == name
 
 
 def test_nodes_that_do_not_divide_the_ranks_are_an_error():
@@ -161,6 +167,16 @@ def pool(tmp_path_factory):
 
 def test_four_processes_as_two_nodes_compute_the_layer_of_one(pool):
     assert pool.run(on_ranks.in_nodes_of_two) == ["hier"] * 4
+
+
+def test_four_processes_with_gpus_as_two_nodes_compute_the_layer_of_one(pool, tmp_path):
+    assert pool.run(on_ranks.in_nodes_of_gpus, str(tmp_path)) == ["hier"] * 4
+
+
+def test_rails_and_nodes_of_gpus_have_groups_of_their_own(pool):
+    assert pool.run(on_ranks.groups_in_a_grid) == [
+        [[r % 2, r % 2 + 2], [r // 2 * 2, r // 2 * 2 + 1]] for r in range(4)
+    ]
 
 
 def test_a_process_that_is_killed_is_named_on_both_nodes(pool):

@@ -80,7 +80,8 @@ class Received(NamedTuple):
     counts: Tensor  # [R] int32
 
     def to(self, device: torch.device) -> "Received":
-        return self if self.wire.device == device else Received(*(t.to(device) for t in self))
+        is_there = self.wire.device == device and self.counts.device == device
+        return self if is_there else Received(*(t.to(device) for t in self))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ reaches every rank: a reason to give up as it is, a rank that is lost by its num
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,8 @@ from moela.ep.transports.base import HostTransport, Received, Setup, expect_room
 from moela.ep.transports.collective import GRACE, CollectiveTransport
 from moela.ep.transports.local import LocalTransport
 from moela.ep.transports.shm import ShmTransport
+from moela.ep.transports.symm import SymmTransport
+from moela.ep.transports.symm_rows import SymmRowsTransport
 from moela.ep.wire import WireFormat, wire_format
 
 
@@ -52,17 +55,22 @@ class HierTransport(HostTransport):
         self._given_up: dict[int, str] = {}  # why, in epochs of which the node is not told yet
         word_bytes = WireFormat((4 * (1 + self._node_size),)).row_bytes
         rail = [ranks[self._place] for ranks in nodes]
-        self._rail = _Stage(CollectiveTransport(_part(setup, rail, "rail", self._place)), rail)
-        in_node = _part(setup, nodes[self._node], "node", self._node)
+        self._groups = (
+            [] if setup.device.type == "cpu" else [_group_of(setup, r) for r in (rail, nodes[self._node])]
+        )
+        of_rail, of_node = self._groups or (None, None)
+        on_rail = replace(_part(setup, rail, "rail", self._place), group=of_rail)
+        self._rail = _Stage(CollectiveTransport(on_rail), rail)
         in_node = replace(
-            in_node,
+            _part(setup, nodes[self._node], "node", self._node),
+            group=of_node,
             max_tokens=self._num_nodes * setup.max_tokens,
             row_bytes=setup.row_bytes + word_bytes,
             # A rank of the node that waits for its own rail in vain says so first.
             deadline=setup.deadline + 2 * min(GRACE, setup.deadline),
         )
         try:
-            transport = (LocalTransport if setup.local else ShmTransport)(in_node)
+            transport = _in_node(setup.device.type, setup.local is not None)(in_node)
         except BaseException:
             self._rail.transport.close()
             raise
@@ -74,7 +82,7 @@ class HierTransport(HostTransport):
 
     @staticmethod
     def unfit(members: list[Member], is_local: bool) -> str | None:
-        if not_in_host_memory(members):
+        if is_local and not_in_host_memory(members):
             return not_in_host_memory(members)
         nodes = _nodes(members)
         sizes = {len(ranks) for ranks in nodes}
@@ -83,19 +91,24 @@ class HierTransport(HostTransport):
         if len(sizes) > 1 or sizes == {1}:
             sizes = ", ".join(str(len(ranks)) for ranks in nodes)
             return f"expected as many ranks on each node, two or more, got {sizes}"
-        connects = LocalTransport if is_local else ShmTransport
+        if members[0].device != "cpu":
+            connects = SymmTransport
+        else:
+            connects = LocalTransport if is_local else ShmTransport
         reasons = [connects.unfit([members[rank] for rank in ranks], is_local) for ranks in nodes]
         return next((f"in node {n}: {reason}" for n, reason in enumerate(reasons) if reason), None)
 
     def send(self, epoch, text, columns, send_rows, counts, own_column=0) -> None:
         form = wire_format(tuple(c.size(1) for c in columns))
         expect_room(self._setup, int(counts.max()), form.row_bytes)
-        rows, words, to_nodes = self._merged(send_rows, counts)
+        device = send_rows.device
+        rows, words, to_nodes = self._merged(send_rows.cpu(), counts.cpu())
         # A copy more than a transport needs, in memory, for fewer bytes between nodes.
-        wire = form.pack(columns, rows, rows.numel())
-        order = torch.arange(rows.numel(), dtype=torch.int32)
+        wire = form.pack(columns, rows.to(device), rows.numel())
+        order = torch.arange(rows.numel(), dtype=torch.int32, device=device)
+        columns = [wire, words.view(torch.uint8).to(device)]
         with self._watched(epoch, self._rail, self._in_node):
-            self._rail.transport.send(epoch, text, [wire, words.view(torch.uint8)], order, to_nodes)
+            self._rail.transport.send(epoch, text, columns, order, to_nodes)
         self._rail.posted = epoch
         self._begun[epoch] = text, form
 
@@ -123,7 +136,7 @@ class HierTransport(HostTransport):
             wire, starts, counts = self._in_node.transport.receive(epoch)
         from_nodes = torch.zeros(self._node_size, self._num_nodes, dtype=torch.int32)
         for place, (start, n) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True)):
-            nodes = self._words(wire[start : start + n], form)[:, :4].contiguous().view(torch.int32)
+            nodes = self._words(wire[start : start + n], form)[:, :4].contiguous().cpu().view(torch.int32)
             from_nodes[place] = nodes[:, 0].bincount(minlength=self._num_nodes)
         firsts = starts.view(-1, 1) + from_nodes.cumsum(1, dtype=torch.int32) - from_nodes
         # [places, nodes] to [R]
@@ -139,14 +152,15 @@ class HierTransport(HostTransport):
             self._tell_node(epoch, str(error))
             return
         rows = received_rows(starts, counts)
-        words = self._words(wire, form)[rows].view(torch.int32)
+        words = self._words(wire, form).cpu()[rows].view(torch.int32)
         places, wanted = (words[:, 1:] >= 0).T.nonzero(as_tuple=True)
         # By destination, then source, then as the source sent it: sorting keeps the order of destinations.
         keys = (places * self._num_nodes + words[wanted, 0]) << 32
         order = (keys + words[wanted, 1 + places]).argsort()
         to_ranks = places.bincount(minlength=self._node_size).int()
         with self._watched(epoch, self._in_node, self._rail):
-            self._in_node.transport.send(epoch, text, [wire], rows[wanted[order]], to_ranks)
+            passed_on = rows[wanted[order]].to(wire.device)
+            self._in_node.transport.send(epoch, text, [wire], passed_on, to_ranks)
         self._in_node.posted = epoch
         self._rail.transport.release(epoch)
 
@@ -171,8 +185,11 @@ class HierTransport(HostTransport):
             self._in_node.posted = epoch
 
     def close(self) -> None:
-        self._rail.transport.close()
-        self._in_node.transport.close()
+        for stage in (self._rail, self._in_node):
+            stage.transport.close()
+        for group in self._groups:
+            dist.destroy_process_group(group)
+        self._groups = []
 
     @contextlib.contextmanager
     def _watched(self, epoch: int, stage: _Stage, other: _Stage) -> Iterator[None]:
@@ -205,6 +222,23 @@ def _nodes(members: list[Member] | tuple[Member, ...]) -> list[list[int]]:
     for rank, member in enumerate(members):
         nodes.setdefault(member.node, []).append(rank)
     return [*nodes.values()]
+
+
+def _in_node(device: str, is_local: bool) -> type[HostTransport]:
+    """What connects the ranks of a node."""
+    if is_local:
+        return LocalTransport
+    return ShmTransport if device == "cpu" else SymmRowsTransport
+
+
+def _group_of(setup: Setup, ranks: list[int]) -> "dist.ProcessGroup":
+    """A group of torch.distributed for some of the ranks: rows that are not in host memory travel by one."""
+    of_all = dist.get_process_group_ranks(setup.group or dist.group.WORLD)
+    return dist.new_group(
+        [of_all[rank] for rank in ranks],
+        timeout=timedelta(seconds=setup.deadline),
+        use_local_synchronization=True,  # the others have groups of their own
+    )
 
 
 def _part(setup: Setup, ranks: list[int], what: str, number: int) -> Setup:
