@@ -4,8 +4,10 @@
 
 The mesh has two dimensions. Along "experts" a process has a part of the experts, and tokens travel. Along
 "data" are those with the same part, which FSDP shards among them. What every process has, gate and shared
-experts, it shards among all.
+experts, it shards among all. Where there are GPUs, each process has one, and NCCL.
 """
+
+import os
 
 import torch
 import torch.distributed as dist
@@ -26,17 +28,18 @@ def shard(block: nn.MoE, mesh: DeviceMesh) -> None:
     fully_shard(block, mesh=mesh["data", "experts"]._flatten())
 
 
-def train(steps: int) -> dict[str, torch.Tensor]:
+def train(steps: int, device: str = "cpu") -> dict[str, torch.Tensor]:
     """-> the parameters, whole but for those of other processes' experts."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("data", "experts"))
+    mesh = init_device_mesh(device, (dist.get_world_size() // 2, 2), mesh_dim_names=("data", "experts"))
     settings = {"num_experts": NUM_EXPERTS, "hidden": HIDDEN, "topk": TOPK, "max_tokens": TOKENS}
     with EpBuffer(mesh.get_group("experts"), **settings) as buffer:
         whole = new_block()
         mine = range(buffer.first_expert, buffer.first_expert + buffer.num_local_experts)
         block = nn.MoE(whole.gate, whole.experts.part(mine), whole.shared_experts, ep_group=buffer.name)
+        block.to(device)
         shard(block, mesh)
         optimizer = torch.optim.SGD(block.parameters(), lr=1.0)
-        x, wanted = tokens(dist.get_rank())
+        x, wanted = tokens(dist.get_rank()).to(device)
         for _ in range(steps):
             optimizer.zero_grad()
             loss = torch.nn.functional.mse_loss(block(x), wanted)
@@ -58,6 +61,10 @@ def tokens(rank: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    train(steps=50)
+    device = "cpu"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        device = "cuda"
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    train(steps=50, device=device)
     dist.destroy_process_group()
