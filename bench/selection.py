@@ -43,6 +43,10 @@ def default_layers(bench: Bench, model: str) -> list[str]:
 def select_cases(benches: Sequence[Bench], wanted: Wanted) -> list[Case]:
     """The cases of every op, in the order in which they are measured."""
     known = list(dict.fromkeys(name for bench in benches for name in bench.layers(MODELS[wanted.model])))
+    if not known:
+        having = [model for model, shape in MODELS.items() if any(bench.layers(shape) for bench in benches)]
+        expected = f"expected one with a layer for {benches[0].op} ({', '.join(having)})"
+        raise ValueError(f"--model: {expected}, got {wanted.model!r}")
     names = [] if wanted.layers is None else list(dict.fromkeys(wanted.layers.split(",")))
     for name in names:
         expect_one_of(f"--layers of {wanted.model}", name, [*known, "all"])

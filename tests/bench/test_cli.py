@@ -65,6 +65,10 @@ REFUSED = {
     "an op": (["bench", "fp8_gem"], "op: expected one of ep_plan, fp8_gemm, "),
     "a close op": (["bench", "fp8_gem"], "got 'fp8_gem'; did you mean fp8_gemm?"),
     "a model": (["bench", "all", "--model", "deepseek-v33"], "--model: expected one of deepseek-v2-lite, "),
+    "a model without such layers": (
+        ["bench", "indexer_topk", "--model", "deepseek-v2-lite"],
+        "--model: expected one with a layer for indexer_topk (deepseek-v3.2, glm-5), got 'deepseek-v2-lite'",
+    ),
     "a layer": (
         ["bench", "all", "--layers", "kv_a,kvb"],
         "--layers of deepseek-v3: expected one of router, expert_gate, ",

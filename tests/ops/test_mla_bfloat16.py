@@ -50,6 +50,21 @@ def test_columns_of_any_size_are_within_the_bound(decode, prefill, size):
     assert_within_bound(prefill, x)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_values_of_any_size_are_within_the_bound(decode, size):
+    """Of some keys of the second part, in a column that no score sees: q is as tiles take it."""
+    x = decode.inputs(B=1, H=3, S=1300, L=64, R=16, page_size=None, hostile=False)
+    x["q"][..., 5], x["cache"][0, :, 5], x["cache"][0, 1200:, 5] = 0, 0, size
+    assert_within_bound(decode, x)
+
+
+def test_a_prompt_of_float32_over_several_tiles_of_keys_is_within_the_bound(prefill):
+    """Maxima grow from tile to tile; the contract's cases of several tiles are bfloat16."""
+    x = prefill.inputs(T=70, H=2, D=24, Dv=16, lens=[(70, 400)], x_dtype=torch.float32)
+    x["k"] *= torch.linspace(0.1, 2, 400)[:, None, None]
+    assert_within_bound(prefill, x)
+
+
 def test_weights_that_nearly_vanish_keep_small_values(decode):
     """A column in which only keys of weights down to 2^-126 have values."""
     x = decode.inputs(B=1, H=1, S=100, L=32, R=0, page_size=None, hostile=False)

@@ -133,6 +133,18 @@ def test_a_score_of_infinity_makes_its_row_nan(run):
     assert lse[0, 0, 1].isfinite()
 
 
+def test_a_score_beyond_float32_is_infinite(run):
+    """Of one head +Inf, of the other -Inf in every key."""
+    x = run.inputs(B=1, H=2, S=9, page_size=None, **SMALL, hostile=False)
+    x["q"][0, 0, 0, -1], x["q"][0, 0, 1, -1] = 2.0**100, -(2.0**100)
+    x["cache"][..., -1] = 2.0**100
+    out, lse = run(x)
+    assert out[0, 0, 0].isnan().all()
+    assert lse[0, 0, 0].isnan()
+    assert not out[0, 0, 1].any()
+    assert lse[0, 0, 1] == -INF
+
+
 def test_huge_scores_choose_one_key(run):
     x = run.inputs(B=1, H=2, S=30, page_size=None, **SMALL, hostile=False)
     out, lse = run(x | {"sm_scale": 1e12})

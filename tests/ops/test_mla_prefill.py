@@ -129,6 +129,18 @@ def test_a_score_of_infinity_makes_its_row_nan(run):
         assert t[:, 1].isfinite().all()
 
 
+def test_a_score_beyond_float32_is_infinite(run):
+    """Of one head +Inf, of the other -Inf in every key."""
+    x = run.inputs(T=2, lens=[(2, 9)], causal=False, **SMALL)
+    x["q"][:, 0, -1], x["q"][:, 1, -1] = 2.0**100, -(2.0**100)
+    x["k"][..., -1] = 2.0**100
+    out, lse = run(x)
+    assert out[:, 0].isnan().all()
+    assert lse[:, 0].isnan().all()
+    assert not out[:, 1].any()
+    assert (lse[:, 1] == -INF).all()
+
+
 def test_huge_scores_choose_one_key(run):
     x = run.inputs(T=2, lens=[(2, 30)], causal=False, **SMALL)
     out, lse = run(x | {"sm_scale": 1e12})

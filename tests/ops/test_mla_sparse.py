@@ -243,3 +243,12 @@ def test_two_halves_of_the_keys_merge_to_the_whole(run):
     expected = run(x)
     torch.testing.assert_close(out, expected[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(lse, expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_on_the_cpu_rows_may_have_more_entries_than_are_held_at_a_time(make_runner):
+    run = make_runner("mla_sparse", "cpu-cpu")
+    x = run.inputs(T=3, H=2, topk=5, S=20, L=32, R=8, hostile=False)
+    nothing = torch.full((3, 2**19 + 1), -1, dtype=torch.int32)
+    longer = x | {"indices": torch.cat([nothing, x["indices"]], 1)}
+    for got, expected in zip(run(longer), run(x), strict=True):
+        assert testing.same_bits(got, expected)

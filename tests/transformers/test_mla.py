@@ -166,6 +166,12 @@ class TestMasks:
         assert torch.equal(self.run(patched, mask), self.run(stock, mask))
         assert not absorbed
 
+    def test_one_of_yes_and_no_which_eager_adds_as_ones_is_left_to_the_layer(self, absorbed):
+        stock, patched = latent.pair("deepseek_v3", attention="eager")
+        mask = torch.rand(2, 1, 1, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+        assert torch.equal(self.run(patched, mask), self.run(stock, mask))
+        assert not absorbed
+
     def test_one_for_each_head_is_left_to_the_layer(self, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention="sdpa")
         mask = torch.rand(2, 4, 1, 8, generator=torch.Generator().manual_seed(0)) < 0.7

@@ -52,9 +52,14 @@ def lse_of(scores: Tensor) -> Tensor:
     return torch.where(total == torch.inf, torch.nan, total)
 
 
+def as_float32(scores: Tensor) -> Tensor:
+    """Infinite beyond float32, which kernels have scores in: no attention gives an lse of Inf."""
+    return torch.where(scores.abs() > torch.finfo(torch.float32).max, scores * torch.inf, scores)
+
+
 def attend(q: Tensor, keys: Tensor, is_seen: Tensor, sm_scale: float) -> tuple[Tensor, Tensor]:
     """q [H, D], keys [capacity, D] -> (scores [H, capacity], -Inf where not seen; lse [H])."""
-    scores = (q.double() @ keys.T * sm_scale).masked_fill(~is_seen, -torch.inf)
+    scores = as_float32(q.double() @ keys.T * sm_scale).masked_fill(~is_seen, -torch.inf)
     return scores, lse_of(scores)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moela.reference.mla_decode import lse_of
+from moela.reference.mla_decode import as_float32, lse_of
 
 
 def sequences(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> list[tuple[slice, slice]]:
@@ -21,7 +21,7 @@ def sees(s_q: int, s_k: int, causal: bool, device: torch.device) -> Tensor:
 
 def scores(q: Tensor, k: Tensor, sm_scale: float, seen: Tensor) -> Tensor:
     """q [s_q, H, D], k [s_k, H, D], float64 -> [H, s_q, s_k], -Inf where a query does not see the key."""
-    return (torch.einsum("qhd,khd->hqk", q, k) * sm_scale).masked_fill(~seen, -torch.inf)
+    return as_float32(torch.einsum("qhd,khd->hqk", q, k) * sm_scale).masked_fill(~seen, -torch.inf)
 
 
 def weighted(weights: Tensor, v: Tensor, seen: Tensor) -> Tensor:

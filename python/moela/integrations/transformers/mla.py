@@ -59,6 +59,8 @@ def is_absorbed(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     B, s_q = hidden.shape[:2]
     if mask is None:  # a single query sees all keys; what several see is up to the attention
         return s_q == 1
+    if mask.dtype == torch.bool and layer.config._attn_implementation == "eager":
+        return False  # which adds yes and no to scores, as 1 and 0
     P, V, L = layer.qk_nope_head_dim, layer.v_head_dim, layer.kv_lora_rank
     num_keys = mask.size(-1)
     is_worth_it = num_keys > s_q == 1 or is_cheaper(s_q, num_keys, P, V, L)
