@@ -118,13 +118,26 @@ def lose(rank: int, store: Path, sig: signal.Signals, where: str, deadline: floa
         transport.close()
 
 
-def be_slow(rank: int, store: Path, deadline: float) -> None:
-    transport = connect(store, rank, 2, deadline=deadline)
+def be_slow(rank: int, store: Path) -> None:
+    transport = connect(store, rank, 2)
     if rank == 1:
         time.sleep(0.5)
     for epoch in (1, 2):
         exchange(transport, epoch)
     transport.close()
+
+
+def be_too_slow(rank: int, store: Path) -> None:
+    """Rank 1 begins when rank 0 has given up."""
+    transport = connect(store, rank, 2, deadline=0.1)
+    has_given_up = store.with_suffix(".given_up")
+    while rank == 1 and not has_given_up.exists():
+        time.sleep(0.01)
+    try:
+        exchange(transport, 1)
+    finally:
+        transport.close()
+        has_given_up.touch()
 
 
 def rebuild(rank: int, store: Path) -> int:
