@@ -172,6 +172,19 @@ class TestMasks:
         assert torch.equal(self.run(patched, mask), self.run(stock, mask))
         assert not absorbed
 
+    @pytest.mark.parametrize("attention", ATTENTION)
+    @pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -torch.inf])
+    @pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v32"])
+    def test_one_that_leaves_a_query_no_key_is_left_to_the_layer(self, name, lowest, attention, absorbed):
+        """Which averages all values, or gives NaN: a number that is added hides keys only beside others."""
+        stock, patched = latent.pair(name, attention=attention)
+        mask = torch.zeros(2, 1, 2, 9)
+        mask[0, 0, 1] = lowest
+        torch.testing.assert_close(
+            self.run(patched, mask), self.run(stock, mask), rtol=0, atol=0, equal_nan=True
+        )
+        assert not absorbed
+
     def test_one_for_each_head_is_left_to_the_layer(self, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention="sdpa")
         mask = torch.rand(2, 4, 1, 8, generator=torch.Generator().manual_seed(0)) < 0.7
