@@ -134,6 +134,31 @@ def test_bfloat16_is_closer_absorbed_than_twice_expanded():
 
 
 @torch.no_grad()
+def test_new_tokens_of_different_numbers():
+    """Padded on the left: a request's new tokens are the last of its row."""
+    layer, (x, angles) = layer_of(), rows(2, 7)
+    whole, pages = layer(x, angles), Pages(2)
+    pages.run(layer, x[:, :4], angles, (4,))
+    slots = pages.slots(4, 3).view(2, 3).clone()
+    new = x[:, 4:].clone()
+    turned = tuple(t[:, 4:].clone() for t in angles)
+    slots[1, 2], slots[1, :2] = slots[1, 0].clone(), -1
+    for t in (new, *turned):
+        t[1, 2], t[1, :2] = t[1, 0].clone(), 3.0
+    seqlens = torch.tensor([7, 5], dtype=torch.int32)
+    out = layer(new, turned, pages.cache, slots.flatten(), pages.block_table, seqlens)
+    assert_close(out[0], whole[0, 4:])
+    assert_close(out[1, 2], whole[1, 4])
+
+
+@torch.no_grad()
+def test_float64_is_the_same():
+    layer, (x, angles) = layer_of(), rows(2, 7)
+    got = layer(x, angles)
+    assert_close(got, layer.double()(x.double(), angles))
+
+
+@torch.no_grad()
 def test_fp8_weights_and_an_fp8_cache():
     P, V, L = 24, 40, 128  # scale blocks end inside heads
     plain, layer = (
@@ -155,6 +180,13 @@ def test_fp8_weights_and_an_fp8_cache():
         last = (x[:, 5:], tuple(t[:, 5:] for t in angles), cache, slots[:, 5].contiguous(), None)
         out = layer(*last, torch.tensor([6, 6], dtype=torch.int32))
         assert_close(out, plain(x, angles)[:, 5:], unit)  # e4m3 has 4 bits
+    cache, x = torch.zeros(2, 8, L + R, dtype=torch.bfloat16), x.bfloat16()  # the norms are float32
+    first = layer(x, angles, cache, slots[:, :6].flatten())
+    last = (x[:, 5:], *last[1:2], cache, *last[3:])
+    last = layer(*last, torch.tensor([6, 6], dtype=torch.int32))
+    assert first.dtype == last.dtype == torch.bfloat16
+    assert_close(first, plain(x.float(), angles), 2.0**-5)
+    assert_close(last, first[:, 5:], 2.0**-5)
 
 
 def test_gradients_of_the_first_tokens():
@@ -188,6 +220,10 @@ def test_rotation_turns_pairs(is_interleaved):
         (
             {"seqlens": torch.ones(1, dtype=torch.int32)},
             "seqlens: expected None without a cache, got a tensor",
+        ),
+        (
+            {"block_table": torch.zeros(1, 1).int()},
+            "block_table: expected None without seqlens, got a tensor",
         ),
         ({"slot_mapping": torch.zeros(1).int()}, "slot_mapping: expected None without a cache, got a tensor"),
         ({"x": torch.zeros(1, 1, 63)}, r"x: expected shape \[1, 1, 64\], got \[1, 1, 63\]"),
