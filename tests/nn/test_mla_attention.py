@@ -196,6 +196,18 @@ def test_gradients_of_the_first_tokens():
     assert all(p.grad.abs().max() > 0 for p in layer.parameters())
 
 
+def test_gradients_beside_a_cache():
+    """Which the tokens are written to as well: it keeps values, no graph."""
+    layer, (x, angles), pages = layer_of(), rows(2, 5), Pages(2)
+    grads = []
+    for cache in ({}, {"cache": pages.cache, "slot_mapping": pages.slots(0, 5)}):
+        layer(x, angles, **cache).square().sum().backward()
+        grads.append([p.grad for p in layer.parameters()])
+        layer.zero_grad()
+    assert not pages.cache.requires_grad
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
 @torch.no_grad()
 def test_without_rotation():
     layer, (x, _) = layer_of(), rows(2, 8)
@@ -310,6 +322,19 @@ class TestTransformers:
         expected = theirs(hidden_states=x, position_embeddings=embeddings, attention_mask=mask)[0]
         assert_close(layer(x, (cos, sin)), expected)
         assert_close(Pages(2).run(layer, x, (cos, sin), (4, 1, 3, 1)), expected)
+
+    @torch.no_grad()
+    def test_biases(self):
+        theirs = self.theirs("deepseek_v3", "DeepseekV3", 16, 16, 24, attention_bias=True)
+        fill(theirs, 0)
+        layer = layer_of(bias=True, sm_scale=theirs.scaling)
+        layer.load_state_dict(theirs.state_dict())
+        x, (cos, sin) = rows(2, 6)
+        mask = torch.full((6, 6), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 6, 6)
+        embeddings = tuple(torch.cat([t, t], -1) for t in (cos, sin))
+        expected = theirs(hidden_states=x, position_embeddings=embeddings, attention_mask=mask)[0]
+        assert_close(layer(x, (cos, sin)), expected)
+        assert_close(Pages(2).run(layer, x, (cos, sin), (4, 2)), expected)
 
 
 class TestCost:
