@@ -347,6 +347,8 @@ class TestCost:
             (1, 100000, True),
             (170, 10**6, True),
             (171, 10**6, False),
+            (92, 200, True),
+            (93, 200, False),
             (7, 7, False),
             (1, 1, False),
         ],
