@@ -226,6 +226,17 @@ class TestLeftToTheLayer:
         assert all(torch.equal(patched.get_parameter(n).grad, g) for n, g in grads.items())
         assert not absorbed
 
+    def test_gradients_of_one_projection(self, absorbed):
+        """Of the first layer, whose input has none."""
+        grads = []
+        for model in latent.pair("deepseek_v3"):
+            model.requires_grad_(False)
+            weight = next(latent.layers_of(model)).kv_b_proj.weight.requires_grad_()
+            self.decode(model).logits.square().sum().backward()
+            grads.append(weight.grad)
+        assert torch.equal(*grads)
+        assert not absorbed
+
     def test_gradients_of_a_prefix_in_the_cache(self, absorbed):
         """As prefix tuning has them: all else is frozen, and several tokens follow, some at a time."""
         grads = []
