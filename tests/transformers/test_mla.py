@@ -226,13 +226,15 @@ class TestLeftToTheLayer:
         assert all(torch.equal(patched.get_parameter(n).grad, g) for n, g in grads.items())
         assert not absorbed
 
-    def test_gradients_of_one_projection(self, absorbed):
-        """Of the first layer, whose input has none."""
+    @pytest.mark.parametrize("name", ["model.layers.0.self_attn.kv_b_proj", "model.embed_tokens"])
+    def test_gradients_of_one_weight(self, name, absorbed):
+        """All else is frozen, the cache too: either the layer or its input has a gradient."""
         grads = []
         for model in latent.pair("deepseek_v3"):
             model.requires_grad_(False)
-            weight = next(latent.layers_of(model)).kv_b_proj.weight.requires_grad_()
-            self.decode(model).logits.square().sum().backward()
+            cache = latent.with_cache(latent.cache_of(model(**models.prompt(rows=1), use_cache=True)))
+            weight = model.get_submodule(name).weight.requires_grad_()
+            model(input_ids=torch.tensor([[5]]), **cache).logits.square().sum().backward()
             grads.append(weight.grad)
         assert torch.equal(*grads)
         assert not absorbed
@@ -278,6 +280,14 @@ class TestLeftToTheLayer:
         assert torch.equal(models.logits_of(patched, padded), models.logits_of(stock, padded))
         assert expanded == [9, 9]
 
+    def test_a_prompt_whose_tokens_see_all_others(self, expanded):
+        pair = latent.pair("deepseek_v3", attention="sdpa")
+        for model in pair:
+            for layer in latent.layers_of(model):
+                layer.is_causal = False
+        assert torch.equal(*(models.logits_of(model, models.prompt(rows=1)) for model in pair))
+        assert not expanded
+
     def test_float64(self, absorbed):
         stock, patched = latent.pair("deepseek_v3")
         with torch.no_grad():
@@ -293,8 +303,9 @@ class TestLeftToTheLayer:
         assert torch.equal(*results)
         assert not absorbed
 
-    def test_dropout(self, absorbed):
-        stock, patched = latent.pair("deepseek_v3", attention_dropout=0.5)
+    @pytest.mark.parametrize("attention", ATTENTION)
+    def test_dropout(self, attention, absorbed):
+        stock, patched = latent.pair("deepseek_v3", attention=attention, attention_dropout=0.5)
         results = []
         for model in (stock, patched):
             torch.manual_seed(0)
@@ -303,10 +314,14 @@ class TestLeftToTheLayer:
         assert torch.equal(*results)
         assert not absorbed
 
-    def test_attention_weights(self, absorbed):
+    @pytest.mark.parametrize("of_config", [True, False])
+    def test_attention_weights(self, of_config, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention="eager")
+        for model in (stock, patched):
+            model.config.output_attentions = of_config
+        options = {} if of_config else {"output_attentions": True}
         with torch.no_grad():
-            theirs, mine = (self.decode(m, output_attentions=True).attentions for m in (stock, patched))
+            theirs, mine = (self.decode(m, **options).attentions for m in (stock, patched))
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
         assert mine[0].shape == (1, 4, 1, 8)
         assert not absorbed
