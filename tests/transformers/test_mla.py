@@ -353,6 +353,18 @@ class TestLeftToTheLayer:
             assert torch.equal(self.decode(patched).logits, self.decode(stock).logits)
         assert not absorbed
 
+    def test_an_expansion_of_its_own_that_a_layer_got_afterwards(self, absorbed):
+        pair = latent.pair("deepseek_v3", attention="sdpa")
+        for model in pair:
+            for layer in latent.layers_of(model):
+                layer.expand_kv = lambda *latents, theirs=layer.expand_kv: tuple(
+                    2 * t for t in theirs(*latents)
+                )
+        with torch.no_grad():
+            results = [self.decode(model).logits for model in pair]
+        latent.assert_same(*results)  # prompts are read by moela
+        assert not absorbed
+
     def test_a_hook_of_all_modules_sees_what_it_would_see(self, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention="sdpa")
         names = {module: name for m in (stock, patched) for name, module in m.named_modules()}
