@@ -134,6 +134,31 @@ def test_bfloat16_is_closer_absorbed_than_twice_expanded():
 
 
 @torch.no_grad()
+def test_new_tokens_of_different_numbers():
+    """Padded on the left: a request's new tokens are the last of its row."""
+    layer, (x, angles) = layer_of(), rows(2, 7)
+    whole, pages = layer(x, angles), Pages(2)
+    pages.run(layer, x[:, :4], angles, (4,))
+    slots = pages.slots(4, 3).view(2, 3).clone()
+    new = x[:, 4:].clone()
+    turned = tuple(t[:, 4:].clone() for t in angles)
+    slots[1, 2], slots[1, :2] = slots[1, 0].clone(), -1
+    for t in (new, *turned):
+        t[1, 2], t[1, :2] = t[1, 0].clone(), 3.0
+    seqlens = torch.tensor([7, 5], dtype=torch.int32)
+    out = layer(new, turned, pages.cache, slots.flatten(), pages.block_table, seqlens)
+    assert_close(out[0], whole[0, 4:])
+    assert_close(out[1, 2], whole[1, 4])
+
+
+@torch.no_grad()
+def test_float64_is_the_same():
+    layer, (x, angles) = layer_of(), rows(2, 7)
+    got = layer(x, angles)
+    assert_close(got, layer.double()(x.double(), angles))
+
+
+@torch.no_grad()
 def test_fp8_weights_and_an_fp8_cache():
     P, V, L = 24, 40, 128  # scale blocks end inside heads
     plain, layer = (
@@ -155,6 +180,13 @@ def test_fp8_weights_and_an_fp8_cache():
         last = (x[:, 5:], tuple(t[:, 5:] for t in angles), cache, slots[:, 5].contiguous(), None)
         out = layer(*last, torch.tensor([6, 6], dtype=torch.int32))
         assert_close(out, plain(x, angles)[:, 5:], unit)  # e4m3 has 4 bits
+    cache, x = torch.zeros(2, 8, L + R, dtype=torch.bfloat16), x.bfloat16()  # the norms are float32
+    first = layer(x, angles, cache, slots[:, :6].flatten())
+    last = (x[:, 5:], *last[1:2], cache, *last[3:])
+    last = layer(*last, torch.tensor([6, 6], dtype=torch.int32))
+    assert first.dtype == last.dtype == torch.bfloat16
+    assert_close(first, plain(x.float(), angles), 2.0**-5)
+    assert_close(last, first[:, 5:], 2.0**-5)
 
 
 def test_gradients_of_the_first_tokens():
@@ -162,6 +194,18 @@ def test_gradients_of_the_first_tokens():
     layer(x.requires_grad_(), angles).square().sum().backward()
     assert x.grad.abs().max() > 0
     assert all(p.grad.abs().max() > 0 for p in layer.parameters())
+
+
+def test_gradients_beside_a_cache():
+    """Which the tokens are written to as well: it keeps values, no graph."""
+    layer, (x, angles), pages = layer_of(), rows(2, 5), Pages(2)
+    grads = []
+    for cache in ({}, {"cache": pages.cache, "slot_mapping": pages.slots(0, 5)}):
+        layer(x, angles, **cache).square().sum().backward()
+        grads.append([p.grad for p in layer.parameters()])
+        layer.zero_grad()
+    assert not pages.cache.requires_grad
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
 
 
 @torch.no_grad()
@@ -188,6 +232,10 @@ def test_rotation_turns_pairs(is_interleaved):
         (
             {"seqlens": torch.ones(1, dtype=torch.int32)},
             "seqlens: expected None without a cache, got a tensor",
+        ),
+        (
+            {"block_table": torch.zeros(1, 1).int()},
+            "block_table: expected None without seqlens, got a tensor",
         ),
         ({"slot_mapping": torch.zeros(1).int()}, "slot_mapping: expected None without a cache, got a tensor"),
         ({"x": torch.zeros(1, 1, 63)}, r"x: expected shape \[1, 1, 64\], got \[1, 1, 63\]"),
@@ -275,6 +323,19 @@ class TestTransformers:
         assert_close(layer(x, (cos, sin)), expected)
         assert_close(Pages(2).run(layer, x, (cos, sin), (4, 1, 3, 1)), expected)
 
+    @torch.no_grad()
+    def test_biases(self):
+        theirs = self.theirs("deepseek_v3", "DeepseekV3", 16, 16, 24, attention_bias=True)
+        fill(theirs, 0)
+        layer = layer_of(bias=True, sm_scale=theirs.scaling)
+        layer.load_state_dict(theirs.state_dict())
+        x, (cos, sin) = rows(2, 6)
+        mask = torch.full((6, 6), torch.finfo(torch.float32).min).triu(1).expand(2, 1, 6, 6)
+        embeddings = tuple(torch.cat([t, t], -1) for t in (cos, sin))
+        expected = theirs(hidden_states=x, position_embeddings=embeddings, attention_mask=mask)[0]
+        assert_close(layer(x, (cos, sin)), expected)
+        assert_close(Pages(2).run(layer, x, (cos, sin), (4, 2)), expected)
+
 
 class TestCost:
     """Of DeepSeek-V3: absorbed pays for few new tokens behind a cache, never for first ones."""
@@ -286,6 +347,8 @@ class TestCost:
             (1, 100000, True),
             (170, 10**6, True),
             (171, 10**6, False),
+            (92, 200, True),
+            (93, 200, False),
             (7, 7, False),
             (1, 1, False),
         ],

@@ -75,6 +75,16 @@ def test_holds_what_a_dynamic_layer_holds(change):
         assert is_joined(caches[1].layers[0])
 
 
+@pytest.mark.parametrize("name", ["keys", "values"])
+def test_one_of_the_two_that_somebody_replaced(name):
+    caches = both()
+    for cache in caches:
+        cache.update(*new(5), 0)
+        setattr(cache.layers[0], name, getattr(cache.layers[0], name) * 2)
+        cache.update(*new(1, seed=1), 0)
+    assert_same(caches)
+
+
 def test_a_token_is_written_and_none_is_copied():
     cache = both()[1]
     cache.update(*new(5), 0)

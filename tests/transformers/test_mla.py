@@ -172,6 +172,19 @@ class TestMasks:
         assert torch.equal(self.run(patched, mask), self.run(stock, mask))
         assert not absorbed
 
+    @pytest.mark.parametrize("attention", ATTENTION)
+    @pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, -torch.inf])
+    @pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v32"])
+    def test_one_that_leaves_a_query_no_key_is_left_to_the_layer(self, name, lowest, attention, absorbed):
+        """Which averages all values, or gives NaN: a number that is added hides keys only beside others."""
+        stock, patched = latent.pair(name, attention=attention)
+        mask = torch.zeros(2, 1, 2, 9)
+        mask[0, 0, 1] = lowest
+        torch.testing.assert_close(
+            self.run(patched, mask), self.run(stock, mask), rtol=0, atol=0, equal_nan=True
+        )
+        assert not absorbed
+
     def test_one_for_each_head_is_left_to_the_layer(self, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention="sdpa")
         mask = torch.rand(2, 4, 1, 8, generator=torch.Generator().manual_seed(0)) < 0.7
@@ -211,6 +224,19 @@ class TestLeftToTheLayer:
         grads = {n: p.grad for n, p in stock.named_parameters() if p.grad is not None}
         assert grads
         assert all(torch.equal(patched.get_parameter(n).grad, g) for n, g in grads.items())
+        assert not absorbed
+
+    @pytest.mark.parametrize("name", ["model.layers.0.self_attn.kv_b_proj", "model.embed_tokens"])
+    def test_gradients_of_one_weight(self, name, absorbed):
+        """All else is frozen, the cache too: either the layer or its input has a gradient."""
+        grads = []
+        for model in latent.pair("deepseek_v3"):
+            model.requires_grad_(False)
+            cache = latent.with_cache(latent.cache_of(model(**models.prompt(rows=1), use_cache=True)))
+            weight = model.get_submodule(name).weight.requires_grad_()
+            model(input_ids=torch.tensor([[5]]), **cache).logits.square().sum().backward()
+            grads.append(weight.grad)
+        assert torch.equal(*grads)
         assert not absorbed
 
     def test_gradients_of_a_prefix_in_the_cache(self, absorbed):
@@ -254,6 +280,14 @@ class TestLeftToTheLayer:
         assert torch.equal(models.logits_of(patched, padded), models.logits_of(stock, padded))
         assert expanded == [9, 9]
 
+    def test_a_prompt_whose_tokens_see_all_others(self, expanded):
+        pair = latent.pair("deepseek_v3", attention="sdpa")
+        for model in pair:
+            for layer in latent.layers_of(model):
+                layer.is_causal = False
+        assert torch.equal(*(models.logits_of(model, models.prompt(rows=1)) for model in pair))
+        assert not expanded
+
     def test_float64(self, absorbed):
         stock, patched = latent.pair("deepseek_v3")
         with torch.no_grad():
@@ -269,8 +303,9 @@ class TestLeftToTheLayer:
         assert torch.equal(*results)
         assert not absorbed
 
-    def test_dropout(self, absorbed):
-        stock, patched = latent.pair("deepseek_v3", attention_dropout=0.5)
+    @pytest.mark.parametrize("attention", ATTENTION)
+    def test_dropout(self, attention, absorbed):
+        stock, patched = latent.pair("deepseek_v3", attention=attention, attention_dropout=0.5)
         results = []
         for model in (stock, patched):
             torch.manual_seed(0)
@@ -279,10 +314,14 @@ class TestLeftToTheLayer:
         assert torch.equal(*results)
         assert not absorbed
 
-    def test_attention_weights(self, absorbed):
+    @pytest.mark.parametrize("of_config", [True, False])
+    def test_attention_weights(self, of_config, absorbed):
         stock, patched = latent.pair("deepseek_v3", attention="eager")
+        for model in (stock, patched):
+            model.config.output_attentions = of_config
+        options = {} if of_config else {"output_attentions": True}
         with torch.no_grad():
-            theirs, mine = (self.decode(m, output_attentions=True).attentions for m in (stock, patched))
+            theirs, mine = (self.decode(m, **options).attentions for m in (stock, patched))
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
         assert mine[0].shape == (1, 4, 1, 8)
         assert not absorbed
@@ -312,6 +351,18 @@ class TestLeftToTheLayer:
                     kv_b_proj.__class__ = Adapted
         with torch.no_grad():
             assert torch.equal(self.decode(patched).logits, self.decode(stock).logits)
+        assert not absorbed
+
+    def test_an_expansion_of_its_own_that_a_layer_got_afterwards(self, absorbed):
+        pair = latent.pair("deepseek_v3", attention="sdpa")
+        for model in pair:
+            for layer in latent.layers_of(model):
+                layer.expand_kv = lambda *latents, theirs=layer.expand_kv: tuple(
+                    2 * t for t in theirs(*latents)
+                )
+        with torch.no_grad():
+            results = [self.decode(model).logits for model in pair]
+        latent.assert_same(*results)  # prompts are read by moela
         assert not absorbed
 
     def test_a_hook_of_all_modules_sees_what_it_would_see(self, absorbed):

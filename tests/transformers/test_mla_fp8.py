@@ -84,3 +84,28 @@ def test_bfloat16_activations(tmp_path, fp8):
     inputs = models.prompt(rows=1)
     theirs, mine, right = (latent.read(m, inputs, [1]).double() for m in (stock, model, exact))
     assert models.rms(mine - right) <= 2 * models.rms(theirs - right) + 2.0**-9 * models.rms(right)
+
+
+def test_compiles_to_one_graph_and_sees_other_weights(tmp_path, fp8):
+    """What is remembered of weights is nothing that a graph could ask for: it dequantizes them itself."""
+    checkpoint = fp8_checkpoints.write(tmp_path)
+    model = load(checkpoint.path, attn_implementation="sdpa")
+    moela.patch(model)
+    torch._dynamo.reset()
+    compiled, inputs = torch.compile(model, fullgraph=True, backend="aot_eager"), models.prompt()
+    results = []
+    for factor in (1.0, 1.5):
+        for layer in latent.layers_of(model):
+            with torch.no_grad():
+                layer.kv_b_proj.weight_scale_inv.mul_(factor)
+        for run in (model, compiled):
+            cache = latent.with_cache(models.transformers.DynamicCache(config=model.config))
+            with torch.no_grad():
+                model(**inputs, **cache)
+                mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
+                step = {"input_ids": torch.tensor([[5], [6]]), "attention_mask": mask}
+                step |= {"position_ids": (mask.cumsum(-1) - 1)[:, -1:]}
+                results.append(run(**step, **cache).logits)
+    latent.assert_same(results[1], results[0])
+    latent.assert_same(results[3], results[2])
+    assert not torch.allclose(results[2], results[0])

@@ -32,6 +32,8 @@ def test_of_yes_and_no(sees):
 
 @pytest.mark.parametrize("lowest", [LOWEST, -torch.inf])
 def test_of_what_is_added(sees, lowest):
+    assert tokens_of(torch.zeros(sees.shape).masked_fill(~sees, lowest)) is None  # a query has no key
+    sees[0, 0, 0, 3] = True
     assert listed(tokens_of(torch.zeros(sees.shape).masked_fill(~sees, lowest))) == expected(sees)
 
 

@@ -114,13 +114,16 @@ class TestPlantedFaults:
 
         assert "its attention is another" in find_mla(self.changed(expand_kv=expand_kv))
 
-    def test_keys_that_change_on_the_way_to_attention(self):
+    @pytest.mark.parametrize("factors", [(2, 2), (2, 1), (1, 2)])
+    def test_keys_or_values_that_change_on_the_way_to_attention(self, factors):
         theirs = type(self.layer()).forward
 
         @functools.wraps(theirs)
         def forward(self, *args, **kwargs):
             expand = self.expand_kv
-            self.expand_kv = lambda *latents: tuple(2 * t for t in expand(*latents))
+            self.expand_kv = lambda *latents: tuple(
+                t if f == 1 else f * t for f, t in zip(factors, expand(*latents), strict=True)
+            )
             return theirs(self, *args, **kwargs)
 
         assert "it cannot be tried out: RuntimeError: moela_mla: expected the latents" in find_mla(

@@ -54,7 +54,7 @@ class Dequantized:
     """The weight of an FP8 `kv_b_proj` as it was last, dequantized: every step needs all of it.
 
     What torch does not count goes unnoticed: writes through `.data`, and to inference tensors. A copy, or a
-    pickle, is empty.
+    pickle, is empty. A compiled graph cannot ask whether a weight was written to: it dequantizes each time.
     """
 
     codes: Tensor | None = field(default=None, repr=False)
@@ -68,15 +68,18 @@ class Dequantized:
 
     def get(self, codes: Tensor, sf: Tensor, dtype: torch.dtype) -> Tensor:
         """codes [N, K], sf [ceil(N / 128), ceil(K / 128)] or one number -> [N, K] of dtype."""
+        if torch.compiler.is_compiling():
+            return _dequantize(codes, sf, dtype)
         version = (dtype, *(None if t.is_inference() else t._version for t in (codes, sf)))
-        places = self.places if torch.compiler.is_compiling() else (codes.data_ptr(), sf.data_ptr())
-        is_same = codes is self.codes and sf is self.sf and version == self.version
-        if is_same and places == self.places:
-            return self.weight
-        N, K = codes.shape
-        blocks = sf if sf.dim() == 2 else sf.reshape(1, 1).expand(-(-N // BLOCK), -(-K // BLOCK))
-        weight = per_block_dequant_fp8(codes, blocks, dtype)
-        if not torch.compiler.is_compiling():
+        places = (codes.data_ptr(), sf.data_ptr())
+        is_same = codes is self.codes and sf is self.sf
+        if not (is_same and version == self.version and places == self.places):
+            self.weight = _dequantize(codes, sf, dtype)
             self.codes, self.sf, self.version, self.places = codes, sf, version, places
-            self.weight = weight
-        return weight
+        return self.weight
+
+
+def _dequantize(codes: Tensor, sf: Tensor, dtype: torch.dtype) -> Tensor:
+    N, K = codes.shape
+    blocks = sf if sf.dim() == 2 else sf.reshape(1, 1).expand(-(-N // BLOCK), -(-K // BLOCK))
+    return per_block_dequant_fp8(codes, blocks, dtype)

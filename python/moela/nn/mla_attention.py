@@ -121,14 +121,15 @@ class MlaAttention(nn.Module):
             seqlens: [B] int32: tokens of each request in the cache, the new ones among them.
 
         Returns:
-            [B, s_q, hidden] of x's dtype. Padding behind the last token of a request does not matter to it.
+            [B, s_q, hidden] of x's dtype. Padding behind the last token of a request does not matter to it,
+            nor, with `seqlens`, does padding before its first new one: the last of its s_q is its last.
 
         Numerics: those of the projections, of `mla_prefill` and of `mla_decode`; absorbed, a query and an
             output of a head are rounded to x's dtype once more. Angles turn in float32.
 
         Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
         """
-        self._check(x, position_embeddings, cache, slot_mapping, seqlens)
+        self._check(x, position_embeddings, cache, slot_mapping, block_table, seqlens)
         q_nope, q_pe = self._queries(x)
         latent = self.kv_a_proj_with_mqa(x)
         kv_c, k_pe = latent.split([self.kv_lora_rank, self.qk_rope_head_dim], -1)  # [B, s_q, L], [B, s_q, R]
@@ -181,6 +182,7 @@ class MlaAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None,
         cache: Tensor | None,
         slot_mapping: Tensor | None,
+        block_table: Tensor | None,
         seqlens: Tensor | None,
     ) -> None:
         """What the ops do not see."""
@@ -195,6 +197,8 @@ class MlaAttention(nn.Module):
                 _check.expect(given is None, NAME, name, "None without a cache", "a tensor")
         else:
             _check.expect(slot_mapping is not None, NAME, "slot_mapping", "the slots of x in cache", "None")
+        if seqlens is None:  # first tokens read no cache
+            _check.expect(block_table is None, NAME, "block_table", "None without seqlens", "a tensor")
 
     def extra_repr(self) -> str:
         sizes = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")

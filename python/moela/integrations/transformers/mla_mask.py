@@ -23,9 +23,10 @@ class Tokens(NamedTuple):
 def tokens_of(mask: Tensor) -> Tokens | None:
     """Of `mask` [B, 1, s_q, S]; None if it says more than yes or no, the same for all heads.
 
-    A float mask, which is added to scores, has to be 0 or -Inf or the smallest number. Its values are looked
-    at, so it is unknown under torch.compile. An inference tensor does not tell whether it was changed, so it
-    is looked at for each layer.
+    A float mask, which is added to scores, has to be 0 or -Inf or the smallest number, and to leave each
+    query a key: of one without any, torch averages all values, or none is a number. Its values are looked at,
+    so it is unknown under torch.compile. An inference tensor does not tell whether it was changed, so it is
+    looked at for each layer.
     """
     is_remembered = not torch.compiler.is_compiling() and not mask.is_inference()
     state = (id(mask), mask._version) if is_remembered else None  # a copy of a mask has its memo, too
@@ -46,7 +47,8 @@ def _is_seen(mask: Tensor) -> Tensor | None:
     if not mask.is_floating_point() or torch.compiler.is_compiling():
         return None
     is_seen, is_hidden = mask == 0, mask <= torch.finfo(mask.dtype).min
-    return is_seen if bool((is_seen | is_hidden).all()) else None
+    is_known = (is_seen | is_hidden).all() & is_seen.any(-1).all()
+    return is_seen if bool(is_known) else None
 
 
 def chosen_tokens(indices: Tensor, mask: Tensor) -> Tokens:
