@@ -7,8 +7,6 @@ shared experts, and a part of the experts. Gradients of what all processes have 
 experts are complete where the experts are.
 """
 
-import os
-
 import torch
 import torch.distributed as dist
 from moela import nn
@@ -49,7 +47,7 @@ def train(steps: int, device: str = "cpu") -> list[float]:
 if __name__ == "__main__":
     device = "cpu"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(dist.get_node_local_rank())
         device = "cuda"
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     train(steps=100, device=device)

@@ -7,8 +7,6 @@ The mesh has two dimensions. Along "experts" a process has a part of the experts
 experts, it shards among all. Where there are GPUs, each process has one, and NCCL.
 """
 
-import os
-
 import torch
 import torch.distributed as dist
 from moela import nn
@@ -63,7 +61,7 @@ def tokens(rank: int) -> torch.Tensor:
 if __name__ == "__main__":
     device = "cpu"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(dist.get_node_local_rank())
         device = "cuda"
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     train(steps=50, device=device)
