@@ -139,3 +139,23 @@ def test_any_hidden_topk_and_number_of_experts(hidden, topk, E, R):
             assert torch.equal(out, x * num_ranks)
 
     run_local(R, on_rank)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_dimension_of_one_element_may_have_any_stride():
+    """One expert per token, hidden 1, an extra of one element, and a rank without tokens: torch gives these
+    strides other than 1, .contiguous() does not change them, and int64 ids become int32 on the way."""
+
+    def on_rank(group):
+        with EpBuffer(group, num_experts=2, hidden=1, topk=1, max_tokens=3, row_bytes=64) as buffer:
+            T = 3 * buffer.rank
+            x, extra, weights = torch.arange(1.0, 37).view(3, 3, 4)[:, :T, ::4]
+            ids = torch.tensor([1, 0, 1]).expand(5, 3).t()[:T, ::5]
+            got = moela.ep_dispatch(x, ids, weights, group=buffer.name, extras=[extra])
+            y = torch.cat([got.x, got.x], 1)[:, ::2]
+            return got.x, got.extras[0], got.topk_weights, moela.ep_combine(y, got.handle, group=buffer.name)
+
+    for received, wanted in zip(run_local(2, on_rank), ([5, 0, 0], [1, 9, 0]), strict=True):
+        for i, t in enumerate(received[:3]):
+            assert t.flatten().tolist() == [v + 12 * i if v else 0 for v in (*wanted, 0, 0, 0)]
+    assert received[3].flatten().tolist() == [1, 5, 9]
