@@ -99,6 +99,10 @@ def test_a_rank_that_waits_can_be_interrupted(run_forked, tmp_path):
     succeed(run_forked(2, "be_interrupted", tmp_path / "store"))
 
 
+def test_a_child_of_a_rank_is_no_rank(run_forked, tmp_path):
+    succeed(run_forked(2, "have_a_child", tmp_path / "store"))
+
+
 def test_nothing_is_left_behind(run_forked, tmp_path):
     succeed(run_forked(2, "leave_nothing", tmp_path / "closed"))
     run_forked(3, "lose", tmp_path / "killed", signal.SIGKILL, "before sending", 30.0)

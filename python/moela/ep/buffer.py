@@ -1,6 +1,7 @@
 """EpBuffer: what the ranks of an expert-parallel group set up once, and the ops name."""
 
 import itertools
+import os
 import threading
 import uuid
 from typing import Any
@@ -27,6 +28,9 @@ NAME = "EpBuffer"
 _open: dict[str, "EpBuffer"] = {}
 _numbers = itertools.count()
 _lock = threading.Lock()  # ranks may be threads
+# A process that is forked, as to load data, is no rank: it would take the place of its parent.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_open.clear)
 
 
 class EpBuffer:
@@ -179,7 +183,8 @@ class EpBuffer:
     def close(self) -> None:
         """Give back memory and connections, at once: peers that still wait for this rank raise EpPeerLost."""
         with _lock:
-            _open.pop(self.name, None)
+            if _open.pop(self.name, None) is None:
+                return
         try:
             self.exchange.close()
         finally:
