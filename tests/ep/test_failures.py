@@ -75,10 +75,17 @@ def test_ranks_with_different_settings_are_told_which(transport, setting):
 
 def test_a_setting_that_makes_no_sense_on_one_rank_is_an_error_on_all(transport):
     def on_rank(group):
-        with pytest.raises(
-            ValueError, match=r"EpBuffer: hidden: expected a positive number, got 0 \(rank 1\)"
+        for name, value, says in (
+            ("hidden", 0, "expected a positive whole number, got 0"),
+            ("hidden", None, "expected a positive whole number, got None"),
+            ("max_tokens", 2.5, "expected a positive whole number, got 2.5"),
+            ("deadline", -1, "expected a positive number, got -1"),
+            ("deadline", "soon", "expected a positive number, got 'soon'"),
+            ("device", "abacus", "Expected one of cpu"),
         ):
-            EpBuffer(group, **SETTINGS | {"hidden": 4 - 4 * group.index}, **usable.over(transport))
+            settings = SETTINGS | usable.over(transport) | ({name: value} if group.index == 1 else {})
+            with pytest.raises(ValueError, match=rf"EpBuffer: {name}: {says}(.|\n)* \(rank 1\)"):
+                EpBuffer(group, **settings)
 
     usable.run_on(transport, 2, on_rank)
 
