@@ -60,6 +60,25 @@ def test_a_capacity_too_small_on_one_rank_reaches_the_others_in_their_next_excha
     usable.run_on(transport, 2, on_rank)
 
 
+def test_handles_of_different_dispatches_are_noticed(transport):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS, **usable.over(transport)) as buffer, torch.no_grad():
+            x, ids, weights, _ = layer.inputs(buffer.rank)
+            every = torch.arange(3).expand(6, 3) * 3  # every token goes to the last rank
+            one = moela.ep_dispatch(x, every, weights, group=buffer.name)
+            other = moela.ep_dispatch(x[:4], every[:4], weights[:4], group=buffer.name)
+            came = other if buffer.rank == 1 else one
+            with pytest.raises(
+                ValueError, match=r"ep_combine: handle: expected \[.* rows .*, got \[.*; do all"
+            ):
+                moela.ep_combine(came.x, came.handle, group=buffer.name)
+            assert torch.equal(
+                layer.spread(x, ids, weights, buffer.name, "compact"), layer.dense(x, ids, weights)
+            )
+
+    usable.run_on(transport, 2, on_rank)
+
+
 @pytest.mark.parametrize("setting", ["num_experts", "hidden", "topk", "max_tokens", "deadline"])
 def test_ranks_with_different_settings_are_told_which(transport, setting):
     def on_rank(group):
