@@ -60,6 +60,25 @@ def test_a_capacity_too_small_on_one_rank_reaches_the_others_in_their_next_excha
     usable.run_on(transport, 2, on_rank)
 
 
+def test_rows_that_are_missing_on_one_rank_are_an_error_on_all_and_the_next_exchange_works(transport):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS, **usable.over(transport)) as buffer, torch.no_grad():
+            args = layer.inputs(buffer.rank)[:3]
+            came = moela.ep_dispatch(*args, group=buffer.name)
+            needed = int(came.handle.recv_counts.sum())
+            y = came.x[: needed - 1] if buffer.rank == 1 else came.x
+            message = (
+                f"ep_combine: y: expected the rows of .* got {needed - 1} rows, where row {needed - 1} is"
+            )
+            with pytest.raises(
+                ValueError, match=message if buffer.rank == 1 else "rank 1 gave up in epoch 2: ep"
+            ):
+                moela.ep_combine(y, came.handle, group=buffer.name)
+            assert torch.equal(layer.spread(*args, buffer.name, "compact"), layer.dense(*args))
+
+    usable.run_on(transport, 2, on_rank)
+
+
 def test_handles_of_different_dispatches_are_noticed(transport):
     def on_rank(group):
         with EpBuffer(group, **SETTINGS, **usable.over(transport)) as buffer, torch.no_grad():

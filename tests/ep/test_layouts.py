@@ -110,6 +110,21 @@ def test_a_capacity_that_is_just_enough(layout):
 
 
 @pytest.mark.usefixtures("way")
+def test_without_a_capacity_there_is_room_for_all_and_no_more():
+    """A rank with one expert and one with two, three experts per token."""
+
+    def on_rank(group):
+        with EpBuffer(group, num_experts=3, hidden=1, topk=3, max_tokens=4) as buffer:
+            args = torch.ones(4, 1), torch.arange(3).expand(4, 3), torch.ones(4, 3)
+            for layout, rows in (("compact", 8), ("expert", 8 * buffer.num_local_experts), ("masked", 8)):
+                x = moela.ep_dispatch(*args, group=buffer.name, layout=layout).x
+                assert x.size(-2) == rows
+                assert x.all()
+
+    run_local(2, on_rank)
+
+
+@pytest.mark.usefixtures("way")
 def test_a_token_travels_once_to_a_rank_with_several_of_its_experts():
     all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
     [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, "expert", torch.float32, None)
