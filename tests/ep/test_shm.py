@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from forks import Ended, Forks
@@ -85,6 +86,13 @@ def test_survivors_of_a_loss_build_a_smaller_group(run_forked, tmp_path):
 
 def test_what_a_rank_sent_before_it_ended_arrives(run_forked, tmp_path):
     succeed(run_forked(2, "last_words", tmp_path / "store"))
+
+
+def test_what_a_rank_posted_between_two_looks_and_its_end_counts():
+    transport = mock.Mock(_setup=mock.Mock(deadline=1.0), _failure=lambda *_: EpPeerLost([1], 1, "ended"))
+    answers = iter([[1], []])  # missing, then not
+    ShmTransport._wait(transport, 1, lambda *_: next(answers), 1)
+    transport._boxes.leave.assert_not_called()
 
 
 # --- what it costs ---------------------------------------------------------------------------------------

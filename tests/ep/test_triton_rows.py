@@ -145,22 +145,26 @@ def test_a_rank_that_fails_is_named_and_its_rows_are_not_taken(changes, fault):
     assert [ranks.said(rank) for rank in (0, 2)] == [(fault, 1, 1)] * 2
 
 
-def test_a_rank_that_gives_nothing_back_is_left_alone_and_the_others_are_told():
+@pytest.mark.parametrize("is_combine", [False, True])
+def test_a_rank_that_gives_nothing_back_is_left_alone_and_the_others_are_told(is_combine):
     case = Case("uniform", R=3, E=3)
     ranks, defined = both(case)
     for of in (ranks, defined):
         for rank in (0, 1, 2, 0, 1, 2):
             case.send(of, rank)
-        case.receive(of, 0)
+        got = case.receive(of, 0)
         case.receive(of, 2)
         rows = of.bytes[1][of.at[1] + of.memory.rows_at(0, 0) :].clone()
-        case.send(of, 0, **NOW)
+        if is_combine:
+            case.combine_send(of, 0, got, **NOW)
+        else:
+            case.send(of, 0, seed=1, **NOW)
         if of is ranks:  # rank 1 may be reading
             assert torch.equal(of.bytes[1][of.at[1] + of.memory.rows_at(0, 0) :], rows)
     assert ranks.said(0) == (Fault.NOT_RELEASED, 1, 3)
     assert_same_state(ranks, defined, ranks.memory.rows_at(0, 0))  # the definition sends rows, nobody reads
     case.receive(ranks, 2)
-    case.receive(ranks, 2, **NOW)
+    (case.combine_receive if is_combine else case.receive)(ranks, 2, **NOW)
     assert ranks.said(2).epoch == 3
 
 
