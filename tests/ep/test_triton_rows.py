@@ -21,6 +21,7 @@ if torch.cuda.is_available():
 from moela.kernels import _fp8, ep_combine, ep_dispatch
 
 interpreter.hasten()
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, of inf * 0
 
 TRITON = Kernels(
     ep_dispatch.send,
