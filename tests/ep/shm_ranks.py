@@ -1,5 +1,6 @@
 """What the ranks of test_shm do, each in a process of its own."""
 
+import contextlib
 import gc
 import os
 import random
@@ -7,10 +8,13 @@ import signal
 import time
 from pathlib import Path
 
+import layer
+import moela
 import pytest
 import torch
+import torch.distributed as dist
 from forks import connect
-from moela.ep import EpPeerLost
+from moela.ep import EpBuffer, EpPeerLost
 from moela.ep.transports.shm import ShmTransport
 
 WIDTHS = (40, 7, 1)  # of the columns: more than a line, and no multiple of 16
@@ -186,6 +190,22 @@ def be_interrupted(rank: int, store: Path) -> None:
     else:
         time.sleep(0.5)
     transport.close()
+
+
+def have_a_child(rank: int, store: Path) -> None:
+    """A child that is forked, as a DataLoader does, is no rank, and what it closes stays open."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    with EpBuffer(**layer.SETTINGS, transport="shm") as buffer, torch.no_grad():
+        args = layer.inputs(rank)[:3]
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                with pytest.raises(ValueError, match="group: expected the name of an open EpBuffer"), buffer:
+                    moela.ep_dispatch(*args, group=buffer.name)
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(layer.spread(*args, buffer.name, "compact"), layer.dense(*args))
 
 
 def leave_nothing(rank: int, store: Path) -> None:

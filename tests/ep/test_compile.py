@@ -46,6 +46,32 @@ def test_a_spread_layer_compiles_to_one_graph_with_its_gradients(dispatch):
     on_rank(LocalGroup(1).rank(0))
 
 
+def test_what_is_compiled_once_takes_any_number_of_tokens():
+    def all_forms(x, ids, weights, extra, out, group):
+        came = moela.ep_dispatch(x, ids, weights, group=group, extras=[extra])
+        pending = moela.ep_dispatch_send(x, ids, weights, group=group, extras=[extra])
+        again = moela.ep_dispatch_recv(pending, group=group)
+        exact = moela.ep_dispatch_dynamic(x, ids, weights, group=group, extras=[extra])
+        moela.ep_dispatch_out(x, ids, weights, group=group, extras=[extra], out=out)
+        rows = [layer.local(r, "compact", group)[0] for r in (came, again, exact, out)]
+        pending = moela.ep_combine_send(rows[0] + rows[1] + rows[3], came.handle, group=group)
+        sums = moela.ep_combine_recv(pending, group=group)
+        return sums + moela.ep_combine(rows[2], exact.handle, group=group)
+
+    def on_rank(group):
+        settings = layer.SETTINGS | {"max_tokens": 9, "row_bytes": 128}  # no size is that of another
+        with EpBuffer(group, **settings) as buffer, torch.no_grad():
+            forms = torch.compile(all_forms, fullgraph=True, backend="aot_eager", dynamic=True)
+            for T in (6, 4, 3):
+                x, ids, weights, _ = layer.inputs(0, T)
+                args = (x, ids, weights, x[:, :3])
+                out = moela.ep_dispatch(*args[:3], group=buffer.name, extras=args[3:])
+                with torch._dynamo.config.patch(error_on_recompile=T != 6):
+                    assert torch.equal(forms(*args, out, buffer.name), 4 * layer.dense(x, ids, weights))
+
+    on_rank(LocalGroup(1).rank(0))
+
+
 def test_equal_exchanges_stay_two_and_an_unused_one_stays():
     def three(x, ids, weights, group):
         moela.ep_dispatch(x, ids, weights, group=group)  # other ranks wait for it

@@ -60,6 +60,44 @@ def test_a_capacity_too_small_on_one_rank_reaches_the_others_in_their_next_excha
     usable.run_on(transport, 2, on_rank)
 
 
+def test_rows_that_are_missing_on_one_rank_are_an_error_on_all_and_the_next_exchange_works(transport):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS, **usable.over(transport)) as buffer, torch.no_grad():
+            args = layer.inputs(buffer.rank)[:3]
+            came = moela.ep_dispatch(*args, group=buffer.name)
+            needed = int(came.handle.recv_counts.sum())
+            y = came.x[: needed - 1] if buffer.rank == 1 else came.x
+            message = (
+                f"ep_combine: y: expected the rows of .* got {needed - 1} rows, where row {needed - 1} is"
+            )
+            with pytest.raises(
+                ValueError, match=message if buffer.rank == 1 else "rank 1 gave up in epoch 2: ep"
+            ):
+                moela.ep_combine(y, came.handle, group=buffer.name)
+            assert torch.equal(layer.spread(*args, buffer.name, "compact"), layer.dense(*args))
+
+    usable.run_on(transport, 2, on_rank)
+
+
+def test_handles_of_different_dispatches_are_noticed(transport):
+    def on_rank(group):
+        with EpBuffer(group, **SETTINGS, **usable.over(transport)) as buffer, torch.no_grad():
+            x, ids, weights, _ = layer.inputs(buffer.rank)
+            every = torch.arange(3).expand(6, 3) * 3  # every token goes to the last rank
+            one = moela.ep_dispatch(x, every, weights, group=buffer.name)
+            other = moela.ep_dispatch(x[:4], every[:4], weights[:4], group=buffer.name)
+            came = other if buffer.rank == 1 else one
+            with pytest.raises(
+                ValueError, match=r"ep_combine: handle: expected \[.* rows .*, got \[.*; do all"
+            ):
+                moela.ep_combine(came.x, came.handle, group=buffer.name)
+            assert torch.equal(
+                layer.spread(x, ids, weights, buffer.name, "compact"), layer.dense(x, ids, weights)
+            )
+
+    usable.run_on(transport, 2, on_rank)
+
+
 @pytest.mark.parametrize("setting", ["num_experts", "hidden", "topk", "max_tokens", "deadline"])
 def test_ranks_with_different_settings_are_told_which(transport, setting):
     def on_rank(group):
@@ -75,10 +113,17 @@ def test_ranks_with_different_settings_are_told_which(transport, setting):
 
 def test_a_setting_that_makes_no_sense_on_one_rank_is_an_error_on_all(transport):
     def on_rank(group):
-        with pytest.raises(
-            ValueError, match=r"EpBuffer: hidden: expected a positive number, got 0 \(rank 1\)"
+        for name, value, says in (
+            ("hidden", 0, "expected a positive whole number, got 0"),
+            ("hidden", None, "expected a positive whole number, got None"),
+            ("max_tokens", 2.5, "expected a positive whole number, got 2.5"),
+            ("deadline", -1, "expected a positive number, got -1"),
+            ("deadline", "soon", "expected a positive number, got 'soon'"),
+            ("device", "abacus", "Expected one of cpu"),
         ):
-            EpBuffer(group, **SETTINGS | {"hidden": 4 - 4 * group.index}, **usable.over(transport))
+            settings = SETTINGS | usable.over(transport) | ({name: value} if group.index == 1 else {})
+            with pytest.raises(ValueError, match=rf"EpBuffer: {name}: {says}(.|\n)* \(rank 1\)"):
+                EpBuffer(group, **settings)
 
     usable.run_on(transport, 2, on_rank)
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from unittest import mock
 
 import layer
 import moela
@@ -91,11 +92,15 @@ def test_a_rank_that_is_late_is_named_and_a_new_buffer_works():
             if buffer.rank == 1:
                 assert has_given_up.wait(60)
             else:
-                start = time.monotonic()
-                with pytest.raises(EpTimeout) as error:
+                start, leave = time.monotonic(), buffer.exchange._leave
+                with (
+                    mock.patch.object(buffer.exchange, "_leave", wraps=leave) as left,
+                    pytest.raises(EpTimeout) as error,
+                ):
                     exchange(buffer, args)
                 assert (error.value.ranks, error.value.epoch) == ([1], 2)
                 assert time.monotonic() - start > 0.9
+                assert left.call_args.kwargs == {"deadline_ns": 0}  # waiting for it once is enough
                 expect_broken(buffer, args, EpTimeout)
                 has_given_up.set()
         with EpBuffer(group, **layer.SETTINGS) as buffer, torch.no_grad():

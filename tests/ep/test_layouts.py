@@ -110,6 +110,21 @@ def test_a_capacity_that_is_just_enough(layout):
 
 
 @pytest.mark.usefixtures("way")
+def test_without_a_capacity_there_is_room_for_all_and_no_more():
+    """A rank with one expert and one with two, three experts per token."""
+
+    def on_rank(group):
+        with EpBuffer(group, num_experts=3, hidden=1, topk=3, max_tokens=4) as buffer:
+            args = torch.ones(4, 1), torch.arange(3).expand(4, 3), torch.ones(4, 3)
+            for layout, rows in (("compact", 8), ("expert", 8 * buffer.num_local_experts), ("masked", 8)):
+                x = moela.ep_dispatch(*args, group=buffer.name, layout=layout).x
+                assert x.size(-2) == rows
+                assert x.all()
+
+    run_local(2, on_rank)
+
+
+@pytest.mark.usefixtures("way")
 def test_a_token_travels_once_to_a_rank_with_several_of_its_experts():
     all_tokens = routing.tokens("one rank", 2, E, TOPK, HIDDEN, MAX_TOKENS)
     [(got, _, _), _] = run_local(2, exchanged, "local", all_tokens, "expert", torch.float32, None)
@@ -139,3 +154,23 @@ def test_any_hidden_topk_and_number_of_experts(hidden, topk, E, R):
             assert torch.equal(out, x * num_ranks)
 
     run_local(R, on_rank)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_dimension_of_one_element_may_have_any_stride():
+    """One expert per token, hidden 1, an extra of one element, and a rank without tokens: torch gives these
+    strides other than 1, .contiguous() does not change them, and int64 ids become int32 on the way."""
+
+    def on_rank(group):
+        with EpBuffer(group, num_experts=2, hidden=1, topk=1, max_tokens=3, row_bytes=64) as buffer:
+            T = 3 * buffer.rank
+            x, extra, weights = torch.arange(1.0, 37).view(3, 3, 4)[:, :T, ::4]
+            ids = torch.tensor([1, 0, 1]).expand(5, 3).t()[:T, ::5]
+            got = moela.ep_dispatch(x, ids, weights, group=buffer.name, extras=[extra])
+            y = torch.cat([got.x, got.x], 1)[:, ::2]
+            return got.x, got.extras[0], got.topk_weights, moela.ep_combine(y, got.handle, group=buffer.name)
+
+    for received, wanted in zip(run_local(2, on_rank), ([5, 0, 0], [1, 9, 0]), strict=True):
+        for i, t in enumerate(received[:3]):
+            assert t.flatten().tolist() == [v + 12 * i if v else 0 for v in (*wanted, 0, 0, 0)]
+    assert received[3].flatten().tolist() == [1, 5, 9]

@@ -3,8 +3,10 @@
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from forks import Ended, Forks
 from moela.ep import EpPeerLost, EpTimeout
 from moela.ep.transports.shm import ShmTransport
@@ -87,6 +89,28 @@ def test_what_a_rank_sent_before_it_ended_arrives(run_forked, tmp_path):
     succeed(run_forked(2, "last_words", tmp_path / "store"))
 
 
+def test_what_a_rank_posted_between_two_looks_and_its_end_counts():
+    transport = mock.Mock(_setup=mock.Mock(deadline=1.0), _failure=lambda *_: EpPeerLost([1], 1, "ended"))
+    answers = iter([[1], []])  # missing, then not
+    ShmTransport._wait(transport, 1, lambda *_: next(answers), 1)
+    transport._boxes.leave.assert_not_called()
+
+
+def test_who_left_because_another_ended_is_not_to_blame():
+    transport = mock.Mock(num_ranks=3, rank=0, _has_ended=lambda rank: rank == 2)
+    transport._boxes.has_left = lambda rank: rank == 1
+    error = ShmTransport._failure(transport, [1], 7, False)
+    assert (type(error), error.ranks, error.epoch) == (EpPeerLost, [2], 7)
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (2, 17)])
+def test_rows_that_have_no_place_are_not_written(shape):
+    transport = mock.Mock(_setup=mock.Mock(max_tokens=2, row_bytes=16))
+    counts = torch.tensor([shape[0]], dtype=torch.int32)
+    with pytest.raises(ValueError, match="expected at most 2 rows of 16 bytes to a rank, got"):
+        ShmTransport.send(transport, 1, "", [torch.zeros(shape, dtype=torch.uint8)], None, counts)
+
+
 # --- what it costs ---------------------------------------------------------------------------------------
 
 
@@ -97,6 +121,10 @@ def test_a_rank_that_waits_leaves_its_core_to_others(run_forked, tmp_path):
 
 def test_a_rank_that_waits_can_be_interrupted(run_forked, tmp_path):
     succeed(run_forked(2, "be_interrupted", tmp_path / "store"))
+
+
+def test_a_child_of_a_rank_is_no_rank(run_forked, tmp_path):
+    succeed(run_forked(2, "have_a_child", tmp_path / "store"))
 
 
 def test_nothing_is_left_behind(run_forked, tmp_path):

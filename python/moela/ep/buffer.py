@@ -1,6 +1,7 @@
 """EpBuffer: what the ranks of an expert-parallel group set up once, and the ops name."""
 
 import itertools
+import os
 import threading
 import uuid
 from typing import Any
@@ -24,9 +25,13 @@ from moela.ep.transports import (
 from moela.ep.wire import ALIGNMENT, WireFormat
 
 NAME = "EpBuffer"
+DEADLINE = 30.0
 _open: dict[str, "EpBuffer"] = {}
 _numbers = itertools.count()
 _lock = threading.Lock()  # ranks may be threads
+# A process that is forked, as to load data, is no rank: it would take the place of its parent.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_open.clear)
 
 
 class EpBuffer:
@@ -69,31 +74,38 @@ class EpBuffer:
         topk: int,
         max_tokens: int,
         transport: str = "auto",
-        deadline: float = 30.0,
+        deadline: float = DEADLINE,
         row_bytes: int | None = None,
         ranks_per_node: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        meeting = _meeting(group, deadline)  # first, so that ranks that fail below meet again
-        self.num_experts, self.hidden, self.topk, self.max_tokens = num_experts, hidden, topk, max_tokens
-        self.deadline = deadline
-        row_bytes = row_bytes or WireFormat((4 * hidden, 4 * topk, 4 * topk)).row_bytes
-        self.row_bytes = -(-row_bytes // ALIGNMENT) * ALIGNMENT
-        self.device = _device_of(group, device)
-        self.rank, self.num_ranks = meeting.rank, meeting.num_ranks
         settings = {
             "num_experts": num_experts,
             "hidden": hidden,
             "topk": topk,
             "max_tokens": max_tokens,
-            "row_bytes": self.row_bytes,
+            "row_bytes": row_bytes,
             "transport": transport,
             "deadline": deadline,
             "ranks_per_node": ranks_per_node,
-            "device": self.device.type,
         }
+        meeting = _meeting(group, deadline if _is_finite(deadline) else DEADLINE)
+        self.rank, self.num_ranks = meeting.rank, meeting.num_ranks
+        error = _error_in(settings, self.num_ranks)
+        try:
+            self.device = _device_of(group, device)
+        except (AssertionError, RuntimeError) as e:
+            self.device, error = torch.device("cpu"), error or f"{NAME}: device: {e}"
+        if error:
+            settings = {}
+        else:
+            row_bytes = row_bytes or WireFormat((4 * hidden, 4 * topk, 4 * topk)).row_bytes
+            self.row_bytes = -(-row_bytes // ALIGNMENT) * ALIGNMENT
+            settings |= {"row_bytes": self.row_bytes, "device": self.device.type}
+        self.num_experts, self.hidden, self.topk, self.max_tokens = num_experts, hidden, topk, max_tokens
+        self.deadline = deadline
         self._local = group.group if isinstance(group, LocalRank) else None
-        self._members = self._agree(meeting, settings)
+        self._members = self._agree(meeting, settings, error)
         self.transport = self._build(meeting, group, transport)
         self.notes = Notes(meeting.store)
         mine = expert_range(num_experts, self.num_ranks, self.rank)
@@ -105,13 +117,12 @@ class EpBuffer:
             self.name = f"ep{next(_numbers)}"
             _open[self.name] = self
 
-    def _agree(self, meeting: Rendezvous, settings: dict[str, Any]) -> list[Member]:
-        """Compare what the ranks were given, and learn who they are."""
-        of_node = settings["ranks_per_node"]
+    def _agree(self, meeting: Rendezvous, settings: dict[str, Any], error: str | None) -> list[Member]:
+        """Compare what the ranks were given, and learn who they are. error: why a rank has no settings."""
+        of_node = settings.get("ranks_per_node")
         member = Member.of_this_process(None if not of_node else str(self.rank // of_node), str(self.device))
-        answer = {"settings": settings, "member": member, "faults": faults_here()}
+        answer = {"settings": settings, "error": error, "member": member, "faults": faults_here()}
         answer["key"] = uuid.uuid4().hex
-        answer["error"] = _error_in(settings, self.num_ranks)
         answers = meeting.gather("settings", answer)
         for rank, theirs in enumerate(answers):
             if theirs["error"]:
@@ -179,7 +190,8 @@ class EpBuffer:
     def close(self) -> None:
         """Give back memory and connections, at once: peers that still wait for this rank raise EpPeerLost."""
         with _lock:
-            _open.pop(self.name, None)
+            if _open.pop(self.name, None) is None:
+                return
         try:
             self.exchange.close()
         finally:
@@ -248,13 +260,25 @@ def _device_of(group: Any, device: torch.device | str | None) -> torch.device:
 
 
 def _error_in(settings: dict[str, Any], num_ranks: int) -> str | None:
-    for name in ("num_experts", "hidden", "topk", "max_tokens", "row_bytes", "deadline"):
-        if settings[name] <= 0:
-            return f"{NAME}: {name}: expected a positive number, got {settings[name]}"
+    """Of any types: whatever it is, the other ranks are told."""
+    for name in ("num_experts", "hidden", "topk", "max_tokens", "row_bytes"):
+        value = settings[name]
+        if not _is_count(value) and not (name == "row_bytes" and value is None):
+            return f"{NAME}: {name}: expected a positive whole number, got {value!r}"
+    if not _is_finite(settings["deadline"]):
+        return f"{NAME}: deadline: expected a positive number, got {settings['deadline']!r}"
     of_node = settings["ranks_per_node"]
-    if of_node is not None and (of_node <= 0 or num_ranks % of_node):
-        return f"{NAME}: ranks_per_node: expected a divisor of the {num_ranks} ranks, got {of_node}"
+    if of_node is not None and not (_is_count(of_node) and num_ranks % of_node == 0):
+        return f"{NAME}: ranks_per_node: expected a divisor of the {num_ranks} ranks, got {of_node!r}"
     transports = ("auto", *TRANSPORTS)
     if settings["transport"] not in transports:
         return f"{NAME}: transport: expected one of {', '.join(transports)}, got {settings['transport']!r}"
     return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _is_finite(seconds: Any) -> bool:
+    return isinstance(seconds, int | float) and 0 < seconds < float("inf")

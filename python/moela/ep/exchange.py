@@ -126,7 +126,8 @@ class Exchange(ABC):
 
 
 def form_of(*columns: Tensor) -> WireFormat:
-    return wire_format(tuple([c.size(1) * c.element_size() for c in columns]))
+    # What is compiled for any sizes has symbols here, and is for one width from now on.
+    return wire_format(tuple([int(c.size(1)) * c.element_size() for c in columns]))
 
 
 def bytes_of(*columns: Tensor) -> list[Tensor]:

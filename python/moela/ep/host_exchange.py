@@ -106,23 +106,29 @@ class HostExchange(Exchange):
         return N
 
     def receive_back(self, op, epoch, like, slots, send_counts, into=None):
-        [out] = self._receive_sums(epoch, [like], slots, into)
+        [out] = self._receive_sums(op, epoch, [like], slots, send_counts, into)
         return out
 
     def sums_back(self, op, parts, handle):
-        slots, _, recv_counts, _ = handle
+        slots, send_counts, recv_counts, _ = handle
         N = int(recv_counts.sum())
         rows = [layouts.fold(y, positions[:N], None) for y, positions in parts]
-        return self._receive_sums(self._send_in_order(op, rows, recv_counts), rows, slots)
+        return self._receive_sums(op, self._send_in_order(op, rows, recv_counts), rows, slots, send_counts)
 
     def _send_in_order(self, op: str, columns: list[Tensor], recv_counts: Tensor) -> int:
         """A row per received row, in received order."""
         rows = torch.arange(columns[0].size(0), dtype=torch.int32, device=columns[0].device)
         return self.send(text_of(op, *columns), bytes_of(*columns), rows, recv_counts)
 
-    def _receive_sums(self, epoch, like, slots, into=None) -> list[Tensor]:
+    def _receive_sums(self, op, epoch, like, slots, send_counts, into=None) -> list[Tensor]:
         form = form_of(*like)
         with self.receive(epoch) as received:
+            sent, came = send_counts.tolist(), received.counts.tolist()
+            if came != sent:
+                wanted = f"expected {sent} rows from the ranks, as many as the dispatch sent them, got {came}"
+                message = f"{op}: handle: {wanted}; do all ranks take that of the same dispatch?"
+                self.give_up(message)
+                raise ValueError(message)
             received = received.to(slots.device)
             rows = returned_rows(slots, *received)  # [T, topk]
             columns = [form.column(received.wire, i).view(t.dtype) for i, t in enumerate(like)]

@@ -56,6 +56,8 @@ def wire_format(widths: tuple[int, ...]) -> WireFormat:
 
 def as_bytes(t: Tensor) -> Tensor:
     """[T, w] of any dtype, last dimension contiguous -> [T, w * itemsize] uint8, a view."""
+    if t.stride(-1) != 1:  # a dimension of one element: torch gives it any stride, and views it with 1 only
+        t = t.as_strided(t.shape, (*t.stride()[:-1], 1))
     return t.view(torch.uint8)
 
 
