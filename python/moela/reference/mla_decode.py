@@ -54,7 +54,7 @@ def lse_of(scores: Tensor) -> Tensor:
 
 def as_float32(scores: Tensor) -> Tensor:
     """Infinite beyond float32, which kernels have scores in: no attention gives an lse of Inf."""
-    return torch.where(scores.abs() > torch.finfo(torch.float32).max, scores * torch.inf, scores)
+    return torch.where(scores.abs() > torch.finfo(torch.float32).max, scores.detach() * torch.inf, scores)
 
 
 def attend(q: Tensor, keys: Tensor, is_seen: Tensor, sm_scale: float) -> tuple[Tensor, Tensor]:
