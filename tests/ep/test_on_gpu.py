@@ -13,6 +13,8 @@ from moela.ep import EpBuffer, EpTimeout, device_kernels, hopper, run_local
 from moela.ep.transports import local_device
 
 if not torch.cuda.is_available():
+    if "cuda" in os.environ.get("MOELA_TEST_REQUIRE", "").split(","):
+        pytest.fail("MOELA_TEST_REQUIRE asks for a GPU, but torch sees none", pytrace=False)
     pytest.skip("torch sees no GPU", allow_module_level=True)
 
 DEVICE = torch.device("cuda", 0)

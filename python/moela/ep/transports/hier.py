@@ -73,6 +73,7 @@ class HierTransport(HostTransport):
             transport = _in_node(setup.device.type, setup.local is not None)(in_node)
         except BaseException:
             self._rail.transport.close()
+            self._close_groups()
             raise
         self._in_node = _Stage(transport, nodes[self._node])
 
@@ -187,6 +188,9 @@ class HierTransport(HostTransport):
     def close(self) -> None:
         for stage in (self._rail, self._in_node):
             stage.transport.close()
+        self._close_groups()
+
+    def _close_groups(self) -> None:
         for group in self._groups:
             dist.destroy_process_group(group)
         self._groups = []
