@@ -1,6 +1,7 @@
 // How the torch side runs attention over a latent cache on the CPU: what mla_decode and mla_sparse share.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -9,13 +10,15 @@
 
 namespace moela {
 
-// q [..., H, latent + rope] and what is made of it, without a sink.
-inline cpu::MlaProblem mla_problem(const Tensor& q, int64_t stride_qh, const Tensor& cache, double sm_scale,
-                                   int64_t v_dim, Tensor& out, Tensor& lse) {
+// q [..., H, latent + rope], whose queries of a request follow each other in dimension -3, and what is made
+// of it, without a sink.
+inline cpu::MlaProblem mla_problem(const Tensor& q, const Tensor& cache, double sm_scale, int64_t v_dim,
+                                   Tensor& out, Tensor& lse) {
   const int64_t rope = q.size(q.dim() - 1) - v_dim;
   return {.q = q.const_data_ptr(),
           .q_dtype = cpu_dtype(q.scalar_type()),
-          .stride_qh = stride_qh,
+          .stride_qh = q.stride(q.dim() - 2),
+          .stride_qt = q.dim() < 3 ? 0 : q.stride(q.dim() - 3),
           .cache = mla_cache_of(cache, v_dim, rope, const_cast<void*>(cache.const_data_ptr())),
           .attn_sink = nullptr,
           .sm_scale = static_cast<float>(sm_scale),
@@ -24,41 +27,53 @@ inline cpu::MlaProblem mla_problem(const Tensor& q, int64_t stride_qh, const Ten
           .lse = static_cast<float*>(lse.mutable_data_ptr())};
 }
 
-// Takes one query after the other, cuts its heads into groups and its keys into parts, and runs what it has
-// where the sums of parts would become too many.
+// Takes the queries of one request after the other, cuts them and their heads into groups and their keys
+// into parts, and runs what it has where the sums of parts would become too many.
 class MlaWave {
  public:
-  explicit MlaWave(const cpu::MlaProblem& problem) : problem_(problem) {}
+  // queries_at_once: of a request, for which its keys are read once, if the kernel has the rows. Bits do not
+  // depend on it.
+  explicit MlaWave(const cpu::MlaProblem& problem, int64_t queries_at_once = 1)
+      : problem_(problem), queries_at_once_(queries_at_once) {}
 
-  // `index`: of the query in out; q_offset: of its first head in q. What the keys point to has to live until
-  // the next run().
-  void add(int64_t index, int64_t q_offset, cpu::MlaKeys keys) {
-    const int64_t heads = cpu::kernels().mla_attend.heads;
-    for (int64_t h = 0; h < problem_.H; h += heads)
-      add({.index = index,
-           .q_offset = q_offset + h * problem_.stride_qh,
-           .head = h,
-           .num_heads = problem_.H - h < heads ? problem_.H - h : heads,
-           .keys = keys,
-           .packed = nullptr,
-           .parts = nullptr});
+  // `count` queries, the last of which sees all `keys`, and each `hidden` fewer than the one after it. index:
+  // of the first one in out; q_offset: of its first head in q. What the keys point to has to live until the
+  // next run().
+  void add(int64_t index, int64_t q_offset, const cpu::MlaKeys& keys, int64_t count = 1, int64_t hidden = 0) {
+    const int64_t rows = cpu::kernels().mla_attend.rows;
+    for (int64_t h = 0; h < problem_.H; h += rows)
+      for (int64_t first = 0; first < count;) {
+        cpu::MlaQueries q = {.index = index + first,
+                             .q_offset = q_offset + h * problem_.stride_qh + first * problem_.stride_qt,
+                             .count = 1,
+                             .head = h,
+                             .num_heads = std::min(problem_.H - h, rows),
+                             .keys = keys,
+                             .hidden = hidden,
+                             .packed = nullptr,
+                             .parts = nullptr};
+        q.count = std::min({count - first, std::max<int64_t>(rows / q.padded_heads(), 1), queries_at_once_});
+        first += q.count;
+        q.keys.count = std::max<int64_t>(keys.count - (count - first) * hidden, 0);
+        add(q);
+      }
   }
 
   void run() {
     if (queries_.empty()) return;
     const Scratch<float> memory(floats_);
     float* next = memory.get();
-    std::vector<std::pair<const cpu::MlaQuery*, int64_t>> parts;
-    for (cpu::MlaQuery& q : queries_) {
+    std::vector<std::pair<const cpu::MlaQueries*, int64_t>> parts;
+    for (cpu::MlaQueries& q : queries_) {
       q.packed = next;
       q.parts = q.packed + cpu::mla_packed_floats(problem_, q);
       next = q.parts + q.num_parts() * cpu::mla_part_floats(problem_, q);
     }
-    for (const cpu::MlaQuery& q : queries_)
+    for (const cpu::MlaQueries& q : queries_)
       for (int64_t part = 0; part < q.num_parts(); ++part) parts.emplace_back(&q, part);
     const auto count = static_cast<int64_t>(queries_.size());
     const auto& kernels = cpu::kernels().mla_attend;
-    const double row = static_cast<double>(queries_[0].num_heads * problem_.D());
+    const double row = static_cast<double>(queries_[0].num_rows() * problem_.D());
     parallel(count, row, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) kernels.pack(problem_, queries_[i]);
     });
@@ -78,16 +93,17 @@ class MlaWave {
  private:
   static constexpr int64_t kMostFloats = int64_t{16} << 20;  // 64 MB
 
-  void add(const cpu::MlaQuery& query) {
-    const int64_t floats =
-        cpu::mla_packed_floats(problem_, query) + query.num_parts() * cpu::mla_part_floats(problem_, query);
+  void add(const cpu::MlaQueries& queries) {
+    const int64_t floats = cpu::mla_packed_floats(problem_, queries) +
+                           queries.num_parts() * cpu::mla_part_floats(problem_, queries);
     if (floats_ + floats > kMostFloats) run();
-    queries_.push_back(query);
+    queries_.push_back(queries);
     floats_ += floats;
   }
 
   const cpu::MlaProblem& problem_;
-  std::vector<cpu::MlaQuery> queries_;
+  const int64_t queries_at_once_;
+  std::vector<cpu::MlaQueries> queries_;
   int64_t floats_ = 0;
 };
 

@@ -8,14 +8,15 @@
 namespace moela::cpu {
 
 // Fixed, so that bits depend on a query and its keys only.
-constexpr int64_t kMlaSplit = 1152;     // keys of a part: twelve tiles
-constexpr int64_t kMlaMostHeads = 128;  // of a part
+constexpr int64_t kMlaSplit = 1152;    // keys of a part: twelve tiles
+constexpr int64_t kMlaMostRows = 128;  // of a part
 
 // What the queries of a call share.
 struct MlaProblem {
   const void* q;  // rows of latent + rope elements
   Dtype q_dtype;
   int64_t stride_qh;  // from head to head, in elements
+  int64_t stride_qt;  // from a query of a request to its next one
   MlaCache cache;
   const float* attn_sink;  // [H]; nullptr: none
   float sm_scale;
@@ -39,35 +40,59 @@ struct MlaKeys {
   const int32_t* slots;  // by number, where `pages` is nullptr: page * page_size + slot of the page
 };
 
-// Some heads of one query.
-struct MlaQuery {
-  int64_t index;     // of the query in out and lse
-  int64_t q_offset;  // of its first head in q, in elements
-  int64_t head;
-  int64_t num_heads;  // at most MlaKernels::heads
-  MlaKeys keys;
-  float* packed;  // their rows of q, as the kernel multiplies them: mla_packed_floats
-  float* parts;   // their sums, one after the other: mla_part_floats each
+inline int64_t mla_padded_heads(int64_t heads) { return (heads + 15) / 16 * 16; }
+inline int64_t mla_parts_of(int64_t keys) { return (keys + kMlaSplit - 1) / kMlaSplit; }
 
-  int64_t padded_heads() const { return (num_heads + 15) / 16 * 16; }
-  int64_t num_parts() const { return (keys.count + kMlaSplit - 1) / kMlaSplit; }
+// Some heads of queries of a request that follow each other, for which its keys are read once. Their rows:
+// the heads of the first query, filled up to whole vectors, those of the second, and so on.
+struct MlaQueries {
+  int64_t index;     // of the first query in out and lse
+  int64_t q_offset;  // of its first head in q, in elements
+  int64_t count;
+  int64_t head;
+  int64_t num_heads;
+  MlaKeys keys;    // of the last query
+  int64_t hidden;  // how many of the last keys of a query the one before it does not see
+  float* packed;   // their rows of q, as the kernel multiplies them: mla_packed_floats
+  float* parts;    // their sums, one after the other: mla_part_floats each
+
+  int64_t padded_heads() const { return mla_padded_heads(num_heads); }
+  int64_t num_rows() const { return count * padded_heads(); }  // at most MlaKernels::rows
+  int64_t num_keys(int64_t i) const {
+    const int64_t seen = keys.count - (count - 1 - i) * hidden;
+    return seen < 0 ? 0 : seen;
+  }
+  int64_t num_parts(int64_t i) const { return mla_parts_of(num_keys(i)); }
+  int64_t num_parts() const { return num_parts(count - 1); }
 };
 
-// Of a part: sums of weighted values [heads, padded_latent], maxima [heads], sums of weights [heads].
-inline int64_t mla_part_floats(const MlaProblem& p, const MlaQuery& q) {
-  return q.padded_heads() * (p.padded_latent() + 2);
+inline int64_t mla_part_floats(const MlaProblem& p, const MlaQueries& q) {
+  return q.num_rows() * (p.padded_latent() + 2);
 }
-// And a line for what a kernel notes about them.
-inline int64_t mla_packed_floats(const MlaProblem& p, const MlaQuery& q) {
-  return q.padded_heads() * p.padded_D() + 16;
+// And a line for what a kernel notes about the queries.
+inline int64_t mla_packed_floats(const MlaProblem& p, const MlaQueries& q) {
+  return q.num_rows() * p.padded_D() + 16;
+}
+
+// The sums of a part, from the rows of query `i` on.
+struct MlaSums {
+  float* values;   // [rows, padded_latent], weighted
+  float* max;      // [rows]
+  float* weights;  // [rows]
+};
+inline MlaSums mla_sums(const MlaProblem& p, const MlaQueries& q, int64_t part, int64_t i) {
+  float* values = q.parts + part * mla_part_floats(p, q);
+  float* max = values + q.num_rows() * p.padded_latent();
+  const int64_t row = i * q.padded_heads();
+  return {.values = values + row * p.padded_latent(), .max = max + row, .weights = max + q.num_rows() + row};
 }
 
 struct MlaKernels {
-  int64_t heads;  // of a part, on which bits do not depend; at most kMlaMostHeads
+  int64_t rows;  // that a part has at most, kMlaMostRows; bits do not depend on which ones
   int64_t (*scratch_floats)(const MlaProblem&);  // what attend() uses while it runs
-  void (*pack)(const MlaProblem&, const MlaQuery&);
-  void (*attend)(const MlaProblem&, const MlaQuery&, int64_t part, float* scratch);
-  void (*merge)(const MlaProblem&, const MlaQuery&);
+  void (*pack)(const MlaProblem&, const MlaQueries&);
+  void (*attend)(const MlaProblem&, const MlaQueries&, int64_t part, float* scratch);
+  void (*merge)(const MlaProblem&, const MlaQueries&);
 };
 
 }  // namespace moela::cpu

@@ -8,7 +8,7 @@ namespace moela::cpu {
 
 // The first `count` keys of request `b`; its pages are row b of block_table, rows stride_tb apart.
 inline MlaKeys keys_of_pages(const int32_t* block_table, int64_t stride_tb, int64_t b, int64_t count) {
-  return {.count = count < 0 ? 0 : count, .pages = block_table + b * stride_tb, .slots = nullptr};
+  return {.count = count, .pages = block_table + b * stride_tb, .slots = nullptr};
 }
 
 }  // namespace moela::cpu

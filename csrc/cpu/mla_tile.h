@@ -56,11 +56,12 @@ class MlaPrefetcher {
 };
 constexpr int kMlaColumnsOfStep = 4;  // that scores are summed over between two steps of a prefetcher
 
-// scores[kRows tokens][kVecs vectors of heads] over `panels` panels; with `add_to` they are added to.
+// scores[kRows tokens][kVecs vectors of rows of q] over `panels` panels; with `add_to` they are added to. The
+// rows are [column][16], sixteen after sixteen `block` apart.
 // Without the pin gcc 12 loads q again for every token.
 template <int kRows, int kVecs>
-__attribute__((noinline)) void score_tile(const float* keys, const float* q, int64_t panels, bool add_to,
-                                          float* scores, int64_t ld, MlaPrefetcher& next) {
+__attribute__((noinline)) void score_tile(const float* keys, const float* q, int64_t block, int64_t panels,
+                                          bool add_to, float* scores, int64_t ld, MlaPrefetcher& next) {
   MlaPrefetcher ahead = next;  // in registers
   F acc[kRows][kVecs];
 #pragma GCC unroll 32
@@ -71,11 +72,11 @@ __attribute__((noinline)) void score_tile(const float* keys, const float* q, int
     for (int k = 0; k < kMlaPanel; k += kMlaColumnsOfStep) {
       ahead.step();
 #pragma GCC unroll 4
-      for (int i = 0; i < kMlaColumnsOfStep; ++i, q += kVecs * kLanes) {
+      for (int i = 0; i < kMlaColumnsOfStep; ++i, q += kMlaPanel) {
         F x[kVecs];
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) {
-          x[v] = load(q + v * kLanes);
+          x[v] = load(q + v * kLanes / kMlaPanel * block + v * kLanes % kMlaPanel);
           pin(x[v]);
         }
 #pragma GCC unroll 32
@@ -96,15 +97,15 @@ __attribute__((noinline)) void score_tile(const float* keys, const float* q, int
   next = ahead;
 }
 
-// The scores of kVecs vectors of heads, whose packed rows of q are [column][kVecs * kLanes].
+// The scores of kVecs vectors of rows of q.
 template <int kRows, int kVecs>
-void scores_of_heads(const float* panels, int64_t num_panels, const float* q, int64_t tokens, float* scores,
-                     int64_t ld, MlaPrefetcher& next) {
+void scores_of_rows(const float* panels, int64_t num_panels, const float* q, int64_t block, int64_t tokens,
+                    float* scores, int64_t ld, MlaPrefetcher& next) {
   for (int64_t p = 0; p < num_panels; p += kMlaChain) {
     const int64_t count = num_panels - p < kMlaChain ? num_panels - p : kMlaChain;
     const float* keys = panels + p * kMlaPanelFloats;
     for (int64_t t = 0; t < tokens; t += kRows)
-      score_tile<kRows, kVecs>(keys + t * kMlaPanel, q + p * kMlaPanel * kVecs * kLanes, count, p > 0,
+      score_tile<kRows, kVecs>(keys + t * kMlaPanel, q + p * kMlaPanel * kMlaPanel, block, count, p > 0,
                                scores + t * ld, ld, next);
   }
 }

@@ -108,8 +108,7 @@ void launch(const Args& a, Tensor& out, Tensor& lse) {
   const FlatRows q(a.q, 2);
   const std::optional<Float32View> sinks =
       a.attn_sink ? std::optional<Float32View>(*a.attn_sink) : std::nullopt;
-  cpu::MlaProblem p =
-      mla_problem(q.tensor, q.tensor.stride(q.tensor.dim() - 2), a.cache, a.sm_scale, a.v_dim, out, lse);
+  cpu::MlaProblem p = mla_problem(q.tensor, a.cache, a.sm_scale, a.v_dim, out, lse);
   if (sinks) p.attn_sink = sinks->data();
   // The slots of as many rows as are run at a time.
   constexpr int64_t kMostSlots = int64_t{1} << 20;
