@@ -62,6 +62,11 @@ struct MlaQueries {
     const int64_t seen = keys.count - (count - 1 - i) * hidden;
     return seen < 0 ? 0 : seen;
   }
+  MlaKeys keys_of(int64_t i) const {
+    MlaKeys seen = keys;
+    seen.count = num_keys(i);
+    return seen;
+  }
   int64_t num_parts(int64_t i) const { return mla_parts_of(num_keys(i)); }
   int64_t num_parts() const { return num_parts(count - 1); }
 };

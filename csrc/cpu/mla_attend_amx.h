@@ -215,12 +215,13 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQueries& q, int64_t from, int
   std::memset(sums.weights, 0, rows * sizeof(float));
   std::memset(scratch.zeros, 0, mla_tile_steps(p) * kTile * sizeof(float));
   for (int64_t row = 0; row < rows; ++row) sums.max[row] = kNoScore;
-  const int64_t first = part * moela::cpu::kMlaSplit, num_keys = q.num_keys(to - 1);
-  const int64_t end = first + moela::cpu::kMlaSplit < num_keys ? first + moela::cpu::kMlaSplit : num_keys;
+  const moela::cpu::MlaKeys seen_keys = q.keys_of(to - 1);
+  const int64_t first = part * moela::cpu::kMlaSplit, left_keys = seen_keys.count - first;
+  const int64_t end = first + (left_keys < moela::cpu::kMlaSplit ? left_keys : moela::cpu::kMlaSplit);
   const uint8_t *keys_of[2][kMlaTileKeys], **keys = keys_of[0], **next = keys_of[1];
   // Of keys from `key` on; of those that there are not, the zeros.
   const auto locate = [&](int64_t key, const uint8_t** to) {
-    for (int64_t t = locate_rows(p.cache, q.keys, key, kMlaTileKeys, to); t < kMlaTileKeys; ++t)
+    for (int64_t t = locate_rows(p.cache, seen_keys, key, kMlaTileKeys, to); t < kMlaTileKeys; ++t)
       to[t] = reinterpret_cast<const uint8_t*>(scratch.zeros);
   };
   locate(first, next);

@@ -148,9 +148,10 @@ inline void attend_queries(const MlaProblem& p, const MlaQueries& q, int64_t fro
   for (int64_t row = 0; row < rows; ++row) sums.max[row] = kNoScore;
   if (padded != p.D()) std::memset(panels, 0, 2 * panel_floats * sizeof(float));
 
-  const int64_t first = part * moela::cpu::kMlaSplit, keys = q.num_keys(to - 1);
-  const int64_t end = first + moela::cpu::kMlaSplit < keys ? first + moela::cpu::kMlaSplit : keys;
-  MlaRows rows_of_keys(p.cache, q.keys, first, end);
+  const moela::cpu::MlaKeys keys = q.keys_of(to - 1);
+  const int64_t first = part * moela::cpu::kMlaSplit, left = keys.count - first;
+  MlaRows rows_of_keys(p.cache, keys, first,
+                       first + (left < moela::cpu::kMlaSplit ? left : moela::cpu::kMlaSplit));
   const int64_t products = ((to - from) * q.num_heads + kMlaRows - 1) / kMlaRows * (ld / kMlaCols);
   for (int64_t key = first, tokens; (tokens = rows_of_keys.take(panels)) > 0; key += tokens) {
     MlaPrefetcher prefetcher = rows_of_keys.prefetcher();
