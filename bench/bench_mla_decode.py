@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from moela.bench.bench_merge_states import attention
 from moela.bench.suite import Baseline, Bench, Inputs, Outputs, Part
+from moela.reference._mla_cache import decode
 from moela.shapes import MlaShape, ModelShape
 from torch import Tensor
 
@@ -44,12 +45,15 @@ def parts(inputs: Inputs) -> Iterator[Part]:
 
 
 def latents(inputs: Inputs) -> Tensor:
-    """[B, S, D]: the rows of the requests, without pages. Baselines read no rows of bytes."""
+    """[B, S, row_size]: the rows of the requests, without pages."""
     cache, table, S = inputs["cache"], inputs["block_table"], int(inputs["seqlens"][0])
-    if cache.dtype == torch.uint8:
-        raise NotImplementedError("takes no rows of bytes")
     rows = [cache[pages[: -(-S // cache.size(1))].long()].flatten(0, 1)[:S] for pages in table]
     return torch.stack(rows)
+
+
+def decoded(rows: Tensor, inputs: Inputs) -> Tensor:
+    """[..., D]: torch has no attention over rows of bytes, so every call decodes them, to the dtype of q."""
+    return decode(rows, inputs["v_dim"]).to(inputs["q"].dtype) if rows.dtype == torch.uint8 else rows
 
 
 def rows(inputs: Inputs, S: int) -> tuple[Tensor, Tensor | None]:
@@ -75,12 +79,13 @@ def scores_of(q: Tensor, keys: Tensor, seen: Tensor | None, sm_scale: float) -> 
 
 def sdpa(inputs: Inputs) -> Callable[[], Outputs]:
     """torch's attention; its value is the whole row, and it has no lse."""
-    kv, sm_scale = latents(inputs), inputs["sm_scale"]
-    q, seen = rows(inputs, kv.size(1))
-    lse = [scores_of(x, keys.float(), seen, sm_scale).logsumexp(-1) for x, keys in zip(q, kv, strict=True)]
-    lse = torch.stack(lse)
+    cached, sm_scale = latents(inputs), inputs["sm_scale"]
+    q, seen = rows(inputs, cached.size(1))
+    keys = decoded(cached, inputs).float()
+    lse = torch.stack([scores_of(*pair, seen, sm_scale).logsumexp(-1) for pair in zip(q, keys, strict=True)])
 
     def attend() -> Outputs:
+        kv = decoded(cached, inputs)
         many = (t[:, None] for t in (q, kv, kv))  # [B, 1, rows, D]
         out = torch.nn.functional.scaled_dot_product_attention(*many, attn_mask=seen, scale=sm_scale)
         return shaped(inputs, out[:, 0], lse)
@@ -96,7 +101,7 @@ def converted(inputs: Inputs) -> Callable[[], Outputs]:
     def attend() -> Outputs:
         outs, lses = [], []
         for x, row in zip(q, kv, strict=True):
-            keys = row.float()
+            keys = decoded(row, inputs).float()
             scores = scores_of(x, keys, seen, inputs["sm_scale"])
             outs.append((scores.softmax(-1) @ keys[:, :v_dim]).to(q.dtype))
             lses.append(scores.logsumexp(-1))

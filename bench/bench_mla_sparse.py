@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from moela.bench.bench_merge_states import attention
-from moela.bench.bench_mla_decode import CACHES
+from moela.bench.bench_mla_decode import CACHES, decoded
 from moela.bench.suite import Baseline, Bench, Inputs, Outputs, Part
 from moela.shapes import MlaShape
 from torch import Tensor
@@ -25,12 +25,10 @@ def parts(inputs: Inputs) -> Iterator[Part]:
 
 
 def gathered(inputs: Inputs) -> Callable[[], Tensor]:
-    """-> [topk, D], the rows that the token names. Baselines read no rows of bytes."""
+    """-> [topk, D], the rows that the token names."""
     cache, slots = inputs["cache"], inputs["indices"][0].long()
-    if cache.dtype == torch.uint8:
-        raise NotImplementedError("takes no rows of bytes")
     flat, slots = cache.flatten(0, 1), slots[slots >= 0]
-    return lambda: flat.index_select(0, slots)
+    return lambda: decoded(flat.index_select(0, slots), inputs)
 
 
 def sdpa(inputs: Inputs) -> Callable[[], Outputs]:

@@ -1,11 +1,12 @@
-// Attention over a latent cache in the tiles of AMX, where q and the cache are bfloat16. Bound: with many
-// heads the softmax and what prepares operands, with few the memory. Included by isa_amx_bf16.cpp only.
+// Attention over a latent cache in the tiles of AMX, where q is bfloat16 and the cache too or of bytes.
+// Bound: with many heads the softmax and what prepares operands, with few the memory. Included by
+// isa_amx_bf16.cpp only.
 //
-// Keys are multiplied where they lie, if a step apart, or from a copy; values are paired 32 columns at a
-// time, once for all rows, so that pairs stay in L1. This is done for the next keys and columns beside the
-// products, of which few rows have too few to hide anything else. Of the next tile a line is fetched for
-// every four rows that are paired: more of them, or any beside the scores, and what is in L2 would wait for
-// the buffers that fetched lines take; the rest comes as it is needed.
+// Keys are those of mla_keys_amx.h; values are paired 32 columns at a time, once for all rows, so that pairs
+// stay in L1. This is done for the next keys and columns beside the products, of which few rows have too few
+// to hide anything else. Of the next tile a line is fetched for every four rows that are paired: more of
+// them, or any beside the scores, and what is in L2 would wait for the buffers that fetched lines take; the
+// rest comes as it is needed.
 //
 // Numerics of one head: scores are products of amx_tile.h over the columns; the softmax is that of
 // amx_softmax.h; weights are rounded to bfloat16, their sum is not; weighted values are products over
@@ -17,30 +18,30 @@
 
 #include "cpu/amx_softmax.h"
 #include "cpu/mla_attend_kernel.h"
+#include "cpu/mla_keys_amx.h"
 
 namespace {
 
-constexpr int64_t kMlaTileKeys = 192;
-constexpr int64_t kMlaTileRows = 128;  // of a part: twice the others', as each has to prepare the keys
+constexpr int64_t kMlaRowsOfPart = 128;  // of a part: twice the others', as each has to prepare the keys
 static_assert(moela::cpu::kMlaSplit % kMlaTileKeys == 0, "tiles would straddle two parts");
-constexpr int64_t kMlaPairBlock = pair_block_floats(kMlaTileKeys / 2);
 
 inline bool is_for_tiles(const MlaProblem& p) {
-  return p.q_dtype == Dtype::kBFloat16 && p.cache.dtype == Dtype::kBFloat16;
+  return p.q_dtype == Dtype::kBFloat16 && (p.cache.dtype == Dtype::kBFloat16 || is_of_bytes(p));
 }
 inline int64_t mla_tile_steps(const MlaProblem& p) { return (p.D() + kTileColumns - 1) / kTileColumns; }
+inline int64_t mla_key_tile_floats(const MlaProblem& p) { return mla_tile_steps(p) * 2 * kTileFloats; }
 
 // What a part uses while it runs: mla_tile_scratch_floats.
 struct MlaTileScratch {
   MlaTileScratch(const MlaProblem& p, float* memory)
-      : keys{memory, memory + 2 * mla_tile_steps(p) * kTileFloats},
-        zeros(keys[1] + 2 * mla_tile_steps(p) * kTileFloats),
+      : keys(memory),
+        zeros(keys + kMlaTileKeys / kTileColumns * mla_key_tile_floats(p)),
         pairs{zeros + mla_tile_steps(p) * kTile, zeros + mla_tile_steps(p) * kTile + 2 * kMlaPairBlock},
         scores(pairs[1] + 2 * kMlaPairBlock),
-        weights(scores + kMlaTileKeys * kMlaTileRows),
-        products(weights + kMlaTileKeys / 2 * kMlaTileRows),
+        weights(scores + kMlaTileKeys * kMlaRowsOfPart),
+        products(weights + kMlaTileKeys / 2 * kMlaRowsOfPart),
         rescale(products + 4 * kTileFloats) {}
-  float* keys[2];   // [column / 32][32 keys][16 words]
+  float* keys;      // [key / 32][column / 32][32 keys][16 words]
   float* zeros;     // the row of a key that there is not
   float* pairs[2];  // as in amx_attend.h, of 32 columns
   float* scores;    // [key][rows]
@@ -50,10 +51,10 @@ struct MlaTileScratch {
 };
 
 int64_t mla_tile_scratch_floats(const MlaProblem& p) {
-  const int64_t of_keys = mla_tile_steps(p) * (4 * kTileFloats + kTile);
+  const int64_t of_keys = kMlaTileKeys / kTileColumns * mla_key_tile_floats(p) + mla_tile_steps(p) * kTile;
   const int64_t in_tiles =
-      of_keys + 4 * kMlaPairBlock + (kMlaTileKeys * 3 / 2 + 1) * kMlaTileRows + 4 * kTileFloats;
-  const int64_t in_float32 = mla_scratch_floats(p) + p.padded_D() * kMlaTileRows;
+      of_keys + 4 * kMlaPairBlock + (kMlaTileKeys * 3 / 2 + 1) * kMlaRowsOfPart + 4 * kTileFloats;
+  const int64_t in_float32 = mla_scratch_floats(p) + p.padded_D() * kMlaRowsOfPart;
   return in_tiles > in_float32 ? in_tiles : in_float32;
 }
 
@@ -78,99 +79,6 @@ void mla_pack_tiles(const MlaProblem& p, const MlaQueries& q) {
   }
 }
 
-// Makes 32 rows the first operand of scores: where they lie, or a copy. Sees columns beyond those of values.
-class MlaKeyTile {
- public:
-  MlaKeyTile(const MlaProblem& p, const uint8_t* const* rows, float* copy, Ordinary& ordinary)
-      : rows_(rows), copy_(copy), ordinary_(&ordinary), D_(p.D()), values_(p.padded_latent()) {
-    const int64_t step = rows[1] - rows[0];
-    are_tiles_ = D_ % kTileColumns == 0 && step % 4 == 0;
-    for (int64_t t = 1; are_tiles_ && t < kTileColumns; ++t) are_tiles_ = rows[t] - rows[t - 1] == step;
-  }
-
-  // 32 columns.
-  MOELA_INLINE void step() {
-    if (column_ >= D_) return;
-    const int64_t column = column_;
-    const __mmask32 live = tile_columns(D_ - column);
-    if (!are_tiles_)
-      for (int64_t t = 0; t < kTileColumns; ++t)
-        _mm512_storeu_si512(copy_ + column * kTile + t * kTile, load_columns(rows_[t], column, live));
-    if (column >= values_)
-      for (int64_t t = 0; t < kTileColumns; ++t) ordinary_->see(load_columns(rows_[t], column, live));
-    column_ += kTileColumns;
-  }
-
-  TileOperand operand() {
-    while (column_ < D_) step();
-    const int64_t row = (rows_[1] - rows_[0]) / 4;
-    if (are_tiles_)
-      return {.words = reinterpret_cast<const float*>(rows_[0]),
-              .row = row,
-              .second = row * kTile,
-              .step = kTile};
-    return {.words = copy_, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats};
-  }
-
- private:
-  const uint8_t* const* rows_;
-  float* copy_;
-  Ordinary* ordinary_;
-  int64_t D_, values_, column_ = 0;
-  bool are_tiles_;
-};
-
-// Makes 32 columns of some rows the second operand of values. Sees them, and fetches lines of the next tile.
-class MlaPairs {
- public:
-  MlaPairs(const MlaProblem& p, const uint8_t* const* rows, int64_t count, int64_t column, float* pairs,
-           Ordinary& ordinary, MlaPrefetcher& next)
-      : rows_(rows),
-        end_(rows + count),
-        pairs_(pairs),
-        column_(column),
-        ordinary_(&ordinary),
-        next_(&next),
-        live_(tile_columns(p.D() - column)) {}
-
-  // 32 rows.
-  MOELA_INLINE void step() {
-    if (rows_ == end_) return;
-    // Copies of members, which stores to memory would make it load again.
-    const auto *rows = rows_, *end = rows_ + kTileColumns;
-    const int64_t column = column_;
-    const __mmask32 live = live_;
-    float* pairs = pairs_;
-    Ordinary ordinary = *ordinary_;
-    MlaPrefetcher next = *next_;
-    for (; rows != end; rows += 4) {
-#pragma GCC unroll 2
-      for (int t = 0; t < 4; t += 2, pairs += kTile) {
-        const I x = load_columns(rows[t], column, live), y = load_columns(rows[t + 1], column, live);
-        ordinary.see(x);
-        ordinary.see(y);
-        store_pairs(x, y, 0, kMlaPairBlock, pairs);
-      }
-      next.step();
-    }
-    *ordinary_ = ordinary;
-    *next_ = next;
-    rows_ = rows;
-    pairs_ = pairs;
-  }
-  void finish() {
-    while (rows_ != end_) step();
-  }
-
- private:
-  const uint8_t *const *rows_, *const *end_;
-  float* pairs_;
-  int64_t column_;
-  Ordinary* ordinary_;
-  MlaPrefetcher* next_;
-  __mmask32 live_;
-};
-
 // scores[32 keys][rows] = keys @ q.
 inline void scores_of_tile(const MlaProblem& p, const float* packed, int64_t rows, const TileOperand& keys,
                            float* scores, MlaKeyTile& beside) {
@@ -181,7 +89,7 @@ inline void scores_of_tile(const MlaProblem& p, const float* packed, int64_t row
 }
 
 // sums[row][ld] = sums * rescale + weights @ values.
-inline void values_of_tiles(const MlaProblem& p, const uint8_t* const* keys, int64_t rows, int64_t tiles,
+inline void values_of_tiles(const MlaProblem& p, const MlaTileRows& keys, int64_t rows, int64_t tiles,
                             const MlaTileScratch& scratch, float* sums, Ordinary& ordinary,
                             MlaPrefetcher& next) {
   const int64_t ld = p.padded_latent();
@@ -225,6 +133,11 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQueries& q, int64_t from, int
       to[t] = reinterpret_cast<const uint8_t*>(scratch.zeros);
   };
   locate(first, next);
+  // Where rows of bytes are decoded to.
+  const uint8_t* copies[kMlaTileKeys];
+  for (int64_t t = 0; t < kMlaTileKeys; ++t)
+    copies[t] = reinterpret_cast<const uint8_t*>(scratch.keys + t / kTileColumns * mla_key_tile_floats(p) +
+                                                 t % kTileColumns * kTile);
   Ordinary ordinary;
   const Tiles registers;
   for (int64_t key = first; key < end; key += kMlaTileKeys) {
@@ -232,9 +145,12 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQueries& q, int64_t from, int
     const int64_t tiles = (count + kTileColumns - 1) / kTileColumns;
     std::swap(keys, next);
     locate(key + count, next);
+    for (int64_t t = 0; is_of_bytes(p) && t < count; ++t)
+      if (!are_codes_ordinary(p.cache, keys[t])) return false;
     MlaPrefetcher prefetcher(next, kMlaTileKeys, mla_row_bytes(p.cache));
     const auto tile_of = [&](int64_t tile) {
-      return MlaKeyTile(p, keys + tile * kTileColumns, scratch.keys[tile % 2], ordinary);
+      return MlaKeyTile(p, keys + tile * kTileColumns, scratch.keys + tile * mla_key_tile_floats(p),
+                        ordinary);
     };
     MlaKeyTile tile = tile_of(0);
     for (int64_t t = 0; t < tiles; ++t) {
@@ -249,7 +165,10 @@ bool attend_in_tiles(const MlaProblem& p, const MlaQueries& q, int64_t from, int
                        p.sm_scale, scratch.scores + row, rows, seen, seen, tiles,
                        scratch.weights + row / kTile * tiles * kTileFloats);
     }
-    values_of_tiles(p, keys, rows, tiles, scratch, sums.values, ordinary, prefetcher);
+    const MlaTileRows values = is_of_bytes(p)
+                                   ? MlaTileRows{.rows = copies, .step = 2 * kTileFloats * sizeof(float)}
+                                   : MlaTileRows{.rows = keys, .step = kTileColumns * sizeof(uint16_t)};
+    values_of_tiles(p, values, rows, tiles, scratch, sums.values, ordinary, prefetcher);
   }
   if (!ordinary.all()) return false;
   for (float* x = sums.values; x < sums.values + rows * ld; x += kTileColumns)
@@ -274,7 +193,7 @@ void mla_attend_tiles(const MlaProblem& p, const MlaQueries& q, int64_t part, fl
   for (int64_t i = 0; i < q.count; ++i) attend_one(p, q, i, part, scratch);
 }
 
-constexpr moela::cpu::MlaKernels kMlaTileKernels = {kMlaTileRows, mla_tile_scratch_floats, mla_pack_tiles,
+constexpr moela::cpu::MlaKernels kMlaTileKernels = {kMlaRowsOfPart, mla_tile_scratch_floats, mla_pack_tiles,
                                                     mla_attend_tiles, mla_merge};
 
 }  // namespace
