@@ -67,8 +67,7 @@ struct MlaQueries {
     seen.count = num_keys(i);
     return seen;
   }
-  int64_t num_parts(int64_t i) const { return mla_parts_of(num_keys(i)); }
-  int64_t num_parts() const { return num_parts(count - 1); }
+  int64_t num_parts() const { return mla_parts_of(keys.count); }
 };
 
 inline int64_t mla_part_floats(const MlaProblem& p, const MlaQueries& q) {

@@ -182,7 +182,7 @@ void mla_attend(const MlaProblem& p, const MlaQueries& q, int64_t part, float* s
 
 // Adds the parts in order and divides, by the weight of the sink too.
 inline void merge_query(const MlaProblem& p, const MlaQueries& q, int64_t i) {
-  const int64_t ld = p.padded_latent(), L = p.cache.latent, num_parts = q.num_parts(i);
+  const int64_t ld = p.padded_latent(), L = p.cache.latent, num_parts = q.num_parts();
   for (int64_t h = 0; h < q.num_heads; ++h) {
     const int64_t row = (q.index + i) * p.H + q.head + h;
     const auto max_of = [&](int64_t part) { return mla_sums(p, q, part, i).max[h]; };

@@ -50,11 +50,12 @@ def test_columns_of_any_size_are_within_the_bound(decode, prefill, size):
     assert_within_bound(prefill, x)
 
 
+@pytest.mark.parametrize("first", [1200, 1201])
 @pytest.mark.parametrize("size", SIZES)
-def test_values_of_any_size_are_within_the_bound(decode, size):
-    """Of some keys of the second part, in a column that no score sees: q is as tiles take it."""
+def test_values_of_any_size_are_within_the_bound(decode, size, first):
+    """Of every other key of the second part, in a column that no score sees: q is as tiles take it."""
     x = decode.inputs(B=1, H=3, S=1300, L=64, R=16, page_size=None, hostile=False)
-    x["q"][..., 5], x["cache"][0, :, 5], x["cache"][0, 1200:, 5] = 0, 0, size
+    x["q"][..., 5], x["cache"][0, :, 5], x["cache"][0, first::2, 5] = 0, 0, size
     assert_within_bound(decode, x)
 
 
@@ -73,6 +74,62 @@ def test_weights_that_nearly_vanish_keep_small_values(decode):
     x["cache"][0, :, 0] = torch.arange(100) * 0.875
     x["cache"][0, 1:, 3] = torch.rand(99, generator=torch.Generator().manual_seed(0)).to(BF16) * 2.0**-40
     assert_within_bound(decode, x | {"sm_scale": 1.0})
+
+
+@pytest.mark.parametrize("size", [0.0, 2.0**-140, 2.0**-60, 2.0**-42, 2.0**-41, 2.0**41, 2.0**42, 2.0**100])
+def test_scale_factors_of_any_size_are_within_the_bound(decode, size):
+    """Of some keys of the second part, times what is no power of two, in columns that no score sees."""
+    x = decode.inputs(B=1, H=3, S=1300, L=256, R=16, page_size=None, cache_dtype=torch.uint8, hostile=False)
+    x["q"][..., 128:256] = 0
+    scale_factors = x["cache"][0, :, 256:264].view(torch.float32)  # a view is not contiguous: made anew
+    scale_factors = scale_factors.clone()
+    scale_factors[1200:, 1] *= size
+    x["cache"][0, :, 256:264] = scale_factors.view(torch.uint8)
+    assert_within_bound(decode, x)
+
+
+def test_rows_of_bytes_that_are_tiny_lose_no_small_code(make_runner):
+    """Products with their scale factors are subnormal."""
+    run = make_runner("mla_sparse", "cpu-cpu")
+    x = run.inputs(T=1, H=2, topk=40, S=64, L=128, R=16, cache_dtype=torch.uint8, hostile=False)
+    x["cache"][..., 128:132] = torch.tensor([2.0**-122]).view(torch.uint8)
+    x["cache"][..., :128] %= 16
+    assert_within_bound(run, x)
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_a_code_that_is_nan_reaches_those_that_see_it(decode, code):
+    x = decode.inputs(
+        B=1, H=3, S=70, s_q=2, L=128, R=16, page_size=None, cache_dtype=torch.uint8, hostile=False
+    )
+    x["cache"][0, 69, 100] = code
+    out, lse = decode(x)
+    assert out[0, 0].isfinite().all()
+    assert out[0, 1].isnan().all()
+    assert lse[0, 1].isnan().all()
+
+
+@pytest.mark.parametrize(("threads", "is_token_odd"), [(1, False), (64, False), (1, True)])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, BF16, torch.uint8], ids=str)
+@pytest.mark.parametrize(("H", "s_q"), [(16, 9), (5, 3), (40, 4), (130, 2)])
+def test_tokens_of_a_request_have_the_bits_of_each_alone(decode, H, s_q, cache_dtype, threads, is_token_odd):
+    """Also where they read its keys together, which with many threads they do not, and where numbers are not
+    as tiles take them: of a later token's own key, at the end of the second part, or of the first token."""
+    dtypes = {"x_dtype": torch.float32 if cache_dtype == torch.float32 else BF16, "cache_dtype": cache_dtype}
+    x = decode.inputs(B=1, H=H, S=1300, s_q=s_q, L=128, R=16, page_size=None, **dtypes, hostile=False)
+    pe = x["cache"][0, 1299].view(torch.uint8)[-4:]
+    pe.copy_(torch.tensor([0x80, 0x01, 0x80, 0x01], dtype=torch.uint8))  # tiny of every type
+    if is_token_odd:
+        x["q"][0, 0, 0, 3] = 2.0**-130
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        out, lse = decode(x)
+    finally:
+        torch.set_num_threads(before)
+    for j in {0, s_q // 2, s_q - 1}:
+        alone = {"q": x["q"][:, j : j + 1], "seqlens": x["seqlens"] - (s_q - 1 - j)}
+        assert_same(decode(x | alone), (out[:, j : j + 1], lse[:, j : j + 1]))
 
 
 @pytest.mark.parametrize("H", [1, 3, 16, 17, 130])
