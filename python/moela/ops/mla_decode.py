@@ -69,14 +69,14 @@ def mla_decode(
             does; scores of -Inf only are as no token.
 
     Numerics: float32, out rounded once; on a GPU the weights are rounded to the type of q if that is
-        bfloat16 and the cache bfloat16 or uint8, or if both are float16, and on a CPU with AMX if both are
-        bfloat16; the CUDA kernel rounds rows of bytes to bfloat16, which loses nothing if their scale factors
-        are powers of two. The error is bounded per element (python/moela/ops/_mla_bound.py) by what scores,
+        bfloat16 and the cache bfloat16 or uint8, or if both are float16, and on a CPU with AMX in the first
+        case; there and in the CUDA kernel rows of bytes are rounded to bfloat16, which loses nothing if their
+        scale factors are powers of two. The error is bounded per element (python/moela/ops/_mla_bound.py) by what scores,
         sums and rounded weights lose; elsewhere on the CPU it is at most twice that of the same formula in
         torch in float32. NaN and infinity of a token reach the queries that see it, and no other. Pieces of a
         request's keys are merged in order, so a result is the same in every run and for any number of
-        threads. The same bits for every instruction set of the CPU but amx_bf16, which has its own where
-        both are bfloat16; keys are split at fixed places: a request's result depends on that request only.
+        threads. The same bits for every instruction set of the CPU but amx_bf16, which has its own
+        where weights are rounded; keys are split at fixed places: a request's result depends on that request only.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C.
     """
@@ -249,14 +249,14 @@ def make_inputs(
 
 
 def p_dtype(q: Tensor, cache: Tensor) -> torch.dtype | None:
-    """What a GPU rounds weights to, or None: what its products take."""
+    """What a GPU rounds weights to, or None: what its products take. Or a CPU with AMX, to bfloat16."""
     if q.dtype == torch.bfloat16 and cache.dtype == torch.uint8:
         return torch.bfloat16  # which holds all codes
     return q.dtype if q.dtype == cache.dtype != torch.float32 else None
 
 
 def k_dtype(q: Tensor, cache: Tensor) -> torch.dtype | None:
-    """What the CUDA kernel rounds rows of bytes to."""
+    """What rows of bytes are rounded to, where weights are rounded but in Triton."""
     return torch.bfloat16 if q.dtype == torch.bfloat16 and cache.dtype == torch.uint8 else None
 
 
