@@ -42,34 +42,37 @@ static_assert(kIndexerCols % kIndexerHeads == 0, "a vector of heads must begin a
 
 #if defined(MOELA_SIMD_BF16)
 constexpr int kWordColumns = 2;
-// Keys come from the tables times 2^-8; queries make up for it.
-constexpr float kQueryFactor = kUnscale;
+// Keys are times 2^-8; queries make up for it.
+constexpr E4m3Tables kIndexerQueryTables(8);
 MOELA_INLINE F multiply_word(F key, F q, F sum) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(key), reinterpret_cast<__m512bh>(q));
 }
 
-inline void decode_key(const uint8_t* codes, int64_t D, float* words) {
-  const I low0 = _mm512_load_si512(kE4m3Tables.low), low1 = _mm512_load_si512(kE4m3Tables.low + 64);
-  const I high0 = _mm512_load_si512(kE4m3Tables.high), high1 = _mm512_load_si512(kE4m3Tables.high + 64);
-  const I sign = _mm512_set1_epi8(static_cast<char>(0x80));
+// Whole vectors of words are written, with zeros beyond D.
+inline void decode_words(const E4m3Decoder& decoder, const uint8_t* codes, int64_t D, float* words) {
   const I order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);  // so that unpacking restores it
   for (int64_t k = 0; k < D; k += 64) {
     const __mmask64 live = D - k >= 64 ? ~__mmask64{0} : (__mmask64{1} << (D - k)) - 1;
-    const I x = _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(live, codes + k));
-    const I low = _mm512_permutex2var_epi8(low0, x, low1);
-    const I high = _mm512_ternarylogic_epi32(_mm512_permutex2var_epi8(high0, x, high1), x, sign, 0xF8);
-    _mm512_storeu_si512(words + k / 2, _mm512_unpacklo_epi8(low, high));
-    _mm512_storeu_si512(words + k / 2 + 16, _mm512_unpackhi_epi8(low, high));
+    I halves[2];
+    decoder.decode(_mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(live, codes + k)), halves);
+    _mm512_storeu_si512(words + k / 2, halves[0]);
+    _mm512_storeu_si512(words + k / 2 + 16, halves[1]);
   }
+}
+inline void decode_key(const uint8_t* codes, int64_t D, float* words) {
+  decode_words(E4m3Decoder(), codes, D, words);
+}
+inline void decode_query(const uint8_t* codes, int64_t D, float* words) {
+  decode_words(E4m3Decoder(kIndexerQueryTables), codes, D, words);
 }
 #else
 constexpr int kWordColumns = 1;
-constexpr float kQueryFactor = 1.f;
 MOELA_INLINE F multiply_word(F key, F q, F sum) { return fma(key, q, sum); }
 
 inline void decode_key(const uint8_t* codes, int64_t D, float* words) {
   for (int64_t k = 0; k < D; ++k) words[k] = from_e4m3(codes[k]);
 }
+inline void decode_query(const uint8_t* codes, int64_t D, float* words) { decode_key(codes, D, words); }
 #endif
 
 // Words of two columns come in whole tiles (indexer_logits_amx.h), with zeros beyond D.
@@ -77,17 +80,6 @@ inline int64_t words_of(const IndexerShape& s) { return kWordColumns == 1 ? s.D 
 // From key to key: an odd number of cache lines, so that the rows of a register tile spread over all sets of
 // L1; room for whole vectors of decoded codes.
 inline int64_t key_words(const IndexerShape& s) { return (words_of(s) + 31) / 32 * 32 + 16; }
-
-// Column k of a head in its word.
-inline void put_column(float* word, int64_t k, uint8_t code) {
-  const float value = from_e4m3(code) * kQueryFactor;
-  if constexpr (kWordColumns == 1) {
-    *word = value;
-  } else {
-    const uint32_t bits = bits_of(value) >> 16;  // exact
-    *word = float_of(k % 2 == 0 ? bits : bits_of(*word) | bits << 16);
-  }
-}
 
 // Vectors of heads that are multiplied together: [word][its heads] in `packed`, then all weights.
 template <class Visit>
@@ -105,8 +97,14 @@ void indexer_pack(const IndexerShape& s, const IndexerQuery& q) {
   for_groups_of_heads(s, [&](int64_t first, int64_t width) {
     float* to = q.packed + first * words;
     for (int64_t h = 0; h < width && first + h < s.H; ++h) {
-      const uint8_t* codes = q.q + (first + h) * s.stride_qh;
-      for (int64_t k = 0; k < s.D; ++k) put_column(to + k / kWordColumns * width + h, k, codes[k]);
+      constexpr int64_t kPiece = 256;
+      alignas(64) float piece[kPiece];
+      for (int64_t k = 0; k < s.D; k += kPiece) {
+        const int64_t n = s.D - k < kPiece ? s.D - k : kPiece;
+        decode_query(q.q + (first + h) * s.stride_qh + k, n, piece);
+        float* column = to + k / kWordColumns * width + h;
+        for (int64_t i = 0; i < (n + kWordColumns - 1) / kWordColumns; ++i) column[i * width] = piece[i];
+      }
     }
   });
   std::memcpy(q.packed + heads * words, q.weights, s.H * sizeof(float));
