@@ -16,7 +16,8 @@
 
 namespace {
 
-constexpr int kWeightExponent = 50;
+constexpr int kOrdinaryExponent = 50;
+constexpr int kWeightExponent = kOrdinaryExponent;
 constexpr float kWeightFactor = int64_t{1} << kWeightExponent;
 
 // What lanes of bfloat16 have been seen: all ordinary or not.
@@ -27,9 +28,10 @@ class Ordinary {
     largest_ = _mm512_max_epu16(largest_, magnitude);
     least_ = _mm512_min_epu16(least_, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));  // 0 is the largest
   }
-  bool all() const {
-    const I most = _mm512_set1_epi16(static_cast<int16_t>(bits_of(0x1p50f) >> 15));
-    const I least = _mm512_set1_epi16(static_cast<int16_t>((bits_of(0x1p-50f) >> 15) - 1));
+  // less_by: the exponent of the power of two that numbers are times where they are multiplied, not negative.
+  bool all(int less_by = 0) const {
+    const I most = _mm512_set1_epi16(static_cast<int16_t>((127 + kOrdinaryExponent) << 8));
+    const I least = _mm512_set1_epi16(static_cast<int16_t>(((127 - kOrdinaryExponent - less_by) << 8) - 1));
     return (_mm512_cmpgt_epu16_mask(largest_, most) | _mm512_cmplt_epu16_mask(least_, least)) == 0;
   }
 
@@ -73,6 +75,14 @@ inline void add_products(const float* products, int64_t rows, const float* resca
     const F factor = set1(rescale[i]);
     store(sums, fma(load(sums), factor, load(products)));
     store(sums + kTile, fma(load(sums + kTile), factor, load(products + kTile)));
+  }
+}
+
+// sums[row][ld] += products[row][32].
+inline void add_products(const float* products, int64_t rows, float* sums, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i, products += kTileColumns, sums += ld) {
+    store(sums, add(load(sums), load(products)));
+    store(sums + kTile, add(load(sums + kTile), load(products + kTile)));
   }
 }
 
