@@ -25,7 +25,8 @@ namespace {
 struct BackwardScratch {
   BackwardScratch(const PrefillProblem& p, int64_t num_queries, int64_t num_keys, float* memory) {
     const int64_t D = p.padded_D(), Dv = p.padded_Dv();
-    const int64_t all_keys = (num_keys + kTileColumns - 1) / kTileColumns * kTileColumns;
+    const int64_t key_tiles = (num_keys + kPrefillTileKeys - 1) / kPrefillTileKeys;
+    const int64_t all_keys = key_tiles * kPrefillTileKeys;
     const auto take = [&](int64_t count) {
       floats += count;
       return reinterpret_cast<float*>(reinterpret_cast<uintptr_t>(memory) + (floats - count) * sizeof(float));
@@ -39,12 +40,12 @@ struct BackwardScratch {
     of_float32 = take(0);
     queries = take(kPrefillQueries * D / 2);
     query_pairs = take(D / kTile * kPrefillPairBlock);
-    dout_rows = take(kPrefillQueries * Dv / 2);
+    dout_rows = take(kTile * Dv / 2);
     dout = take(kPrefillQueries * Dv / 2);
     dout_pairs = take(Dv / kTile * kPrefillPairBlock);
-    keys = take(kTileColumns * D / 2);
-    key_pairs = take(D / kTile * kPrefillPairBlock);
-    values = take(kTileColumns * Dv / 2);
+    keys = take(all_keys * D / 2);
+    key_pairs = take(key_tiles * D / kTile * kPrefillPairBlock);
+    values = take(all_keys * Dv / 2);
     scores = take(4 * kTileFloats);
     gradients = take(4 * kTileFloats);
     weights = take(kPrefillQueries * kTile);
@@ -63,10 +64,10 @@ struct BackwardScratch {
   float* of_float32;           // what that kernel uses, when the rest is done with
   float* queries;              // [query / 16][column / 32], tiles
   float* query_pairs;          // as in amx_attend.h
-  float* dout_rows;            // [query][padded_Dv] bfloat16, times the power of two, as dout and its pairs
-  float *dout, *dout_pairs;    // as those of queries
-  float *keys, *values;        // [column / 32][32 keys][16 words]
-  float* key_pairs;            // of the tile of keys
+  float *dout, *dout_pairs;    // as those of queries, times the power of two
+  float* dout_rows;            // [16 queries][padded_Dv] in bfloat16, likewise
+  float *keys, *values;        // [key / 32][column / 32][32 keys][16 words]
+  float* key_pairs;            // as in amx_attend.h, one tile of keys after the other
   float *scores, *gradients;   // [32 keys][32 queries]
   float *weights, *of_scores;  // [query / 32][32 keys][16 words]
   float* of_scores_tiles;      // [query / 16][key / 32], tiles
@@ -131,36 +132,65 @@ inline void copy_rows(const Row& row, int64_t columns, float* to) {
     }
 }
 
-// A tile of queries; what rows there are not is zeros.
-inline void load_queries(const BackwardHead& h, const PrefillTile& tile, int exponent,
+// The keys and values of the head, zeros where they are not ordinary. Returns the first of these.
+inline int64_t load_keys(const BackwardHead& h, const BackwardScratch& scratch) {
+  const PrefillProblem& p = h.params.problem;
+  const int64_t D = p.padded_D(), Dv = p.padded_Dv(), num_keys = h.sequence.num_keys;
+  int64_t odd = num_keys;
+  for (int64_t first = 0; first < num_keys; first += kTileColumns) {
+    const int64_t end = num_keys < first + kTileColumns ? num_keys : first + kTileColumns;
+    for (int64_t t = first; t < end; ++t) {
+      scratch.left_dv[t] = !is_ordinary(h.key(t), p.D);
+      scratch.left_dk[t] = scratch.left_dv[t] || !is_ordinary(h.value(t), p.Dv);
+      if (scratch.left_dk[t] && t < odd) odd = t;
+    }
+    const auto key = [&](int64_t t) {
+      return first + t < end && !scratch.left_dv[first + t] ? h.key(first + t) : nullptr;
+    };
+    const auto value = [&](int64_t t) {
+      return first + t < end && !scratch.left_dk[first + t] ? h.value(first + t) : nullptr;
+    };
+    copy_rows(key, p.D, scratch.keys + first * D / 2);
+    copy_rows(value, p.Dv, scratch.values + first * Dv / 2);
+    rows_to_pairs(key, kTileColumns, p.D,
+                  scratch.key_pairs + first / kPrefillTileKeys * (D / kTile * kPrefillPairBlock) +
+                      first % kPrefillTileKeys / 2 * kTile);
+  }
+  return odd;
+}
+
+// Sixteen queries and gradients, zeros where there are none or they are not ordinary.
+inline void load_queries(const BackwardHead& h, const PrefillTile& tile, int64_t first, int exponent,
                          const BackwardScratch& scratch) {
   const PrefillProblem& p = h.params.problem;
   const int64_t D = p.padded_D(), Dv = p.padded_Dv();
-  const auto is_there = [&](int64_t i) { return i < tile.count && !scratch.left_dq[tile.first + i]; };
-  const auto query = [&](int64_t i) { return is_there(i) ? h.query(tile.first + i) : nullptr; };
-  auto* rows = reinterpret_cast<uint16_t*>(scratch.dout_rows);
-  const auto dout = [&](int64_t i) { return is_there(i) ? rows + i * Dv : nullptr; };
   const I more = _mm512_set1_epi16(static_cast<int16_t>(exponent << 7)), magnitude = _mm512_set1_epi16(0x7FFF);
-  for (int64_t i = 0; i < kPrefillQueries; ++i) {
-    const int64_t token = tile.sequence.query + tile.first + i;
-    const bool is_query = i < tile.count;
-    scratch.lse[i] = is_query ? value_of(h.params.lse, token, h.head) : 0.f;
-    scratch.delta[i] =
+  const uint16_t *queries[kTile] = {}, *dout[kTile] = {};
+  for (int64_t i = 0; i < kTile; ++i) {
+    const bool is_query = first + i < tile.count;
+    const int64_t query = tile.first + first + i, token = tile.sequence.query + query;
+    scratch.lse[first + i] = is_query ? value_of(h.params.lse, token, h.head) : 0.f;
+    scratch.delta[first + i] =
         is_query ? delta_of(h.params, token, h.head) * float_of((127 + exponent) << 23) * p.sm_scale : 0.f;
-    if (is_there(i))
-      for (int64_t k = 0; k < Dv; k += kTileColumns) {
-        const I x = load_columns(h.dout(tile.first + i), k, tile_columns(p.Dv - k));
-        _mm512_storeu_si512(rows + i * Dv + k,
-                            _mm512_mask_add_epi16(x, _mm512_test_epi16_mask(x, magnitude), x, more));
-      }
+    if (!is_query) continue;
+    scratch.left_dq[query] =
+        !is_ordinary(h.query(query), p.D) || !is_ordinary(h.dout(query), p.Dv, exponent);
+    if (scratch.left_dq[query]) continue;
+    auto* scaled = reinterpret_cast<uint16_t*>(scratch.dout_rows) + i * Dv;
+    for (int64_t k = 0; k < Dv; k += kTileColumns) {
+      const I x = load_columns(h.dout(query), k, tile_columns(p.Dv - k));
+      _mm512_storeu_si512(scaled + k, _mm512_mask_add_epi16(x, _mm512_test_epi16_mask(x, magnitude), x, more));
+    }
+    queries[i] = h.query(query);
+    dout[i] = scaled;
   }
-  for (int64_t i = 0; i < kPrefillQueries; i += kTile) {
-    rows_to_tiles([&](int64_t row) { return query(i + row); }, p.D, scratch.queries + i * D / 2);
-    rows_to_tiles([&](int64_t row) { return dout(i + row); }, p.Dv, scratch.dout + i * Dv / 2);
-  }
-  rows_to_pairs(query, kPrefillQueries, p.D, scratch.query_pairs);
-  rows_to_pairs(dout, kPrefillQueries, p.Dv, scratch.dout_pairs);
-  std::memset(scratch.dq, 0, kPrefillQueries * D * sizeof(float));
+  const auto to_operands = [&](const uint16_t* const* rows, int64_t columns, float* tiles, float* pairs) {
+    const auto row = [&](int64_t i) { return rows[i]; };
+    rows_to_tiles(row, columns, tiles);
+    rows_to_pairs(row, kTile, columns, pairs + first / 2 * kTile);
+  };
+  to_operands(queries, p.D, scratch.queries + first * D / 2, scratch.query_pairs);
+  to_operands(dout, p.Dv, scratch.dout + first * Dv / 2, scratch.dout_pairs);
 }
 
 // Scores of 32 keys and the 32 queries from i on to weights, gradients of weights to those of scores, tile
@@ -234,25 +264,17 @@ inline void add_gradients(const BackwardHead& h, const PrefillTile& tile, int64_
   const int64_t D = p.padded_D(), Dv = p.padded_Dv(), seen = tile.seen(p.causal) - key;
   const int64_t queries = (tile.count + kTileColumns - 1) / kTileColumns * kTileColumns;
   const int64_t tiles = (keys + kTileColumns - 1) / kTileColumns;
+  const float* key_pairs = scratch.key_pairs + key / kPrefillTileKeys * (D / kTile * kPrefillPairBlock);
   const auto left = [](const float* words, int64_t row_step) {
     return TileOperand{.words = words, .row = kTile, .second = kTileFloats, .step = row_step};
   };
-  const auto key_row = [&](int64_t t) {
-    return t < keys && !scratch.left_dv[key + t] ? h.key(key + t) : nullptr;
-  };
-  const auto value_row = [&](int64_t t) {
-    return t < keys && !scratch.left_dk[key + t] ? h.value(key + t) : nullptr;
-  };
-  rows_to_pairs(key_row, tiles * kTileColumns, p.D, scratch.key_pairs);
   for (int64_t t = 0; t < keys; t += kTileColumns) {
-    copy_rows([&](int64_t row) { return key_row(t + row); }, p.D, scratch.keys);
-    copy_rows([&](int64_t row) { return value_row(t + row); }, p.Dv, scratch.values);
     const int64_t from = first_that_sees(t, seen, queries) / kTileColumns * kTileColumns;
     for (int64_t i = from; i < queries; i += kTileColumns) {
-      multiply_tiles<2, 2>(left(scratch.keys, 2 * kTileFloats),
+      multiply_tiles<2, 2>(left(scratch.keys + (key + t) * D / 2, 2 * kTileFloats),
                            whole_tiles(scratch.queries + i * D / 2, D / 2 * kTile), D / kTileColumns,
                            scratch.scores, kTileColumns);
-      multiply_tiles<2, 2>(left(scratch.values, 2 * kTileFloats),
+      multiply_tiles<2, 2>(left(scratch.values + (key + t) * Dv / 2, 2 * kTileFloats),
                            whole_tiles(scratch.dout + i * Dv / 2, Dv / 2 * kTile), Dv / kTileColumns,
                            scratch.gradients, kTileColumns);
       weights_to_tiles(scratch, p.sm_scale, i, keys - t, seen - t + i, t / kTileColumns, tiles);
@@ -266,7 +288,7 @@ inline void add_gradients(const BackwardHead& h, const PrefillTile& tile, int64_
   for (int64_t i = 0; i < queries; i += kTileColumns) {
     const int64_t most = seen + i + kTileColumns - 1, own = most < 0 ? 0 : most < keys ? most : keys;
     add_weighted(whole_tiles(scratch.of_scores_tiles + i / kTile * tiles * kTileFloats, tiles * kTileFloats),
-                 scratch.key_pairs, (own + kTileColumns - 1) / kTileColumns, scratch.products,
+                 key_pairs, (own + kTileColumns - 1) / kTileColumns, scratch.products,
                  scratch.dq + i * D, D);
   }
 }
@@ -302,31 +324,23 @@ void mla_prefill_backward_in_tiles(const MlaPrefillBackwardParams& params, const
     return PrefillTile{.sequence = sequence, .head = head, .first = query, .count = 1}.num_keys(p.causal);
   };
 
-  // The keys before `whole` are ordinary, and those from `reached` on are seen by ordinary queries only.
   const int exponent = gradient_exponent(h, blind, sequence.num_queries);
-  int64_t whole = sequence.num_keys, reached = 0;
-  for (int64_t i = blind; i < sequence.num_queries; ++i) {
-    scratch.left_dq[i] = !is_ordinary(h.query(i), p.D) || !is_ordinary(h.dout(i), p.Dv, exponent);
-    if (scratch.left_dq[i]) reached = sees_keys(i);
-  }
-  for (int64_t t = sequence.num_keys - 1; t >= 0; --t) {
-    scratch.left_dv[t] = !is_ordinary(h.key(t), p.D);
-    scratch.left_dk[t] = scratch.left_dv[t] || !is_ordinary(h.value(t), p.Dv);
-    if (scratch.left_dk[t]) whole = t;
-  }
+  const int64_t odd = load_keys(h, scratch);
   std::memset(scratch.dk, 0, sequence.num_keys * D * sizeof(float));
   std::memset(scratch.dv, 0, sequence.num_keys * Dv * sizeof(float));
 
   const float factor = float_of((127 - kWeightExponent - exponent) << 23);
   store_zeros(blind, p, sequence.query, head, params.dq);
   bool is_any_left = false;
+  int64_t reached = 0;  // by queries that are not ordinary: keys before this one
   for (int64_t first = blind; first < sequence.num_queries; first += kPrefillQueries) {
     const int64_t left = sequence.num_queries - first;
     const PrefillTile tile = {.sequence = sequence,
                               .head = head,
                               .first = first,
                               .count = left < kPrefillQueries ? left : kPrefillQueries};
-    load_queries(h, tile, exponent, scratch);
+    for (int64_t i = 0; i < kPrefillQueries; i += kTile) load_queries(h, tile, i, exponent, scratch);
+    std::memset(scratch.dq, 0, kPrefillQueries * D * sizeof(float));
     const int64_t num_keys = tile.num_keys(p.causal);
     {
       const Tiles registers;
@@ -334,8 +348,11 @@ void mla_prefill_backward_in_tiles(const MlaPrefillBackwardParams& params, const
         add_gradients(h, tile, key, num_keys - key < kPrefillTileKeys ? num_keys - key : kPrefillTileKeys,
                       scratch);
     }
-    for (int64_t i = first; i < first + tile.count; ++i)
-      scratch.left_dq[i] = scratch.left_dq[i] || sees_keys(i) > whole;
+    for (int64_t i = first; i < first + tile.count; ++i) {
+      const int64_t seen = sees_keys(i);
+      if (scratch.left_dq[i]) reached = seen;
+      scratch.left_dq[i] = scratch.left_dq[i] || seen > odd;
+    }
     is_any_left |= store_sums(scratch.dq, D, tile.count, p.D, factor, p, sequence.query + first, head,
                               scratch.left_dq + first, params.dq);
   }
