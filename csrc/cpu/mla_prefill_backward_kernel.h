@@ -37,13 +37,17 @@ inline float value_of(const HeadValues& values, int64_t token, int64_t head) {
 inline float delta_of(const MlaPrefillBackwardParams& params, int64_t token, int64_t head) {
   const PrefillProblem& p = params.problem;
   constexpr int64_t kChains = 16;
-  alignas(64) float dout[kChains], out[kChains], chains[kChains] = {};
+  alignas(64) float chains[kChains];
+  F sums[kChains / kLanes] = {};
   for (int64_t k = 0; k < p.Dv; k += kChains) {
+    alignas(64) float dout[kChains] = {}, out[kChains] = {};
     const int64_t n = p.Dv - k < kChains ? p.Dv - k : kChains;
     load_floats(params.dout.data, p.dtype, params.dout.at(token, head) + k, n, dout);
     load_floats(params.fwd_out.data, p.dtype, params.fwd_out.at(token, head) + k, n, out);
-    for (int64_t c = 0; c < n; ++c) chains[c] += dout[c] * out[c];
+    for (int v = 0; v < kChains / kLanes; ++v)
+      sums[v] = add(sums[v], mul(load(dout + v * kLanes), load(out + v * kLanes)));
   }
+  for (int v = 0; v < kChains / kLanes; ++v) store(chains + v * kLanes, sums[v]);
   float sum = 0.f;
   for (int64_t c = 0; c < kChains; ++c) sum += chains[c];
   return sum - value_of(params.dlse, token, head);

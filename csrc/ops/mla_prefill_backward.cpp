@@ -70,8 +70,7 @@ void launch(const Args& a, Tensor& dq, Tensor& dk, Tensor& dv) {
            [&](int64_t begin, int64_t end) {
              const cpu::MlaPrefillBackwardKernel& kernel = cpu::kernels().mla_prefill_backward;
              const Scratch<float> scratch(kernel.scratch_floats(p.problem, most_queries, most_keys));
-             for (int64_t i = begin; i < end; ++i)
-               kernel.run(p, sequences[i / H], i % H, scratch.get());
+             for (int64_t i = begin; i < end; ++i) kernel.run(p, sequences[i / H], i % H, scratch.get());
            });
 }
 

@@ -150,14 +150,14 @@ void prefill(const Kernels& kernels, Dtype dtype, bool causal) {
                              .count = std::min(kQueries - first, moela::cpu::kPrefillTile)},
                             scratch.data());
   kernels.mla_prefill_backward.run({.problem = problem,
-                                .dout = {dout.data(), kDv, kDv},
-                                .fwd_out = {out.data(), kDv, kDv},
-                                .lse = {lse.data(), 1, 0},
-                                .dlse = {},
-                                .dq = dq.data(),
-                                .dk = dk.data(),
-                                .dv = dv.data()},
-                               sequence, 0, scratch.data());
+                                    .dout = {dout.data(), kDv, kDv},
+                                    .fwd_out = {out.data(), kDv, kDv},
+                                    .lse = {lse.data(), 1, 0},
+                                    .dlse = {},
+                                    .dq = dq.data(),
+                                    .dk = dk.data(),
+                                    .dv = dv.data()},
+                                   sequence, 0, scratch.data());
   const std::string name = std::to_string(static_cast<int>(dtype)) + (causal ? "-causal" : "");
   print(kernels, "mla_prefill-out-" + name, out);
   print(kernels, "mla_prefill-lse-" + name, lse);
