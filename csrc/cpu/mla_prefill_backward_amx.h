@@ -15,9 +15,9 @@
 // more, all of it less that power: as if less than 2^-126 of these were lost (TINY in
 // python/moela/ops/_mla_prefill_bound.py).
 //
-// Rows that are not ordinary are zeros here. Rows of results that depend on them, or that come out infinite
-// or NaN, are those of the float32 kernel, so which it is depends on what a row depends on, and on the
-// largest gradient of the head.
+// Rows of pairs that are not ordinary are zeros. Rows of results that depend on them, or that come out
+// infinite or NaN, are those of the float32 kernel, so which it is depends on what a row depends on, and on
+// the largest gradient of the head.
 #pragma once
 
 #include "cpu/mla_prefill_backward_operands.h"

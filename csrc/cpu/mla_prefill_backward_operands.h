@@ -112,9 +112,8 @@ inline int64_t load_keys(const BackwardHead& h, const BackwardScratch& scratch) 
     const auto key = [&](int64_t t) {
       return first + t < end && !scratch.left_dv[first + t] ? h.key(first + t) : nullptr;
     };
-    const auto value = [&](int64_t t) {
-      return first + t < end && !scratch.left_dk[first + t] ? h.value(first + t) : nullptr;
-    };
+    // What is not ordinary of a value stays in the pairs of its own row, which dq and dk leave.
+    const auto value = [&](int64_t t) { return first + t < end ? h.value(first + t) : nullptr; };
     copy_rows(key, p.D, scratch.keys + first * D / 2);
     copy_rows(value, p.Dv, scratch.values + first * Dv / 2);
     rows_to_pairs(key, kTileColumns, p.D, kPrefillPairBlock,

@@ -37,8 +37,12 @@ def test_a_query_without_keys_has_no_gradient_beside_keys_that_are_nan(run):
 @pytest.mark.parametrize(("value", "dtype"), [(INF, torch.float32), (NAN, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("name", ["q", "dout", "k", "v", "fwd_out", "lse"])
 def test_what_is_not_finite_reaches_only_who_sees_it(run, name, value, dtype):
-    """Key 40 is that of query 10. out and lse are given, so that no query or key has it from another one."""
+    """Key 40 is that of query 10. out and lse are given, so that no query or key has it from another one.
+
+    Gradients are small, as they often are, and so that they may be scaled.
+    """
     x = run.inputs(T=40, **SMALL | {"H": 1, "x_dtype": dtype}, lens=[(40, 70)])
+    x["dout"], x["dlse"] = x["dout"] * 2.0**-60, x["dlse"] * 2.0**-60
     expected = run(x)
     is_key = name in "kv"
     x[name][40 if is_key else 10] = value
@@ -130,9 +134,14 @@ def test_the_cpu_takes_a_row_of_any_size_within_the_bound(make_runner, name, pow
         assert testing.same_bits(got[:, 1], want[:, 1])
 
 
-def test_the_cpu_has_what_overflows_times_a_power_of_two_within_the_bound(make_runner):
-    """In tiles weights are times 2^50, where gradients of scores of 2^90 are too much."""
+@pytest.mark.parametrize(
+    ("powers", "under"),
+    [({"dout": 45, "v": 45, "fwd_out": 45}, 0), ({"dout": -110}, 0), ({"q": -40}, 62)],
+    ids=["huge", "tiny", "light"],
+)
+def test_the_cpu_keeps_what_neither_overflows_nor_is_lost_in_the_results(make_runner, powers, under):
+    """Tiles multiply weights times 2^50, with which the first overflows; without, the third were zeros."""
     run = make_runner("mla_prefill_backward", "cpu-cpu")
-    x = run.inputs(T=40, H=1, D=24, Dv=16)
-    huge = {name: x[name] * 2.0**45 for name in ("dout", "v", "fwd_out")}
-    within_the_bound(run, x | huge | {"dlse": None})
+    x = run.inputs(T=40, H=1, D=24, Dv=16, has_dlse=False)
+    scaled = {name: x[name] * 2.0**power for name, power in powers.items()}
+    within_the_bound(run, x | scaled | {"lse": x["lse"] + under})
