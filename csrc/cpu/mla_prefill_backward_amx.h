@@ -169,8 +169,9 @@ void mla_prefill_backward_in_tiles(const MlaPrefillBackwardParams& params, const
                               .head = head,
                               .first = first,
                               .count = left < kPrefillQueries ? left : kPrefillQueries};
-    for (int64_t i = 0; i < kPrefillQueries; i += kTile) load_queries(h, tile, i, exponent, scratch);
-    std::memset(scratch.dq, 0, kPrefillQueries * D * sizeof(float));
+    const int64_t padded = (tile.count + kTileColumns - 1) / kTileColumns * kTileColumns;
+    for (int64_t i = 0; i < padded; i += kTile) load_queries(h, tile, i, exponent, scratch);
+    std::memset(scratch.dq, 0, padded * D * sizeof(float));
     const int64_t num_keys = tile.num_keys(p.causal);
     {
       const Tiles registers;
