@@ -16,7 +16,8 @@
 
 namespace {
 
-constexpr int kWeightExponent = 50;
+constexpr int kOrdinaryExponent = 50;
+constexpr int kWeightExponent = kOrdinaryExponent;
 constexpr float kWeightFactor = int64_t{1} << kWeightExponent;
 
 // What lanes of bfloat16 have been seen: all ordinary or not.
@@ -27,9 +28,10 @@ class Ordinary {
     largest_ = _mm512_max_epu16(largest_, magnitude);
     least_ = _mm512_min_epu16(least_, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));  // 0 is the largest
   }
-  bool all() const {
-    const I most = _mm512_set1_epi16(static_cast<int16_t>(bits_of(0x1p50f) >> 15));
-    const I least = _mm512_set1_epi16(static_cast<int16_t>((bits_of(0x1p-50f) >> 15) - 1));
+  // less_by: the exponent of the power of two that numbers are times where they are multiplied, not negative.
+  bool all(int less_by = 0) const {
+    const I most = _mm512_set1_epi16(static_cast<int16_t>((127 + kOrdinaryExponent) << 8));
+    const I least = _mm512_set1_epi16(static_cast<int16_t>(((127 - kOrdinaryExponent - less_by) << 8) - 1));
     return (_mm512_cmpgt_epu16_mask(largest_, most) | _mm512_cmplt_epu16_mask(least_, least)) == 0;
   }
 
@@ -76,6 +78,14 @@ inline void add_products(const float* products, int64_t rows, const float* resca
   }
 }
 
+// sums[row][ld] += products[row][32].
+inline void add_products(const float* products, int64_t rows, float* sums, int64_t ld) {
+  for (int64_t i = 0; i < rows; ++i, products += kTileColumns, sums += ld) {
+    store(sums, add(load(sums), load(products)));
+    store(sums + kTile, add(load(sums + kTile), load(products + kTile)));
+  }
+}
+
 // Sixteen rows, of which row(i) is null where there is none, as the second operand of scores: tile after tile
 // of 32 columns. Returns whether they are ordinary.
 template <class Row>
@@ -96,6 +106,30 @@ inline bool rows_to_tiles(const Row& row, int64_t columns, float* to) {
     for (int i = 0; i < kTile; ++i) _mm512_storeu_si512(to + i * kTile, rows[i]);
   }
   return ordinary.all();
+}
+
+// Rows two by two, of which row(i) is null where there is none, as pairs: two rows in each word.
+template <class Row>
+inline void rows_to_pairs(const Row& row, int64_t rows, int64_t columns, int64_t block_floats, float* pairs) {
+  for (int64_t i = 0; i < rows; i += 2, pairs += kTile)
+    for (int64_t k = 0; k < columns; k += kTileColumns) {
+      const auto load = [&](const void* from) {
+        return from == nullptr ? zero_bytes() : load_columns(from, k, tile_columns(columns - k));
+      };
+      store_pairs(load(row(i)), load(row(i + 1)), k, block_floats, pairs);
+    }
+}
+
+// Thirty-two rows, of which row(i) is null where there is none, as the first operand of scores: [column /
+// 32][32 rows][16 words].
+template <class Row>
+inline void copy_rows(const Row& row, int64_t columns, float* to) {
+  for (int64_t k = 0; k < columns; k += kTileColumns)
+    for (int i = 0; i < kTileColumns; ++i, to += kTile) {
+      const void* from = row(i);
+      _mm512_storeu_si512(to,
+                          from == nullptr ? zero_bytes() : load_columns(from, k, tile_columns(columns - k)));
+    }
 }
 
 }  // namespace

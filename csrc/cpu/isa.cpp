@@ -59,6 +59,7 @@ const Kernels* amx_bf16() {
     k.indexer_logits = kAmxIndexerLogits;
     k.mla_attend = kAmxMlaAttend;
     k.mla_prefill = kAmxMlaPrefill;
+    k.mla_prefill_backward = kAmxMlaPrefillBackward;
     k.probe = kAmxProbe;
     return k;
   }();

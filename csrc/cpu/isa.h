@@ -39,7 +39,7 @@ struct Kernels {
   MlaCacheWrite mla_cache_write;
   MlaNormRopeCacheWrite mla_norm_rope_cache_write;
   MlaPrefillKernel mla_prefill;
-  MlaPrefillBackward mla_prefill_backward;
+  MlaPrefillBackwardKernel mla_prefill_backward;
   MoePermute moe_permute;
   MoeTopk moe_topk;
   MoeUnpermute moe_unpermute;
@@ -55,11 +55,12 @@ extern const Kernels kScalar;
 extern const Kernels kAvx2;         // defined where MOELA_ISA_avx2 is
 extern const Kernels kAvx512;       // defined where MOELA_ISA_avx512 is
 extern const Kernels kAvx512Bf16;   // defined where MOELA_ISA_avx512_bf16 is
-extern const GemmKernels kAmxGemm;  // defined where MOELA_ISA_amx_bf16 is, as the next five
+extern const GemmKernels kAmxGemm;  // defined where MOELA_ISA_amx_bf16 is, as the next six
 extern const FusedExpertsKernels kAmxFusedExperts;
 extern const IndexerLogitsKernels kAmxIndexerLogits;
 extern const MlaKernels kAmxMlaAttend;
 extern const MlaPrefillKernel kAmxMlaPrefill;
+extern const MlaPrefillBackwardKernel kAmxMlaPrefillBackward;
 extern const Probe kAmxProbe;
 extern const Kernels kNeon;  // defined where MOELA_ISA_neon is
 

@@ -7,6 +7,7 @@
 #include "cpu/isa.h"
 #include "cpu/mla_attend_amx.h"
 #include "cpu/mla_prefill_amx.h"
+#include "cpu/mla_prefill_backward_amx.h"
 #include "cpu/probe_amx.h"
 
 namespace moela::cpu {
@@ -16,6 +17,7 @@ constinit const FusedExpertsKernels kAmxFusedExperts = kFusedExpertsKernels;
 constinit const IndexerLogitsKernels kAmxIndexerLogits = {indexer_pack, indexer_score_tiles};
 constinit const MlaKernels kAmxMlaAttend = kMlaTileKernels;
 constinit const MlaPrefillKernel kAmxMlaPrefill = kMlaPrefillTileKernel;
+constinit const MlaPrefillBackwardKernel kAmxMlaPrefillBackward = kMlaPrefillBackwardTileKernel;
 constinit const Probe kAmxProbe = kTileProbe;
 
 }  // namespace moela::cpu

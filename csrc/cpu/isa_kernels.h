@@ -42,7 +42,7 @@ constexpr moela::cpu::Kernels kernels_of(const char* isa) {
       .mla_cache_write = mla_cache_write,
       .mla_norm_rope_cache_write = mla_norm_rope_cache_write,
       .mla_prefill = kMlaPrefillKernel,
-      .mla_prefill_backward = mla_prefill_backward,
+      .mla_prefill_backward = kMlaPrefillBackwardKernel,
       .moe_permute = moe_permute,
       .moe_topk = moe_topk,
       .moe_unpermute = moe_unpermute,

@@ -21,17 +21,10 @@ struct MlaPrefillBackwardParams {
   void* dv;  // [Tk, H, Dv]
 };
 
-// What one call uses while it runs. Of a tile of queries: q and dout as rows and transposed, sums of dq,
-// three numbers a query; of a tile of keys: k as panels and as rows, v as panels; weights and their gradient;
-// and of all keys sums of dk and dv.
-inline int64_t mla_prefill_backward_scratch_floats(const PrefillProblem& p, int64_t num_keys) {
-  constexpr int64_t kRows = kPrefillTile;
-  const int64_t keys = (num_keys + kRows - 1) / kRows * kRows;
-  return (5 * kRows + 1) * p.padded_D() + (3 * kRows + 1) * p.padded_Dv() + 2 * kRows * kRows + 3 * kRows +
-         keys * (p.padded_D() + p.padded_Dv());
-}
-
-using MlaPrefillBackward = void (*)(const MlaPrefillBackwardParams&, const PrefillSequence&, int64_t head,
-                                    float* scratch);
+struct MlaPrefillBackwardKernel {
+  // What one run uses of a sequence with so many queries and keys at most.
+  int64_t (*scratch_floats)(const PrefillProblem&, int64_t num_queries, int64_t num_keys);
+  void (*run)(const MlaPrefillBackwardParams&, const PrefillSequence&, int64_t head, float* scratch);
+};
 
 }  // namespace moela::cpu

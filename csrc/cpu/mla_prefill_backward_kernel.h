@@ -29,6 +29,37 @@ struct PrefillGradient {
   float* delta;  // [kPrefillRows]: sum of dout * fwd_out, less dlse
 };
 
+inline float value_of(const HeadValues& values, int64_t token, int64_t head) {
+  return values.data == nullptr ? 0.f : values.data[token * values.stride_t + head * values.stride_h];
+}
+
+// Sum of dout * fwd_out, less dlse. Sixteen chains, whose sums are added in order.
+inline float delta_of(const MlaPrefillBackwardParams& params, int64_t token, int64_t head) {
+  const PrefillProblem& p = params.problem;
+  constexpr int64_t kChains = 16;
+  alignas(64) float chains[kChains];
+  F sums[kChains / kLanes] = {};
+  for (int64_t k = 0; k < p.Dv; k += kChains) {
+    alignas(64) float dout[kChains] = {}, out[kChains] = {};
+    const int64_t n = p.Dv - k < kChains ? p.Dv - k : kChains;
+    load_floats(params.dout.data, p.dtype, params.dout.at(token, head) + k, n, dout);
+    load_floats(params.fwd_out.data, p.dtype, params.fwd_out.at(token, head) + k, n, out);
+    for (int v = 0; v < kChains / kLanes; ++v)
+      sums[v] = add(sums[v], mul(load(dout + v * kLanes), load(out + v * kLanes)));
+  }
+  for (int v = 0; v < kChains / kLanes; ++v) store(chains + v * kLanes, sums[v]);
+  float sum = 0.f;
+  for (int64_t c = 0; c < kChains; ++c) sum += chains[c];
+  return sum - value_of(params.dlse, token, head);
+}
+
+// The first queries of a causal sequence with fewer keys, which see none. Their rows are not multiplied by 0,
+// as their gradients may be NaN.
+inline int64_t num_blind(const PrefillProblem& p, const PrefillSequence& sequence) {
+  const int64_t missing = sequence.num_queries - sequence.num_keys;
+  return p.causal && missing > 0 ? missing : sequence.num_keys == 0 ? sequence.num_queries : 0;
+}
+
 inline void load_gradient(const MlaPrefillBackwardParams& params, const PrefillTile& tile,
                           const PrefillGradient& g) {
   const PrefillProblem& p = params.problem;
@@ -38,23 +69,10 @@ inline void load_gradient(const MlaPrefillBackwardParams& params, const PrefillT
   load_rows(params.dout, p.dtype, token, tile.head, tile.count, p.Dv, g.dout, Dv);
   load_transposed(params.dout, p.dtype, token, tile.head, tile.count, p.Dv, Dv, g.dout_packed);
   std::memset(g.dq, 0, kPrefillRows * D * sizeof(float));
-  const auto value = [&](const HeadValues& of, int64_t i) {
-    return of.data == nullptr ? 0.f : of.data[(token + i) * of.stride_t + tile.head * of.stride_h];
-  };
   for (int64_t i = 0; i < kPrefillRows; ++i) g.lse[i] = g.delta[i] = 0.f;
   for (int64_t i = 0; i < tile.count; ++i) {
-    // Sixteen chains, whose sums are added in order.
-    constexpr int64_t kChains = 16;
-    alignas(64) float row[kChains], chains[kChains] = {};
-    for (int64_t k = 0; k < p.Dv; k += kChains) {
-      const int64_t n = p.Dv - k < kChains ? p.Dv - k : kChains;
-      load_floats(params.fwd_out.data, p.dtype, params.fwd_out.at(token + i, tile.head) + k, n, row);
-      for (int64_t c = 0; c < n; ++c) chains[c] += g.dout[i * Dv + k + c] * row[c];
-    }
-    float sum = 0.f;
-    for (int64_t c = 0; c < kChains; ++c) sum += chains[c];
-    g.delta[i] = sum - value(params.dlse, i);
-    g.lse[i] = value(params.lse, i);
+    g.lse[i] = value_of(params.lse, token + i, tile.head);
+    g.delta[i] = delta_of(params, token + i, tile.head);
   }
 }
 
@@ -95,14 +113,26 @@ inline void add_over_queries(const float* weights, int64_t keys, const float* ro
   }
 }
 
+// Which rows of a sequence and head are stored, nullptr: all.
+struct GradientRows {
+  const bool *dq, *dk, *dv;
+};
+
 void store_rows(const float* rows, int64_t ld, int64_t count, int64_t columns, const PrefillProblem& p,
-                int64_t token, int64_t head, void* to) {
+                int64_t token, int64_t head, const bool* is_wanted, void* to) {
   for (int64_t t = 0; t < count; ++t)
-    store_floats(rows + t * ld, columns, p.dtype, to, ((token + t) * p.H + head) * columns);
+    if (is_wanted == nullptr || is_wanted[t])
+      store_floats(rows + t * ld, columns, p.dtype, to, ((token + t) * p.H + head) * columns);
 }
 
-void mla_prefill_backward(const MlaPrefillBackwardParams& params, const PrefillSequence& sequence,
-                          int64_t head, float* scratch) {
+void store_zeros(int64_t count, const PrefillProblem& p, int64_t token, int64_t head, void* to) {
+  const int64_t row_bytes = p.D * moela::cpu::size_of(p.dtype);
+  for (int64_t t = 0; t < count; ++t)
+    std::memset(static_cast<uint8_t*>(to) + ((token + t) * p.H + head) * row_bytes, 0, row_bytes);
+}
+
+void mla_prefill_backward_rows(const MlaPrefillBackwardParams& params, const PrefillSequence& sequence,
+                               int64_t head, const GradientRows& wanted, float* scratch) {
   [[maybe_unused]] const ExactSubnormals guard;
   const PrefillProblem& p = params.problem;
   const int64_t D = p.padded_D(), Dv = p.padded_Dv();
@@ -128,15 +158,8 @@ void mla_prefill_backward(const MlaPrefillBackwardParams& params, const PrefillS
   float* dv = take(all_keys * Dv);
   std::memset(dk, 0, all_keys * (D + Dv) * sizeof(float));
 
-  // The first queries of a causal sequence with fewer keys see none: their rows are not multiplied by 0, as
-  // their gradients may be NaN.
-  const int64_t missing = sequence.num_queries - sequence.num_keys;
-  const int64_t blind = p.causal && missing > 0 ? missing : sequence.num_keys == 0 ? sequence.num_queries : 0;
-  std::memset(g.dq, 0, kPrefillRows * D * sizeof(float));
-  for (int64_t begin = 0; begin < blind; begin += kPrefillRows)
-    store_rows(g.dq, D, blind - begin < kPrefillRows ? blind - begin : kPrefillRows, p.D, p,
-               sequence.query + begin, head, params.dq);
-
+  const int64_t blind = num_blind(p, sequence);
+  store_zeros(blind, p, sequence.query, head, params.dq);
   for (int64_t first = blind; first < sequence.num_queries; first += kPrefillRows) {
     const int64_t left = sequence.num_queries - first;
     const PrefillTile tile = {.sequence = sequence,
@@ -165,10 +188,28 @@ void mla_prefill_backward(const MlaPrefillBackwardParams& params, const PrefillS
       add_over_keys(gradients, tile.count, keys_rows, D, keys, seen, has_own_chains(keys_rows, keys, p.D, D),
                     g.dq, Add{});
     }
-    store_rows(g.dq, D, tile.count, p.D, p, sequence.query + first, head, params.dq);
+    store_rows(g.dq, D, tile.count, p.D, p, sequence.query + first, head,
+               wanted.dq == nullptr ? nullptr : wanted.dq + first, params.dq);
   }
-  store_rows(dk, D, sequence.num_keys, p.D, p, sequence.key, head, params.dk);
-  store_rows(dv, Dv, sequence.num_keys, p.Dv, p, sequence.key, head, params.dv);
+  store_rows(dk, D, sequence.num_keys, p.D, p, sequence.key, head, wanted.dk, params.dk);
+  store_rows(dv, Dv, sequence.num_keys, p.Dv, p, sequence.key, head, wanted.dv, params.dv);
 }
+
+void mla_prefill_backward(const MlaPrefillBackwardParams& params, const PrefillSequence& sequence,
+                          int64_t head, float* scratch) {
+  mla_prefill_backward_rows(params, sequence, head, {}, scratch);
+}
+
+// Of a tile of queries: q and dout as rows and transposed, sums of dq, three numbers a query; of a tile of
+// keys: k as panels and as rows, v as panels; weights and their gradient; and of all keys sums of dk and dv.
+int64_t mla_prefill_backward_scratch_floats(const PrefillProblem& p, int64_t, int64_t num_keys) {
+  constexpr int64_t kRows = kPrefillRows;
+  const int64_t keys = (num_keys + kRows - 1) / kRows * kRows;
+  return (5 * kRows + 1) * p.padded_D() + (3 * kRows + 1) * p.padded_Dv() + 2 * kRows * kRows + 3 * kRows +
+         keys * (p.padded_D() + p.padded_Dv());
+}
+
+constexpr moela::cpu::MlaPrefillBackwardKernel kMlaPrefillBackwardKernel = {
+    mla_prefill_backward_scratch_floats, mla_prefill_backward};
 
 }  // namespace

@@ -59,17 +59,18 @@ void launch(const Args& a, Tensor& dq, Tensor& dk, Tensor& dv) {
   const std::vector<cpu::PrefillSequence> sequences = prefill_sequences(a.cu_seqlens_q, a.cu_seqlens_k);
   const int64_t H = p.problem.H, count = static_cast<int64_t>(sequences.size()) * H;
   double pairs = 0;
-  int64_t most_keys = 0;
+  int64_t most_queries = 0, most_keys = 0;
   for (const cpu::PrefillSequence& s : sequences) {
     pairs += 1e3 + static_cast<double>(s.num_queries * s.num_keys);
+    most_queries = s.num_queries > most_queries ? s.num_queries : most_queries;
     most_keys = s.num_keys > most_keys ? s.num_keys : most_keys;
   }
   const double columns = static_cast<double>(p.problem.D + p.problem.Dv);
   parallel(count, 0.03 * columns * pairs / static_cast<double>(sequences.size()),
            [&](int64_t begin, int64_t end) {
-             const Scratch<float> scratch(cpu::mla_prefill_backward_scratch_floats(p.problem, most_keys));
-             for (int64_t i = begin; i < end; ++i)
-               cpu::kernels().mla_prefill_backward(p, sequences[i / H], i % H, scratch.get());
+             const cpu::MlaPrefillBackwardKernel& kernel = cpu::kernels().mla_prefill_backward;
+             const Scratch<float> scratch(kernel.scratch_floats(p.problem, most_queries, most_keys));
+             for (int64_t i = begin; i < end; ++i) kernel.run(p, sequences[i / H], i % H, scratch.get());
            });
 }
 

@@ -140,7 +140,7 @@ void prefill(const Kernels& kernels, Dtype dtype, bool causal) {
                                               .causal = causal};
   const moela::cpu::PrefillSequence sequence = {
       .query = 0, .num_queries = kQueries, .key = 0, .num_keys = kKeys};
-  std::vector<float> scratch(moela::cpu::mla_prefill_backward_scratch_floats(problem, kKeys),
+  std::vector<float> scratch(kernels.mla_prefill_backward.scratch_floats(problem, kQueries, kKeys),
                              __builtin_nanf(""));
   for (int64_t first = 0; first < kQueries; first += moela::cpu::kPrefillTile)
     kernels.mla_prefill.run({.problem = problem, .out = out.data(), .lse = lse.data()},
@@ -149,15 +149,15 @@ void prefill(const Kernels& kernels, Dtype dtype, bool causal) {
                              .first = first,
                              .count = std::min(kQueries - first, moela::cpu::kPrefillTile)},
                             scratch.data());
-  kernels.mla_prefill_backward({.problem = problem,
-                                .dout = {dout.data(), kDv, kDv},
-                                .fwd_out = {out.data(), kDv, kDv},
-                                .lse = {lse.data(), 1, 0},
-                                .dlse = {},
-                                .dq = dq.data(),
-                                .dk = dk.data(),
-                                .dv = dv.data()},
-                               sequence, 0, scratch.data());
+  kernels.mla_prefill_backward.run({.problem = problem,
+                                    .dout = {dout.data(), kDv, kDv},
+                                    .fwd_out = {out.data(), kDv, kDv},
+                                    .lse = {lse.data(), 1, 0},
+                                    .dlse = {},
+                                    .dq = dq.data(),
+                                    .dk = dk.data(),
+                                    .dv = dv.data()},
+                                   sequence, 0, scratch.data());
   const std::string name = std::to_string(static_cast<int>(dtype)) + (causal ? "-causal" : "");
   print(kernels, "mla_prefill-out-" + name, out);
   print(kernels, "mla_prefill-lse-" + name, lse);

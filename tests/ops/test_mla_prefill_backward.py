@@ -35,10 +35,14 @@ def test_a_query_without_keys_has_no_gradient_beside_keys_that_are_nan(run):
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(INF, torch.float32), (NAN, torch.bfloat16)], ids=str)
-@pytest.mark.parametrize("name", ["q", "dout", "k", "v"])
+@pytest.mark.parametrize("name", ["q", "dout", "k", "v", "fwd_out", "lse"])
 def test_what_is_not_finite_reaches_only_who_sees_it(run, name, value, dtype):
-    """Key 40 is that of query 10. out and lse are given, so that no query or key has it from another one."""
+    """Key 40 is that of query 10. out and lse are given, so that no query or key has it from another one.
+
+    Gradients are small, as they often are, and so that they may be scaled.
+    """
     x = run.inputs(T=40, **SMALL | {"H": 1, "x_dtype": dtype}, lens=[(40, 70)])
+    x["dout"], x["dlse"] = x["dout"] * 2.0**-60, x["dlse"] * 2.0**-60
     expected = run(x)
     is_key = name in "kv"
     x[name][40 if is_key else 10] = value
@@ -46,7 +50,7 @@ def test_what_is_not_finite_reaches_only_who_sees_it(run, name, value, dtype):
     reached = {
         "dq": queries >= 10 if is_key else queries == 10,
         "dk": keys if is_key else everything <= 40,
-        "dv": keys & (name == "k") if is_key else everything <= 40,
+        "dv": keys & (name == "k") if is_key else (everything <= 40) & (name != "fwd_out"),
     }
     for (output, is_reached), got, want in zip(reached.items(), run(x), expected, strict=True):
         is_reached = is_reached.to(run.device)
@@ -87,13 +91,57 @@ def test_arguments_may_have_any_strides(run):
         assert testing.same_bits(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_gradients_are_the_same_bits_times_a_power_of_two(run, dtype):
+    x = run.inputs(T=40, **SMALL | {"x_dtype": dtype})
+    tiny = 2.0**-70
+    for one, other in zip(run(x | {n: x[n] * tiny for n in ("dout", "dlse")}), run(x), strict=True):
+        assert testing.same_bits(one, other * tiny)
+
+
+# --- the CPU kernel --------------------------------------------------------------------------------------
+
+
+def within_the_bound(run, x):
+    got = run(x)
+    for name, one, (exact, error) in zip(
+        run.spec.outputs, got, run.spec.bound(x, testing.FLOAT32_SUM), strict=True
+    ):
+        testing.assert_within(one, exact, error, name)
+    return got
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("D", "Dv"), [(192, 128), (256, 256), (70, 33)])
 def test_the_cpu_has_many_tiles_within_the_bound(make_runner, D, Dv, causal):
     run = make_runner("mla_prefill_backward", "cpu-cpu")
-    lens = [(200, 200), (97, 300), (1, 250), (300, 96)]
+    lens = [(200, 200), (97, 300), (1, 250), (300, 96), (31, 33), (193, 192)]
     for dtype in (torch.float32, torch.bfloat16):
-        x = run.inputs(T=598, H=2, D=D, Dv=Dv, lens=lens, causal=causal, x_dtype=dtype)
-        bounds = run.spec.bound(x, testing.FLOAT32_SUM)
-        for name, got, (exact, error) in zip(run.spec.outputs, run(x), bounds, strict=True):
-            testing.assert_within(got, exact, error, name)
+        x = run.inputs(T=822, H=2, D=D, Dv=Dv, lens=lens, causal=causal, x_dtype=dtype)
+        within_the_bound(run, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "power"), [("q", -60), ("k", -60), ("v", -60), ("v", 60), ("dout", -60), ("dout", 60)]
+)
+def test_the_cpu_takes_a_row_of_any_size_within_the_bound(make_runner, name, power):
+    """Of one head; the other one keeps its bits."""
+    run = make_runner("mla_prefill_backward", "cpu-cpu")
+    x = run.inputs(T=230, H=2, D=40, Dv=16, lens=[(230, 230)])
+    expected = run(x)
+    x[name][100, 0] *= 2.0**power
+    for got, want in zip(within_the_bound(run, x), expected, strict=True):
+        assert testing.same_bits(got[:, 1], want[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("powers", "under"),
+    [({"dout": 45, "v": 45, "fwd_out": 45}, 0), ({"dout": -110}, 0), ({"q": -40}, 62)],
+    ids=["huge", "tiny", "light"],
+)
+def test_the_cpu_keeps_what_neither_overflows_nor_is_lost_in_the_results(make_runner, powers, under):
+    """Tiles multiply weights times 2^50, with which the first overflows; without, the third were zeros."""
+    run = make_runner("mla_prefill_backward", "cpu-cpu")
+    x = run.inputs(T=40, H=1, D=24, Dv=16, has_dlse=False)
+    scaled = {name: x[name] * 2.0**power for name, power in powers.items()}
+    within_the_bound(run, x | scaled | {"lse": x["lse"] + under})

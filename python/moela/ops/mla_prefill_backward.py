@@ -53,12 +53,12 @@ def mla_prefill_backward(
         dk: [Tk, H, D] of q's dtype, contiguous: of every head, also where those of k are one memory.
         dv: [Tk, H, Dv] of q's dtype, contiguous. Both are 0 where no query sees the key.
 
-    Numerics: float32 sums, rounded once; on a GPU w and ds are rounded to q's dtype before the products. The
-        error is bounded per element (python/moela/ops/_mla_prefill_bound.py). Deterministic: the sums over
-        queries are made in one order, whatever the number of threads. A sequence's result depends on that
-        sequence only. NaN and infinity of a key, of q or of dout reach the pairs of a query and a key that it
-        sees, and what sums over these. Beside the results the CPU takes float32 sums of dk and dv of one
-        sequence and head a thread.
+    Numerics: float32 sums, rounded once; on a GPU, and in the tiles of AMX, w and ds are rounded to q's dtype
+        before the products. The error is bounded per element (python/moela/ops/_mla_prefill_bound.py).
+        Deterministic: the sums over queries are made in one order, whatever the number of threads. A
+        sequence's result depends on that sequence only. NaN and infinity of a key, of q or of dout reach the
+        pairs of a query and a key that it sees, and what sums over these. Beside the results the CPU takes
+        float32 sums of dk and dv of one sequence and head a thread, and for tiles copies of its k and v.
 
     Source: FlashAttention-2, arXiv 2307.08691, section 3.1.
     """
