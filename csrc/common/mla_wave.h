@@ -27,32 +27,47 @@ inline cpu::MlaProblem mla_problem(const Tensor& q, const Tensor& cache, double 
           .lse = static_cast<float*>(lse.mutable_data_ptr())};
 }
 
+// Into how many groups of `rows` rows or less the heads of queries fall.
+inline int64_t mla_groups_of(int64_t H, int64_t queries, int64_t rows) {
+  const int64_t padded = cpu::mla_padded_heads(H),
+                at_once = padded < rows ? rows / std::max<int64_t>(padded, 1) : 1;
+  return (padded + rows - 1) / rows * ((queries + at_once - 1) / at_once);
+}
+
+// How many rows a part has at most: as many as the kernel takes, for which keys are read once, or as few as
+// leave a part for every thread. num_parts(rows): of the call.
+template <class NumParts>
+int64_t mla_rows_of_part(const NumParts& num_parts) {
+  constexpr int64_t kLeast = 16;
+  const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  int64_t rows = cpu::kernels().mla_attend.rows;
+  while (rows > kLeast && num_parts(rows) < threads) rows /= 2;
+  return rows;
+}
+
 // Takes the queries of one request after the other, cuts them and their heads into groups and their keys
 // into parts, and runs what it has where the sums of parts would become too many.
 class MlaWave {
  public:
-  // queries_at_once: of a request, for which its keys are read once, if the kernel has the rows. Bits do not
-  // depend on it.
-  explicit MlaWave(const cpu::MlaProblem& problem, int64_t queries_at_once = 1)
-      : problem_(problem), queries_at_once_(queries_at_once) {}
+  // rows: of a part at most; mla_rows_of_part. Bits do not depend on it.
+  MlaWave(const cpu::MlaProblem& problem, int64_t rows) : problem_(problem), rows_(rows) {}
 
   // `count` queries, the last of which sees all `keys`, and each `hidden` fewer than the one after it. index:
   // of the first one in out; q_offset: of its first head in q. What the keys point to has to live until the
   // next run().
   void add(int64_t index, int64_t q_offset, const cpu::MlaKeys& keys, int64_t count = 1, int64_t hidden = 0) {
-    const int64_t rows = cpu::kernels().mla_attend.rows;
-    for (int64_t h = 0; h < problem_.H; h += rows)
+    for (int64_t h = 0; h < problem_.H; h += rows_)
       for (int64_t first = 0; first < count;) {
         cpu::MlaQueries q = {.index = index + first,
                              .q_offset = q_offset + h * problem_.stride_qh + first * problem_.stride_qt,
                              .count = 1,
                              .head = h,
-                             .num_heads = std::min(problem_.H - h, rows),
+                             .num_heads = std::min(problem_.H - h, rows_),
                              .keys = keys,
                              .hidden = hidden,
                              .packed = nullptr,
                              .parts = nullptr};
-        q.count = std::min({count - first, std::max<int64_t>(rows / q.padded_heads(), 1), queries_at_once_});
+        q.count = std::min(count - first, std::max<int64_t>(rows_ / q.padded_heads(), 1));
         first += q.count;
         q.keys.count = std::max<int64_t>(keys.count - (count - first) * hidden, 0);
         add(q);
@@ -102,7 +117,7 @@ class MlaWave {
   }
 
   const cpu::MlaProblem& problem_;
-  const int64_t queries_at_once_;
+  const int64_t rows_;
   std::vector<cpu::MlaQueries> queries_;
   int64_t floats_ = 0;
 };

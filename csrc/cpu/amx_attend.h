@@ -48,6 +48,14 @@ MOELA_INLINE I load_columns(const void* row, int64_t k, __mmask32 live) {
   return _mm512_maskz_loadu_epi16(live, static_cast<const uint16_t*>(row) + k);
 }
 
+// Whether a row is ordinary; less_by: as Ordinary has it.
+inline bool is_ordinary(const uint16_t* row, int64_t columns, int less_by = 0) {
+  Ordinary ordinary;
+  for (int64_t k = 0; k < columns; k += kTileColumns)
+    ordinary.see(load_columns(row, k, tile_columns(columns - k)));
+  return ordinary.all(less_by);
+}
+
 // Where pairs of values lie: [column / 16][pair][16], blocks an odd number of cache lines apart, so that a
 // pair spreads over all sets of L1. Of 32 columns the first sixteen are 0-3, 8-11, 16-19 and 24-27, as
 // unpacking leaves them: see in_order.

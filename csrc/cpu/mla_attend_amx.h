@@ -65,17 +65,22 @@ inline float* note_of(const MlaProblem& p, const MlaQueries& q, int64_t i) {
 // From sixteen rows to the next ones in `packed`: those of queries that are not ordinary are float32 numbers.
 inline int64_t packed_tiles_floats(const MlaProblem& p) { return kTile * p.padded_D(); }
 
+// Which of a query's heads are of the group depends on the number of threads: ordinary is a query of which
+// all are.
 void mla_pack_tiles(const MlaProblem& p, const MlaQueries& q) {
   for (int64_t i = 0; i < q.count; ++i) {
-    bool is_ordinary = is_for_tiles(p);
+    bool are_ordinary = is_for_tiles(p);
     float* packed = q.packed + i * q.padded_heads() * p.padded_D();
     const auto* rows = static_cast<const uint16_t*>(p.q) + q.q_offset + i * p.stride_qt;
-    for (int64_t first = 0; is_ordinary && first < q.num_heads; first += kTile)
-      is_ordinary = rows_to_tiles(
+    for (int64_t first = 0; are_ordinary && first < q.num_heads; first += kTile)
+      are_ordinary = rows_to_tiles(
           [&](int64_t h) { return first + h < q.num_heads ? rows + (first + h) * p.stride_qh : nullptr; },
           p.D(), packed + first / kTile * packed_tiles_floats(p));
-    if (!is_ordinary) mla_pack_query(p, q, i, packed);
-    *note_of(p, q, i) = is_ordinary ? 1.f : 0.f;
+    for (int64_t h = 0; are_ordinary && h < p.H; ++h)
+      if (h < q.head || h >= q.head + q.num_heads)
+        are_ordinary = is_ordinary(rows + (h - q.head) * p.stride_qh, p.D());
+    if (!are_ordinary) mla_pack_query(p, q, i, packed);
+    *note_of(p, q, i) = are_ordinary ? 1.f : 0.f;
   }
 }
 

@@ -52,14 +52,6 @@ int64_t mla_prefill_tile_scratch_floats(const PrefillProblem& p) {
   return in_tiles > in_float32 ? in_tiles : in_float32;
 }
 
-// Whether a row is ordinary; less_by: as Ordinary has it.
-inline bool is_ordinary(const uint16_t* row, int64_t columns, int less_by = 0) {
-  Ordinary ordinary;
-  for (int64_t k = 0; k < columns; k += kTileColumns)
-    ordinary.see(load_columns(row, k, tile_columns(columns - k)));
-  return ordinary.all(less_by);
-}
-
 inline const uint16_t* row_of(const moela::cpu::HeadRows& rows, int64_t token, int64_t head) {
   return static_cast<const uint16_t*>(rows.data) + rows.at(token, head);
 }

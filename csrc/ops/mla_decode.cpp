@@ -1,7 +1,6 @@
 // Torch side of the CPU mla_decode: check, cut into parts, launch.
 #include "cpu/mla_decode.h"
 
-#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <optional>
@@ -74,22 +73,6 @@ void check(const Arguments& a) {
   check_schedule(kOp, *a.schedule, a.seqlens, a.q.size(1) * a.H(), a.batch_invariant);
 }
 
-// How many queries of a request share its keys: as many as leave a part for every thread.
-int64_t queries_at_once(const Arguments& a, const cpu::MlaProblem& p, const int32_t* bounds) {
-  const auto num_parts = [&](int64_t at_once) {
-    int64_t parts = 0;
-    for (int64_t b = 0; b < a.B(); ++b) {
-      const int64_t queries = bounds != nullptr ? bounds[b + 1] - bounds[b] : a.q.size(1);
-      parts += cpu::mla_parts_of(int32s(a.seqlens)[b]) * ((queries + at_once - 1) / at_once);
-    }
-    return parts;
-  };
-  int64_t at_once = cpu::kernels().mla_attend.rows / cpu::mla_padded_heads(std::max<int64_t>(p.H, 1));
-  const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  while (at_once > 1 && num_parts(at_once) < threads) --at_once;
-  return std::max<int64_t>(at_once, 1);
-}
-
 // A schedule is not needed: keys are split at fixed places, and threads take parts as they get done.
 void launch(const Arguments& a, Tensor& out, Tensor& lse) {
   const Tensor& q = a.q;
@@ -101,9 +84,17 @@ void launch(const Arguments& a, Tensor& out, Tensor& lse) {
   std::iota(page_of.begin(), page_of.end(), 0);
   const int32_t* pages = a.block_table ? int32s(*a.block_table) : page_of.data();
   const int64_t stride_tb = a.block_table ? a.block_table->stride(0) : 1;
-  MlaWave wave(p, queries_at_once(a, p, bounds));
+  const auto first_of = [&](int64_t b) { return is_ragged ? bounds[b] : b * s_q; };
+  const int64_t rows = mla_rows_of_part([&](int64_t most) {
+    int64_t parts = 0;
+    for (int64_t b = 0; b < B; ++b)
+      parts +=
+          cpu::mla_parts_of(int32s(a.seqlens)[b]) * mla_groups_of(p.H, first_of(b + 1) - first_of(b), most);
+    return parts;
+  });
+  MlaWave wave(p, rows);
   for (int64_t b = 0; b < B; ++b) {
-    const int64_t first = is_ragged ? bounds[b] : b * s_q, count = is_ragged ? bounds[b + 1] - first : s_q;
+    const int64_t first = first_of(b), count = first_of(b + 1) - first;
     const int64_t q_offset = is_ragged ? first * p.stride_qt : b * q.stride(0);
     wave.add(first, q_offset, cpu::keys_of_pages(pages, stride_tb, b, int32s(a.seqlens)[b]), count, a.causal);
   }

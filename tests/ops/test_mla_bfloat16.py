@@ -109,7 +109,7 @@ def test_a_code_that_is_nan_reaches_those_that_see_it(decode, code):
     assert lse[0, 1].isnan().all()
 
 
-@pytest.mark.parametrize(("threads", "is_token_odd"), [(1, False), (64, False), (1, True)])
+@pytest.mark.parametrize(("threads", "is_token_odd"), [(1, False), (64, False), (1, True), (64, True)])
 @pytest.mark.parametrize("cache_dtype", [torch.float32, BF16, torch.uint8], ids=str)
 @pytest.mark.parametrize(("H", "s_q"), [(16, 9), (5, 3), (40, 4), (130, 2)])
 def test_tokens_of_a_request_have_the_bits_of_each_alone(decode, H, s_q, cache_dtype, threads, is_token_odd):
