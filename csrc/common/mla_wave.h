@@ -34,14 +34,19 @@ inline int64_t mla_groups_of(int64_t H, int64_t queries, int64_t rows) {
   return (padded + rows - 1) / rows * ((queries + at_once - 1) / at_once);
 }
 
+// Parts of about as many keys as one has, of those that have some: a few of the last keys are no work for a
+// thread.
+inline int64_t mla_whole_parts_of(int64_t keys) {
+  return keys == 0 ? 0 : std::max<int64_t>((keys + cpu::kMlaSplit / 2) / cpu::kMlaSplit, 1);
+}
+
 // How many rows a part has at most: as many as the kernel takes, for which keys are read once, or as few as
-// leave a part for every thread. num_parts(rows): of the call.
+// leave a whole part for every thread. num_parts(rows): of the call.
 template <class NumParts>
 int64_t mla_rows_of_part(const NumParts& num_parts) {
-  constexpr int64_t kLeast = 16;
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
   int64_t rows = cpu::kernels().mla_attend.rows;
-  while (rows > kLeast && num_parts(rows) < threads) rows /= 2;
+  while (rows > cpu::kMlaBlock && num_parts(rows) < threads) rows /= 2;
   return rows;
 }
 
@@ -98,8 +103,13 @@ class MlaWave {
                for (int64_t i = begin; i < end; ++i)
                  kernels.attend(problem_, *parts[i].first, parts[i].second, scratch);
              });
-    parallel(count, row, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernels.merge(problem_, queries_[i]);
+    std::vector<std::pair<const cpu::MlaQueries*, int64_t>> blocks;
+    for (const cpu::MlaQueries& q : queries_)
+      for (int64_t r = 0; r < q.num_rows(); r += cpu::kMlaBlock) blocks.emplace_back(&q, r);
+    const double block = static_cast<double>(parts.size() * cpu::kMlaBlock * problem_.padded_latent()) /
+                         (8.0 * static_cast<double>(count));
+    parallel(static_cast<int64_t>(blocks.size()), block, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) kernels.merge(problem_, *blocks[i].first, blocks[i].second);
     });
     queries_.clear();
     floats_ = 0;

@@ -40,7 +40,8 @@ struct MlaKeys {
   const int32_t* slots;  // by number, where `pages` is nullptr: page * page_size + slot of the page
 };
 
-inline int64_t mla_padded_heads(int64_t heads) { return (heads + 15) / 16 * 16; }
+constexpr int64_t kMlaBlock = 16;  // of heads: of those of a query, and of the last ones some are not there
+inline int64_t mla_padded_heads(int64_t heads) { return (heads + kMlaBlock - 1) / kMlaBlock * kMlaBlock; }
 inline int64_t mla_parts_of(int64_t keys) { return (keys + kMlaSplit - 1) / kMlaSplit; }
 
 // Some heads of queries of a request that follow each other, for which its keys are read once. Their rows:
@@ -96,7 +97,7 @@ struct MlaKernels {
   int64_t (*scratch_floats)(const MlaProblem&);  // what attend() uses while it runs
   void (*pack)(const MlaProblem&, const MlaQueries&);
   void (*attend)(const MlaProblem&, const MlaQueries&, int64_t part, float* scratch);
-  void (*merge)(const MlaProblem&, const MlaQueries&);
+  void (*merge)(const MlaProblem&, const MlaQueries&, int64_t row);  // sixteen rows
 };
 
 }  // namespace moela::cpu

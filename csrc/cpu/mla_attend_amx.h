@@ -22,7 +22,7 @@
 
 namespace {
 
-constexpr int64_t kMlaRowsOfPart = 128;  // of a part: twice the others', as each has to prepare the keys
+constexpr int64_t kMlaRowsOfPart = 128;  // twice the others', as each part has to prepare the keys
 static_assert(moela::cpu::kMlaSplit % kMlaTileKeys == 0, "tiles would straddle two parts");
 
 inline bool is_for_tiles(const MlaProblem& p) {

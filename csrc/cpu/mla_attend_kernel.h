@@ -20,6 +20,7 @@
 
 namespace {
 
+using moela::cpu::kMlaBlock;
 using moela::cpu::kMlaMostRows;
 using moela::cpu::MlaProblem;
 using moela::cpu::MlaQueries;
@@ -180,10 +181,13 @@ void mla_attend(const MlaProblem& p, const MlaQueries& q, int64_t part, float* s
   attend_queries(p, q, 0, q.count, part, q.packed, scratch);
 }
 
-// Adds the parts in order and divides, by the weight of the sink too.
-inline void merge_query(const MlaProblem& p, const MlaQueries& q, int64_t i) {
+// Adds the parts of a block of rows in order and divides, by the weight of the sink too.
+void mla_merge(const MlaProblem& p, const MlaQueries& q, int64_t block) {
+  [[maybe_unused]] const ExactSubnormals guard;
   const int64_t ld = p.padded_latent(), L = p.cache.latent, num_parts = q.num_parts();
-  for (int64_t h = 0; h < q.num_heads; ++h) {
+  const int64_t i = block / q.padded_heads(), first = block % q.padded_heads();
+  const int64_t end = first + kMlaBlock < q.num_heads ? first + kMlaBlock : q.num_heads;
+  for (int64_t h = first; h < end; ++h) {
     const int64_t row = (q.index + i) * p.H + q.head + h;
     const auto max_of = [&](int64_t part) { return mla_sums(p, q, part, i).max[h]; };
     float max = kNoScore, total = 0.f;
@@ -214,11 +218,6 @@ inline void merge_query(const MlaProblem& p, const MlaQueries& q, int64_t i) {
       store_floats(sum, n, p.q_dtype, p.out, row * L + k);
     }
   }
-}
-
-void mla_merge(const MlaProblem& p, const MlaQueries& q) {
-  [[maybe_unused]] const ExactSubnormals guard;
-  for (int64_t i = 0; i < q.count; ++i) merge_query(p, q, i);
 }
 
 constexpr moela::cpu::MlaKernels kMlaKernels = {kMlaQueryRows, mla_scratch_floats, mla_pack, mla_attend,

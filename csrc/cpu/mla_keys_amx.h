@@ -16,21 +16,23 @@ constexpr int64_t kMlaPairBlock = pair_block_floats(kMlaTileKeys / 2);
 
 inline bool is_of_bytes(const moela::cpu::MlaProblem& p) { return p.cache.dtype == Dtype::kE4m3; }
 
-// Whether what a row of bytes decodes to is ordinary: codes are 0 or 2^-9 to 448 in size.
+// Whether what a row of bytes decodes to is ordinary: codes are 0 or 2^-9 to 448 in size. Where all of a
+// group are 0, their scale factor is the least normal number (mla_cache_write).
 inline bool are_codes_ordinary(const moela::cpu::MlaCache& cache, const uint8_t* row) {
-  I most = zero_bytes();  // twice a code, without its sign
-  for (int64_t k = 0; k < cache.latent; k += 64) {
-    const I codes = _mm512_loadu_si512(row + k);
-    most = _mm512_max_epu8(most, _mm512_add_epi8(codes, codes));
-  }
-  bool is_ordinary = _mm512_cmpeq_epi8_mask(most, _mm512_set1_epi8(static_cast<char>(0xFE))) == 0;  // NaN
-  for (int64_t g = 0; g < cache.latent / moela::cpu::kMlaGroup; ++g) {
+  constexpr int64_t kGroup = moela::cpu::kMlaGroup;
+  static_assert(kGroup == 128, "the codes of a group are two vectors");
+  const I is_nan = _mm512_set1_epi8(static_cast<char>(0xFE));
+  for (int64_t k = 0; k < cache.latent; k += kGroup) {
+    const I x = _mm512_loadu_si512(row + k), y = _mm512_loadu_si512(row + k + 64);
+    const I most = _mm512_max_epu8(_mm512_add_epi8(x, x), _mm512_add_epi8(y, y));  // twice, without the sign
     float sf;
-    std::memcpy(&sf, row + cache.latent + g * sizeof sf, sizeof sf);
+    std::memcpy(&sf, row + cache.latent + k / kGroup * sizeof sf, sizeof sf);
     const float size = __builtin_fabsf(sf);
-    is_ordinary &= size == 0.f || (size >= 0x1p-41f && size <= 0x1p41f);
+    const bool is_small = size <= 0x1p41f;  // NaN is not
+    if (!is_small || _mm512_cmpeq_epi8_mask(most, is_nan) != 0) return false;
+    if (size < 0x1p-41f && size != 0.f && _mm512_test_epi8_mask(most, most) != 0) return false;
   }
-  return is_ordinary;
+  return true;
 }
 
 // Columns [k, k + 32) of the latent.

@@ -89,7 +89,7 @@ void launch(const Arguments& a, Tensor& out, Tensor& lse) {
     int64_t parts = 0;
     for (int64_t b = 0; b < B; ++b)
       parts +=
-          cpu::mla_parts_of(int32s(a.seqlens)[b]) * mla_groups_of(p.H, first_of(b + 1) - first_of(b), most);
+          mla_whole_parts_of(int32s(a.seqlens)[b]) * mla_groups_of(p.H, first_of(b + 1) - first_of(b), most);
     return parts;
   });
   MlaWave wave(p, rows);

@@ -115,7 +115,7 @@ void launch(const Args& a, Tensor& out, Tensor& lse) {
   const int64_t at_a_time =
       std::clamp<int64_t>(kMostSlots / std::max<int64_t>(rows.topk, 1), 1, rows.indices.count);
   const Scratch<int32_t> slots(at_a_time * rows.topk);
-  const int64_t parts = rows.indices.count * cpu::mla_parts_of(rows.topk);
+  const int64_t parts = rows.indices.count * mla_whole_parts_of(rows.topk);
   MlaWave wave(p, mla_rows_of_part([&](int64_t most) { return parts * mla_groups_of(p.H, 1, most); }));
   for (int64_t row = 0; row < rows.indices.count; ++row) {
     if (row % at_a_time == 0) wave.run();

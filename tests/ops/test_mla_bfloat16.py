@@ -5,6 +5,7 @@ Where the CPU multiplies tiles of bfloat16 (docs/adr/0011) they take subnormal n
 
 from typing import Any
 
+import moela
 import pytest
 import torch
 from moela import testing
@@ -86,6 +87,17 @@ def test_scale_factors_of_any_size_are_within_the_bound(decode, size):
     scale_factors[1200:, 1] *= size
     x["cache"][0, :, 256:264] = scale_factors.view(torch.uint8)
     assert_within_bound(decode, x)
+
+
+def test_a_row_of_zeros_has_the_bits_of_any_scale_factor(decode):
+    """mla_cache_write gives it the least one that is normal; as a number of its own tiles do not take it."""
+    x = decode.inputs(B=1, H=3, S=70, L=128, R=16, page_size=None, cache_dtype=torch.uint8, hostile=False)
+    zeros = torch.zeros(1, 128, dtype=BF16), torch.zeros(1, 16, dtype=BF16)
+    moela.mla_cache_write(*zeros, x["cache"], torch.tensor([5]))
+    assert x["cache"][0, 5, 128:132].view(torch.float32) == 2.0**-126
+    written = decode(x)
+    x["cache"][0, 5, 128:132] = torch.ones(1).view(torch.uint8)
+    assert_same(decode(x), written)
 
 
 def test_rows_of_bytes_that_are_tiny_lose_no_small_code(make_runner):
