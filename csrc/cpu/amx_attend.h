@@ -131,13 +131,14 @@ inline bool rows_to_pairs(const Row& row, int64_t rows, int64_t columns, int64_t
 template <class Row>
 inline bool copy_rows(const Row& row, int64_t columns, float* to) {
   Ordinary ordinary;
-  for (int64_t k = 0; k < columns; k += kTileColumns)
-    for (int i = 0; i < kTileColumns; ++i, to += kTile) {
-      const void* from = row(i);
+  for (int i = 0; i < kTileColumns; ++i, to += kTile) {
+    const void* from = row(i);
+    for (int64_t k = 0; k < columns; k += kTileColumns) {
       const I x = from == nullptr ? zero_bytes() : load_columns(from, k, tile_columns(columns - k));
       ordinary.see(x);
-      _mm512_storeu_si512(to, x);
+      _mm512_storeu_si512(to + k * kTile, x);
     }
+  }
   return ordinary.all();
 }
 

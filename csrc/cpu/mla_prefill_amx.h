@@ -105,7 +105,7 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
                        scratch.queries + i / kTile * prefill_steps(p) * kTileFloats))
       for (int64_t row = i; row < i + kTile && row < tile.count; ++row)
         is_odd[row] = !is_ordinary(query(row), p.D);
-  init_prefill(softmax, kPrefillQueries, scratch.sums, ld);
+  init_prefill(softmax, padded, scratch.sums, ld);
 
   int64_t num_keys = tile.num_keys(p.causal);
   {
