@@ -62,15 +62,15 @@ class MlaPrefillWave {
   struct Shared {
     int64_t tile, block;  // its first one
   };
-  static constexpr int64_t kTilesOfThread = 8;               // a wave has more than that
+  static constexpr int64_t kTilesOfThread = 8;
   static constexpr int64_t kMostFloats = int64_t{16} << 20;  // 64 MB
 
   int64_t num_tiles() const { return static_cast<int64_t>(tiles_.size()); }
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
 
-  // Whether several tiles share the blocks, and those of enough tiles, if not of one head, fit in memory: of
-  // few queries that see many keys each tile makes its own. So a wave's blocks are less than kMostFloats and
-  // those of its last head.
+  // Whether several tiles share the blocks, and those of enough tiles, or of one head that has enough, fit in
+  // memory: of few queries that see many keys each tile makes its own. So a wave's blocks are less than
+  // kMostFloats and those of its last head.
   bool is_worth_blocks(int64_t tiles, int64_t keys) const {
     const int64_t floats = (keys + kernel_.keys - 1) / kernel_.keys * block_floats_;
     return tiles > 1 && floats > 0 &&
@@ -80,7 +80,9 @@ class MlaPrefillWave {
   const cpu::MlaPrefillParams& params_;
   const cpu::MlaPrefillKernel& kernel_ = cpu::kernels().mla_prefill;
   const int64_t block_floats_ = kernel_.block_floats(params_.problem);
-  const int64_t enough_tiles_ = kTilesOfThread * static_cast<int64_t>(torch::stable::get_num_threads());
+  // A thread alone waits for no other, and finds one head in its caches.
+  const int64_t enough_tiles_ =
+      kTilesOfThread * (static_cast<int64_t>(torch::stable::get_num_threads()) - 1) + 1;
   std::vector<cpu::PrefillTile> tiles_;
   std::vector<Block> blocks_;
   std::vector<Shared> shared_;

@@ -25,6 +25,12 @@ inline bool is_ordinary(const uint16_t* row, int64_t columns, int less_by = 0) {
   return ordinary.all(less_by);
 }
 
+// Rows of a head lie apart, where the hardware does not fetch ahead.
+constexpr int64_t kRowsAhead = 4;
+inline void prefetch_row(const uint16_t* row, int64_t columns) {
+  for (int64_t k = 0; k < columns; k += kTileColumns) prefetch_l1(reinterpret_cast<const uint8_t*>(row + k));
+}
+
 // What a block holds, zeros where there is no key.
 struct PrefillBlock {
   explicit PrefillBlock(const PrefillProblem& p)
@@ -51,7 +57,12 @@ inline void load_block(const PrefillProblem& p, const PrefillSequence& sequence,
   };
   for (int64_t t = 0; t < end; t += kTileColumns) {
     const auto load = [&] {
-      const auto key = [&](int64_t i) { return t + i < end ? row(p.k, t + i) : nullptr; };
+      const auto key = [&](int64_t i) -> const uint16_t* {
+        if (t + i >= end) return nullptr;
+        if (t + i + kRowsAhead < end) prefetch_row(row(p.k, t + i + kRowsAhead), p.D);
+        prefetch_row(row(p.v, t + i), p.Dv);
+        return row(p.k, t + i);
+      };
       const auto value = [&](int64_t i) { return t + i < end ? row(p.v, t + i) : nullptr; };
       const bool are_keys = copy_rows(key, p.D, block + at.keys + t * p.padded_D() / 2);
       return rows_to_pairs(value, kTileColumns, p.Dv, kPrefillPairBlock, block + at.pairs + t / 2 * kTile) &&
