@@ -1,8 +1,9 @@
 // mla_prefill in the tiles of AMX, for bfloat16. Bound: the softmax. Included by isa_amx_bf16.cpp only.
 //
-// As mla_prefill_kernel.h: tiles of 192 queries and 192 keys; scores and weights [key][query]. Keys and values
-// are blocks of mla_prefill_operands.h, those of a head made once for all its tiles where it has several. For
-// 32 queries after the other, scores become weights, and these weighted values, while they are in L1.
+// As mla_prefill_kernel.h: tiles of 192 queries and 192 keys; scores and weights [key][query]. Keys and
+// values are blocks of mla_prefill_operands.h, those of a head made once for all its tiles where it has
+// several. For 32 queries after the other, scores become weights, and these weighted values, while they are
+// in L1.
 //
 // Numerics of one query: scores are products of amx_tile.h over the columns; weights are rounded to bfloat16,
 // their sum is not; weighted values are products over the keys of a tile. What a query does not see is zero,
