@@ -68,12 +68,13 @@ class MlaPrefillWave {
   int64_t num_tiles() const { return static_cast<int64_t>(tiles_.size()); }
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
 
-  // Whether several tiles share the blocks, and those of enough tiles, or of one head that has enough, fit in
-  // memory: of few queries that see many keys each tile makes its own. So a wave's blocks are less than
-  // kMostFloats and those of its last head.
+  // Whether several tiles share the blocks, more of them where threads read what others made, and those of
+  // enough tiles, or of one head that has enough, fit in memory: of few queries that see many keys each tile
+  // makes its own. So a wave's blocks are less than kMostFloats and those of its last head.
   bool is_worth_blocks(int64_t tiles, int64_t keys) const {
     const int64_t floats = (keys + kernel_.keys - 1) / kernel_.keys * block_floats_;
-    return tiles > 1 && floats > 0 &&
+    const int64_t least = enough_tiles_ == 1 ? 2 : kTilesOfThread;
+    return tiles >= least && floats > 0 &&
            (tiles >= enough_tiles_ || floats <= kMostFloats / enough_tiles_ * tiles);
   }
 

@@ -154,8 +154,8 @@ def tile_by_tile(x: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_tiles_that_share_keys_are_those_that_do_not(prefill, threads):
     """Several waves of heads; keys that tiles do not take, of which one is NaN, in one block or the next."""
-    lens = [(400, 600), (193, 193), (5, 0), (600, 580), (40, 300), (200, 700)]
-    x = prefill.inputs(T=1438, H=3, D=40, Dv=24, lens=lens, x_dtype=BF16)
+    lens = [(1500, 1700), (193, 193), (5, 0), (600, 580), (40, 300), (200, 700)]
+    x = prefill.inputs(T=2538, H=3, D=40, Dv=24, lens=lens, x_dtype=BF16)
     keys = x["cu_seqlens_k"].tolist()
     x["k"][keys[0] + 430, 1, 3] = 2.0**-130
     x["v"][keys[3] + 192, 0, 5] = NAN
@@ -168,8 +168,8 @@ def test_tiles_that_share_keys_are_those_that_do_not(prefill, threads):
         torch.set_num_threads(before)
 
 
-def test_tiles_whose_keys_would_take_too_much_memory_make_their_own(prefill):
-    """A wave of two threads would have more than 64 MB, that of one thread has a head's, 16 MB."""
+def test_two_tiles_of_many_keys_share_them_with_one_thread_only(prefill):
+    """Two threads would wait for each other, and a wave of such heads take more than 64 MB."""
     x = prefill.inputs(T=193, H=1, D=256, Dv=256, lens=[(193, 16000)], x_dtype=BF16, hostile=False)
     before, results = torch.get_num_threads(), []
     try:
