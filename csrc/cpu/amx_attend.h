@@ -116,28 +116,38 @@ inline bool rows_to_tiles(const Row& row, int64_t columns, float* to) {
   return ordinary.all();
 }
 
-// Rows two by two, of which row(i) is null where there is none, as pairs: two rows in each word.
+// Rows two by two, of which row(i) is null where there is none, as pairs: two rows in each word. Returns
+// whether they are ordinary.
 template <class Row>
-inline void rows_to_pairs(const Row& row, int64_t rows, int64_t columns, int64_t block_floats, float* pairs) {
+inline bool rows_to_pairs(const Row& row, int64_t rows, int64_t columns, int64_t block_floats, float* pairs) {
+  Ordinary ordinary;
   for (int64_t i = 0; i < rows; i += 2, pairs += kTile)
     for (int64_t k = 0; k < columns; k += kTileColumns) {
       const auto load = [&](const void* from) {
-        return from == nullptr ? zero_bytes() : load_columns(from, k, tile_columns(columns - k));
+        const I x = from == nullptr ? zero_bytes() : load_columns(from, k, tile_columns(columns - k));
+        ordinary.see(x);
+        return x;
       };
-      store_pairs(load(row(i)), load(row(i + 1)), k, block_floats, pairs);
+      const I even = load(row(i)), odd = load(row(i + 1));
+      store_pairs(even, odd, k, block_floats, pairs);
     }
+  return ordinary.all();
 }
 
 // Thirty-two rows, of which row(i) is null where there is none, as the first operand of scores: [column /
-// 32][32 rows][16 words].
+// 32][32 rows][16 words]. Returns whether they are ordinary.
 template <class Row>
-inline void copy_rows(const Row& row, int64_t columns, float* to) {
-  for (int64_t k = 0; k < columns; k += kTileColumns)
-    for (int i = 0; i < kTileColumns; ++i, to += kTile) {
-      const void* from = row(i);
-      _mm512_storeu_si512(to,
-                          from == nullptr ? zero_bytes() : load_columns(from, k, tile_columns(columns - k)));
+inline bool copy_rows(const Row& row, int64_t columns, float* to) {
+  Ordinary ordinary;
+  for (int i = 0; i < kTileColumns; ++i, to += kTile) {
+    const void* from = row(i);
+    for (int64_t k = 0; k < columns; k += kTileColumns) {
+      const I x = from == nullptr ? zero_bytes() : load_columns(from, k, tile_columns(columns - k));
+      ordinary.see(x);
+      _mm512_storeu_si512(to + k * kTile, x);
     }
+  }
+  return ordinary.all();
 }
 
 }  // namespace

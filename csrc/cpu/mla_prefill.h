@@ -40,6 +40,7 @@ struct PrefillSequence {
 struct PrefillTile {
   PrefillSequence sequence;
   int64_t head, first, count;
+  const float* blocks = nullptr;  // of the head, one after the other; nullptr: the tile makes what it needs
 
   // Keys of the sequence that the tile's first query sees, each query after it seeing one more: of a tile
   // that is not causal all, so that no query sees fewer. Negative: the queries before that see none.
@@ -59,9 +60,15 @@ struct MlaPrefillParams {
   float* lse;  // [Tq, H]
 };
 
+// A kernel may take keys and values as its products read them, in blocks of some keys of a head, which are
+// made once for all tiles of queries. Bits do not depend on it.
 struct MlaPrefillKernel {
   int64_t queries;                                   // of a tile at most, on which bits do not depend
+  int64_t keys;                                      // of a block
   int64_t (*scratch_floats)(const PrefillProblem&);  // what one run uses
+  int64_t (*block_floats)(const PrefillProblem&);    // 0: it takes none
+  void (*load_block)(const PrefillProblem&, const PrefillSequence&, int64_t head, int64_t first,
+                     float* block);
   void (*run)(const MlaPrefillParams&, const PrefillTile&, float* scratch);
 };
 

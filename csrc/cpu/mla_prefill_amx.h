@@ -1,6 +1,9 @@
 // mla_prefill in the tiles of AMX, for bfloat16. Bound: the softmax. Included by isa_amx_bf16.cpp only.
 //
-// As mla_prefill_kernel.h: tiles of 192 queries and 192 keys; scores and weights [key][query].
+// As mla_prefill_kernel.h: tiles of 192 queries and 192 keys; scores and weights [key][query]. Keys and
+// values are blocks of mla_prefill_operands.h, those of a head made once for all its tiles where it has
+// several. For 32 queries after the other, scores become weights, and these weighted values, while they are
+// in L1.
 //
 // Numerics of one query: scores are products of amx_tile.h over the columns; weights are rounded to bfloat16,
 // their sum is not; weighted values are products over the keys of a tile. What a query does not see is zero,
@@ -10,14 +13,13 @@
 
 #include "cpu/amx_softmax.h"
 #include "cpu/mla_prefill_kernel.h"
+#include "cpu/mla_prefill_operands.h"
 
 namespace {
 
 using moela::cpu::MlaPrefillParams;
 
 constexpr int64_t kPrefillQueries = 192;  // twice the float32 kernel's, as each tile reads all keys before it
-constexpr int64_t kPrefillTileKeys = 192;
-constexpr int64_t kPrefillPairBlock = pair_block_floats(kPrefillTileKeys / 2);
 static_assert(kPrefillQueries % kTileColumns == 0, "queries come in pairs of tiles");
 
 inline int64_t prefill_steps(const PrefillProblem& p) { return p.padded_D() / kTileColumns; }
@@ -26,100 +28,53 @@ inline int64_t prefill_steps(const PrefillProblem& p) { return p.padded_D() / kT
 struct PrefillTileScratch {
   PrefillTileScratch(const PrefillProblem& p, float* memory)
       : queries(memory),
-        keys(queries + kPrefillQueries / kTile * prefill_steps(p) * kTileFloats),
-        pairs(keys + 2 * prefill_steps(p) * kTileFloats),
-        scores(pairs + p.padded_Dv() / kTile * kPrefillPairBlock),
-        weights(scores + kPrefillTileKeys * kPrefillQueries),
-        products(weights + kPrefillTileKeys / 2 * kPrefillQueries),
+        block(queries + kPrefillQueries * p.padded_D() / 2),
+        scores(block + PrefillBlock(p).floats),
+        weights(scores + kPrefillTileKeys * kTileColumns),
+        products(weights + kPrefillTileKeys * kTile),
         sums(products + 4 * kTileFloats),
         softmax{sums + kPrefillQueries * p.padded_Dv(), sums + kPrefillQueries * (p.padded_Dv() + 1),
                 sums + kPrefillQueries * (p.padded_Dv() + 2)} {}
   float* queries;   // [query / 16][column / 32], tiles
-  float* keys;      // [column / 32][32 keys][16 words]
-  float* pairs;     // as in amx_attend.h
-  float* scores;    // [key][kPrefillQueries]
-  float* weights;   // [query / 16][key / 32], tiles
+  float* block;     // PrefillBlock, where the tile has to make it
+  float* scores;    // [key][32 queries]
+  float* weights;   // [2][key / 32], tiles
   float* products;  // [32][32]
   float* sums;      // [query][padded_Dv]
   PrefillSoftmax softmax;
 };
 
 int64_t mla_prefill_tile_scratch_floats(const PrefillProblem& p) {
-  const int64_t of_columns = prefill_steps(p) * (kPrefillQueries / kTile + 2) * kTileFloats +
-                             p.padded_Dv() / kTile * kPrefillPairBlock + kPrefillQueries * p.padded_Dv();
-  const int64_t in_tiles = of_columns + (kPrefillTileKeys * 3 / 2 + 3) * kPrefillQueries + 4 * kTileFloats,
+  const int64_t in_tiles = kPrefillQueries * (p.padded_D() / 2 + p.padded_Dv() + 3) + PrefillBlock(p).floats +
+                           kPrefillTileKeys * (kTileColumns + kTile) + 4 * kTileFloats,
                 in_float32 = mla_prefill_scratch_floats(p);
   return in_tiles > in_float32 ? in_tiles : in_float32;
 }
 
-inline const uint16_t* row_of(const moela::cpu::HeadRows& rows, int64_t token, int64_t head) {
-  return static_cast<const uint16_t*>(rows.data) + rows.at(token, head);
-}
-
-// Thirty-two keys from token `first` on, zeros from `count` on, to `keys`, their values to `pairs`. Returns
-// how many are ordinary before the first that is not.
-inline int64_t load_tile(const PrefillProblem& p, int64_t first, int64_t head, int64_t count, float* keys,
-                         float* pairs) {
-  Ordinary ordinary;
-  // visit(k, load) for each 32 columns, load(t) of row t; of a whole tile without a choice for each row.
-  const auto for_columns = [&](const moela::cpu::HeadRows& rows, int64_t columns, const auto& visit) {
-    const uint16_t* from = row_of(rows, first, head);
-    for (int64_t k = 0; k < columns; k += kTileColumns) {
-      const __mmask32 live = tile_columns(columns - k);
-      const auto load = [&](int64_t t) {
-        const I x = load_columns(from + t * rows.stride_t, k, live);
-        ordinary.see(x);
-        return x;
-      };
-      if (count == kTileColumns)
-        visit(k, load);
-      else
-        visit(k, [&](int64_t t) { return t < count ? load(t) : zero_bytes(); });
-    }
-  };
-  for_columns(p.k, p.D, [&](int64_t, const auto& load) {
-    for (int64_t t = 0; t < kTileColumns; ++t, keys += kTile) _mm512_storeu_si512(keys, load(t));
-  });
-  for_columns(p.v, p.Dv, [&](int64_t k, const auto& load) {
-    for (int64_t t = 0; t < kTileColumns; t += 2) {
-      const I even = load(t), odd = load(t + 1);
-      store_pairs(even, odd, k, kPrefillPairBlock, pairs + t / 2 * kTile);
-    }
-  });
-  if (ordinary.all()) return count;
-  int64_t t = 0;
-  while (is_ordinary(row_of(p.k, first + t, head), p.D) && is_ordinary(row_of(p.v, first + t, head), p.Dv))
-    ++t;
-  return t;
-}
-
-// scores[32 keys][query] = keys @ queries.T; those of which no query of a pair of tiles sees a key stay.
-inline void scores_of_tile(const PrefillProblem& p, const float* keys, const float* queries,
-                           int64_t num_queries, int64_t seen, float* scores) {
-  const int64_t steps = prefill_steps(p);
-  const TileOperand of_keys = {.words = keys, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats};
-  for (int64_t i = 0; i < num_queries; i += kTileColumns)
-    if (seen + i + kTileColumns - 1 > 0)
-      multiply_tiles<2, 2>(of_keys,
-                           whole_tiles(queries + i / kTile * steps * kTileFloats, steps * kTileFloats), steps,
-                           scores + i, kPrefillQueries);
-}
-
-// sums[query] = sums * rescale + weights @ values.
-inline void values_of_tiles(const PrefillTileScratch& scratch, int64_t num_queries, int64_t keys,
-                            int64_t seen, int64_t tiles, int64_t ld) {
+// Queries [i, i + 32) of a tile and so many keys of a block, of which the first query of the tile sees
+// `seen`, and each one more.
+inline void attend_block(const PrefillProblem& p, const float* block, const PrefillTileScratch& scratch,
+                         int64_t i, int64_t keys, int64_t seen) {
+  const PrefillBlock at(p);
+  const int64_t D = p.padded_D(), ld = p.padded_Dv(), tiles = (keys + kTileColumns - 1) / kTileColumns;
+  const int64_t most = seen + i + kTileColumns - 1, own = most < 0 ? 0 : most > keys ? keys : most;
+  const TileOperand queries = whole_tiles(scratch.queries + i * D / 2, D / 2 * kTile);
+  for (int64_t t = 0; t < own; t += kTileColumns)
+    multiply_tiles<2, 2>(
+        {.words = block + at.keys + t * D / 2, .row = kTile, .second = kTileFloats, .step = 2 * kTileFloats},
+        queries, D / kTileColumns, scratch.scores + t * kTileColumns, kTileColumns);
+  const PrefillSoftmax& softmax = scratch.softmax;
+  for (int64_t j = 0; j < kTileColumns; j += kTile)
+    softmax_to_tiles(
+        {.max = softmax.max + i + j, .sum = softmax.sum + i + j, .rescale = softmax.rescale + i + j},
+        p.sm_scale, scratch.scores + j, kTileColumns, keys, seen + i + j, tiles,
+        scratch.weights + j / kTile * tiles * kTileFloats);
+  const TileOperand weights = whole_tiles(scratch.weights, tiles * kTileFloats);
   for (int64_t column = 0; column < ld; column += kTileColumns) {
-    const TileOperand values =
-        whole_tiles(scratch.pairs + column / kTile * kPrefillPairBlock, kPrefillPairBlock);
-    for (int64_t i = 0; i < num_queries; i += kTileColumns) {
-      const int64_t most = seen + i + kTileColumns - 1, own = most < 0 ? 0 : most > keys ? keys : most;
-      const TileOperand weights =
-          whole_tiles(scratch.weights + i / kTile * tiles * kTileFloats, tiles * kTileFloats);
-      multiply_tiles<2, 2>(weights, values, (own + kTileColumns - 1) / kTileColumns, scratch.products,
-                           kTileColumns);
-      add_products(scratch.products, kTileColumns, scratch.softmax.rescale + i,
-                   scratch.sums + i * ld + column, ld);
-    }
+    multiply_tiles<2, 2>(
+        weights, whole_tiles(block + at.pairs + column / kTile * kPrefillPairBlock, kPrefillPairBlock),
+        (own + kTileColumns - 1) / kTileColumns, scratch.products, kTileColumns);
+    add_products(scratch.products, kTileColumns, softmax.rescale + i, scratch.sums + i * ld + column, ld);
   }
 }
 
@@ -140,6 +95,7 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
   if (p.dtype != Dtype::kBFloat16) return mla_prefill_float32(params, tile, 0, tile.count, memory);
   [[maybe_unused]] const ExactSubnormals guard;
   const PrefillTileScratch scratch(p, memory);
+  const PrefillBlock at(p);
   const PrefillSoftmax& softmax = scratch.softmax;
   const int64_t ld = p.padded_Dv(), head = tile.head;
   const int64_t padded = (tile.count + kTileColumns - 1) / kTileColumns * kTileColumns;
@@ -152,33 +108,25 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
                        scratch.queries + i / kTile * prefill_steps(p) * kTileFloats))
       for (int64_t row = i; row < i + kTile && row < tile.count; ++row)
         is_odd[row] = !is_ordinary(query(row), p.D);
-  init_prefill(softmax, kPrefillQueries, scratch.sums, ld);
+  init_prefill(softmax, padded, scratch.sums, ld);
 
   int64_t num_keys = tile.num_keys(p.causal);
   {
     const Tiles registers;
     for (int64_t key = 0; key < num_keys; key += kPrefillTileKeys) {
-      const int64_t seen = tile.seen(p.causal) - key;
       int64_t keys = num_keys - key < kPrefillTileKeys ? num_keys - key : kPrefillTileKeys;
-      for (int64_t t = 0; t < keys; t += kTileColumns) {
-        float* pairs = scratch.pairs + t / 2 * kTile;
-        const int64_t token = tile.sequence.key + key + t;
-        const int64_t count = keys - t < kTileColumns ? keys - t : kTileColumns;
-        const int64_t ordinary = load_tile(p, token, head, count, scratch.keys, pairs);
-        if (ordinary < count) {  // the keys from there on are those of the float32 kernel
-          keys = t + ordinary;
-          num_keys = key + keys;
-          load_tile(p, token, head, ordinary, scratch.keys, pairs);
-        }
-        scores_of_tile(p, scratch.keys, scratch.queries, padded, seen - t,
-                       scratch.scores + t * kPrefillQueries);
+      const float* block = scratch.block;
+      if (tile.blocks == nullptr)
+        load_block(p, tile.sequence, head, key, keys, scratch.block);
+      else
+        block = tile.blocks + key / kPrefillTileKeys * at.floats;
+      const auto ordinary = static_cast<int64_t>(block[at.ordinary]);
+      if (ordinary < keys) {  // the keys from there on are those of the float32 kernel
+        keys = ordinary;
+        num_keys = key + keys;
       }
-      const int64_t tiles = (keys + kTileColumns - 1) / kTileColumns;
-      for (int64_t i = 0; i < padded; i += kTile)
-        softmax_to_tiles({.max = softmax.max + i, .sum = softmax.sum + i, .rescale = softmax.rescale + i},
-                         p.sm_scale, scratch.scores + i, kPrefillQueries, keys, seen + i, tiles,
-                         scratch.weights + i / kTile * tiles * kTileFloats);
-      values_of_tiles(scratch, padded, keys, seen, tiles, ld);
+      for (int64_t i = 0; i < padded; i += kTileColumns)
+        attend_block(p, block, scratch, i, keys, tile.seen(p.causal) - key);
     }
   }
   float* end = scratch.sums + padded * ld;
@@ -197,6 +145,7 @@ void mla_prefill_in_tiles(const MlaPrefillParams& params, const PrefillTile& til
 }
 
 constexpr moela::cpu::MlaPrefillKernel kMlaPrefillTileKernel = {
-    kPrefillQueries, mla_prefill_tile_scratch_floats, mla_prefill_in_tiles};
+    kPrefillQueries,          kPrefillTileKeys,       mla_prefill_tile_scratch_floats,
+    mla_prefill_block_floats, mla_prefill_load_block, mla_prefill_in_tiles};
 
 }  // namespace

@@ -167,7 +167,11 @@ int64_t mla_prefill_scratch_floats(const PrefillProblem& p) {
   return (2 * kRows + 1) * p.padded_D() + 2 * kRows * p.padded_Dv() + kRows * kRows + 3 * kRows;
 }
 
-constexpr moela::cpu::MlaPrefillKernel kMlaPrefillKernel = {kPrefillRows, mla_prefill_scratch_floats,
+constexpr moela::cpu::MlaPrefillKernel kMlaPrefillKernel = {kPrefillRows,
+                                                            kPrefillRows,
+                                                            mla_prefill_scratch_floats,
+                                                            [](const PrefillProblem&) -> int64_t { return 0; },
+                                                            nullptr,
                                                             mla_prefill};
 
 }  // namespace

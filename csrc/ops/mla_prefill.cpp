@@ -1,9 +1,9 @@
-// Torch side of the CPU mla_prefill: check, cut into tiles of queries, launch.
+// Torch side of the CPU mla_prefill: check, launch.
 #include "common/mla_prefill.h"
 
 #include <tuple>
 
-#include "cpu/isa.h"
+#include "common/mla_prefill_wave.h"
 
 namespace moela {
 namespace {
@@ -15,26 +15,10 @@ void launch(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_
   const cpu::MlaPrefillParams p = {.problem = prefill_problem(q, k, v, sm_scale, causal),
                                    .out = out.mutable_data_ptr(),
                                    .lse = static_cast<float*>(lse.mutable_data_ptr())};
-  // Those of a head one after the other, as they read the same keys and values; the longest first, so that no
-  // thread is left with one at the end.
-  const cpu::MlaPrefillKernel& kernel = cpu::kernels().mla_prefill;
-  std::vector<cpu::PrefillTile> tiles;
-  double keys = 0;
+  MlaPrefillWave wave(p);
   for (const cpu::PrefillSequence& sequence : prefill_sequences(cu_seqlens_q, cu_seqlens_k))
-    for (int64_t head = 0; head < p.problem.H; ++head)
-      for (int64_t end = sequence.num_queries; end > 0; end = tiles.back().first) {
-        const int64_t first = (end - 1) / kernel.queries * kernel.queries;
-        tiles.push_back({.sequence = sequence, .head = head, .first = first, .count = end - first});
-        keys += static_cast<double>(tiles.back().num_keys(causal));
-      }
-  const auto count = static_cast<int64_t>(tiles.size());
-  const double columns = static_cast<double>(p.problem.D + p.problem.Dv);
-  parallel(count,
-           1e3 + 0.02 * static_cast<double>(kernel.queries) * columns * keys / static_cast<double>(count),
-           [&](int64_t begin, int64_t end) {
-             float* scratch = scratch_of_thread(kernel.scratch_floats(p.problem));
-             for (int64_t i = begin; i < end; ++i) kernel.run(p, tiles[i], scratch);
-           });
+    for (int64_t head = 0; head < p.problem.H; ++head) wave.add(sequence, head);
+  wave.run();
 }
 
 std::vector<int64_t> out_shape(const Tensor& q, const Tensor& v) { return {q.size(0), q.size(1), v.size(2)}; }

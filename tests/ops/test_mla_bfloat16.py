@@ -3,6 +3,7 @@
 Where the CPU multiplies tiles of bfloat16 (docs/adr/0011) they take subnormal numbers for zeros.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import moela
@@ -200,3 +201,50 @@ def test_a_query_of_a_prompt_is_one_of_its_own(prefill, causal):
         }
         alone = {"q": x["q"][j : j + 1], "k": x["k"][:seen], "v": x["v"][:seen], "causal": False}
         assert_same(prefill(x | offsets | alone), (out[j : j + 1], lse[j : j + 1]))
+
+
+def tile_by_tile(x: dict[str, Any]) -> dict[str, Any]:
+    """The same prompts, causal, each 192 queries with what they see as a sequence of their own."""
+    parts, offsets = {"q": [], "k": [], "v": []}, {"cu_seqlens_q": [0], "cu_seqlens_k": [0]}
+    of_q, of_k = (x[name].tolist() for name in offsets)
+    for (q, q_end), (k, k_end) in zip(pairwise(of_q), pairwise(of_k), strict=True):
+        for first in range(q, q_end, 192):
+            end = min(first + 192, q_end)
+            seen = max(k_end - (q_end - end), k)
+            parts["q"].append(x["q"][first:end])
+            parts["k"].append(x["k"][k:seen])
+            parts["v"].append(x["v"][k:seen])
+            offsets["cu_seqlens_q"].append(offsets["cu_seqlens_q"][-1] + end - first)
+            offsets["cu_seqlens_k"].append(offsets["cu_seqlens_k"][-1] + seen - k)
+    together = {name: torch.cat(rows) for name, rows in parts.items()}
+    return x | together | {name: torch.tensor(o, dtype=torch.int32) for name, o in offsets.items()}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tiles_that_share_keys_are_those_that_do_not(prefill, threads):
+    """Several waves of heads; keys that tiles do not take, of which one is NaN, in one block or the next."""
+    lens = [(1500, 1700), (193, 193), (5, 0), (600, 580), (40, 300), (200, 700)]
+    x = prefill.inputs(T=2538, H=3, D=40, Dv=24, lens=lens, x_dtype=BF16)
+    keys = x["cu_seqlens_k"].tolist()
+    x["k"][keys[0] + 430, 1, 3] = 2.0**-130
+    x["v"][keys[3] + 192, 0, 5] = NAN
+    x["k"][keys[3] + 31, 2, 0] = 2.0**90
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert_same(prefill(x), prefill(tile_by_tile(x)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_two_tiles_of_many_keys_share_them_with_one_thread_only(prefill):
+    """Two threads would wait for each other, and a wave of such heads take more than 64 MB."""
+    x = prefill.inputs(T=193, H=1, D=256, Dv=256, lens=[(193, 16000)], x_dtype=BF16, hostile=False)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(prefill(x))
+    finally:
+        torch.set_num_threads(before)
+    assert_same(*results)
