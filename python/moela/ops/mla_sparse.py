@@ -60,8 +60,8 @@ def mla_sparse(
     Numerics: as `mla_decode`, whose bits it has on the CPU for the same keys in the same order: float32, out
         rounded once; on a GPU the weights are rounded to bfloat16 or float16 if q and cache are such, on a
         CPU with AMX to bfloat16. There and in the CUDA kernel weights are rounded beside a cache of uint8,
-        too, and its rows: they lose nothing if their scale factors are powers of two. The error is bounded per element
-        (python/moela/ops/_mla_bound.py). NaN and infinity of a slot reach the rows that name it, and no
+        too, and its rows: they lose nothing if their scale factors are powers of two. The error is bounded
+        per element (python/moela/ops/_mla_bound.py). NaN and infinity of a slot reach the rows that name it, and no
         other. A row's result depends on that row only, not on the others or on the number of threads, and not
         on where entries that name nothing stand, on the CPU; the CUDA kernel cuts the entries of few rows
         into pieces, which shows in the last bits.
