@@ -68,15 +68,16 @@ def mla_decode(
             is no token. See `merge_states`. A score of +Inf makes out and lse of its head NaN, as softmax
             does; scores of -Inf only are as no token.
 
-    Numerics: float32, out rounded once; on a GPU the weights are rounded to the type of q if that is
-        bfloat16 and the cache bfloat16 or uint8, or if both are float16, and on a CPU with AMX in the first
-        case; there and in the CUDA kernel rows of bytes are rounded to bfloat16, which loses nothing if their
-        scale factors are powers of two. The error is bounded per element (python/moela/ops/_mla_bound.py) by what scores,
-        sums and rounded weights lose; elsewhere on the CPU it is at most twice that of the same formula in
-        torch in float32. NaN and infinity of a token reach the queries that see it, and no other. Pieces of a
-        request's keys are merged in order, so a result is the same in every run and for any number of
-        threads. The same bits for every instruction set of the CPU but amx_bf16, which has its own
-        where weights are rounded; keys are split at fixed places: a request's result depends on that request only.
+    Numerics: float32, out rounded once; on a GPU the weights are rounded to the type of q if that is bfloat16
+        and the cache bfloat16 or uint8, or if both are float16, and on a CPU with AMX in the first case;
+        there and in the CUDA kernel rows of bytes are rounded to bfloat16, which loses nothing if their scale
+        factors are powers of two. The error is bounded per element (python/moela/ops/_mla_bound.py) by what
+        scores, sums and rounded weights lose; elsewhere on the CPU it is at most twice that of the same
+        formula in torch in float32. NaN and infinity of a token reach the queries that see it, and no other.
+        Pieces of a request's keys are merged in order, so a result is the same in every run and for any
+        number of threads. The same bits for every instruction set of the CPU but amx_bf16, which has its own
+        where weights are rounded; keys are split at fixed places: a request's result depends on that request
+        only.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1 and appendix C.
     """

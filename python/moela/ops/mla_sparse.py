@@ -61,10 +61,10 @@ def mla_sparse(
         rounded once; on a GPU the weights are rounded to bfloat16 or float16 if q and cache are such, on a
         CPU with AMX to bfloat16. There and in the CUDA kernel weights are rounded beside a cache of uint8,
         too, and its rows: they lose nothing if their scale factors are powers of two. The error is bounded
-        per element (python/moela/ops/_mla_bound.py). NaN and infinity of a slot reach the rows that name it, and no
-        other. A row's result depends on that row only, not on the others or on the number of threads, and not
-        on where entries that name nothing stand, on the CPU; the CUDA kernel cuts the entries of few rows
-        into pieces, which shows in the last bits.
+        per element (python/moela/ops/_mla_bound.py). NaN and infinity of a slot reach the rows that name it,
+        and no other. A row's result depends on that row only, not on the others or on the number of threads,
+        and not on where entries that name nothing stand, on the CPU; the CUDA kernel cuts the entries of few
+        rows into pieces, which shows in the last bits.
 
     Source: DeepSeek-V3.2, arXiv 2512.02556, section 2.1 (sparse attention); gpt-oss model card, arXiv
         2508.10925 (attn_sink: a learned term in the denominator of the softmax).
