@@ -283,7 +283,7 @@ def test_moela_backend_that_cannot_run_is_an_error_and_not_a_fallback():
 GEMMS = ("fp8_gemm", "grouped_fp8_gemm", "grouped_fp8_gemm_masked", "grouped_gemm", "fused_experts")
 LOGITS = ("indexer_logits", "indexer_logits_paged")
 # The ops that sum products of bfloat16 and of e4m3 in an order of their own (docs/adr/0011).
-ATTENTION = ("mla_decode", "mla_sparse", "mla_prefill")
+ATTENTION = ("mla_decode", "mla_sparse", "mla_prefill", "mla_prefill_backward")
 OWN_SUMS = {"amx_bf16": (*GEMMS, *LOGITS, *ATTENTION), "avx512_bf16": (*GEMMS, *LOGITS)}
 
 
